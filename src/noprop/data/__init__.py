@@ -1,0 +1,38 @@
+"""Data sets as tensors: found or downloaded, read whole or not at all, split, normalised, batched.
+
+The floors, lowest first: :mod:`~noprop.data.arrays` (what a data set is),
+:mod:`~noprop.data.batches` (what training does with one), :mod:`~noprop.data.formats`,
+:mod:`~noprop.data.images` and :mod:`~noprop.data.folders` (files to tensors),
+:mod:`~noprop.data.sources` (the catalogue), :mod:`~noprop.data.download` and
+:mod:`~noprop.data.loading` (from a name to a data set).
+"""
+
+from noprop.data.arrays import Dataset, Examples, Splits, hold_out, stratified_split
+from noprop.data.batches import Normalization, augment, batch_indices
+from noprop.data.images import read_inputs
+from noprop.data.loading import (
+    FileStatus,
+    SourceStatus,
+    inspect_sources,
+    load_dataset,
+    search_path,
+)
+from noprop.data.sources import SOURCES
+
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "Examples",
+    "FileStatus",
+    "Normalization",
+    "SourceStatus",
+    "Splits",
+    "augment",
+    "batch_indices",
+    "hold_out",
+    "inspect_sources",
+    "load_dataset",
+    "read_inputs",
+    "search_path",
+    "stratified_split",
+]

@@ -1,0 +1,199 @@
+"""What a data set is once it is read: tensors, and parts of them that never overlap.
+
+A :class:`Dataset` has a training and a test part. Validation is a stratified, seeded part of
+training (:func:`hold_out`); the test part chooses nothing. A source without a test part of its own
+gives one fifth of itself, always the same fifth, so that runs with different seeds are scored on
+the same examples (:func:`split_off_test`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from noprop.errors import DataError
+
+__all__ = ["Dataset", "Examples", "Splits", "hold_out", "split_off_test", "stratified_split"]
+
+TEST_FRACTION = 0.2
+TEST_SEED = 0  # never the seed of a run: the test part is the same for all of them
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs with their labels, on one device.
+
+    Attributes:
+        x: images, uint8 of shape (N, C, H, W) in 0..255, or features, float32 of shape (N, ...).
+        y: labels from 0, int64 of shape (N,).
+
+    Raises:
+        DataError: If the two differ in length or have other types than these.
+    """
+
+    x: Shaped[Tensor, "n ..."]
+    y: Int64[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        images = self.x.dtype == torch.uint8 and self.x.ndim == 4
+        if not images and (self.x.dtype != torch.float32 or self.x.ndim < 2):
+            raise DataError(
+                f"examples must be uint8 images (N, C, H, W) or float32 features (N, ...), "
+                f"got {self.x.dtype} of shape {tuple(self.x.shape)}"
+            )
+        if self.y.dtype != torch.int64 or self.y.ndim != 1:
+            raise DataError(
+                f"labels must be int64 of shape (N,), got {self.y.dtype} of {tuple(self.y.shape)}"
+            )
+        if len(self.x) != len(self.y):
+            raise DataError(f"{len(self.x)} examples came with {len(self.y)} labels")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, indices: Int64[Tensor, " k"]) -> "Examples":
+        """The examples at ``indices``, in that order, as a copy."""
+        return Examples(self.x[indices], self.y[indices])
+
+    def to(self, device: torch.device | str) -> "Examples":
+        """The same examples on another device."""
+        return Examples(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set with a training and a test part.
+
+    Attributes:
+        name: what the user called it.
+        train: the training part, before any validation part is held out of it.
+        test: the test part; read once, at the end.
+        class_names: one per label, in label order.
+
+    Raises:
+        DataError: If a part is empty, the parts differ in shape or type, a label has no name, or a
+            class has no training example.
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for part, examples in (("training", self.train), ("test", self.test)):
+            if len(examples) == 0:
+                raise DataError(f"{self.name}: the {part} part is empty")
+            low, high = int(examples.y.min()), int(examples.y.max())
+            if low < 0 or high >= self.num_classes:
+                raise DataError(
+                    f"{self.name}: {part} labels lie in {low}..{high}, "
+                    f"wanted 0..{self.num_classes - 1} for {self.num_classes} classes"
+                )
+        if (
+            self.train.x.shape[1:] != self.test.x.shape[1:]
+            or self.train.x.dtype != self.test.x.dtype
+        ):
+            raise DataError(
+                f"{self.name}: training examples are {_describe(self.train.x)} but test examples "
+                f"are {_describe(self.test.x)}"
+            )
+        absent = (torch.bincount(self.train.y, minlength=self.num_classes) == 0).nonzero()
+        if len(absent):
+            label = int(absent[0, 0])
+            raise DataError(
+                f"{self.name}: class {label} ({self.class_names[label]}) has no training example; "
+                f"labels must be 0..{self.num_classes - 1} with none left out"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """m, the number of classes."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example, such as (1, 28, 28)."""
+        return tuple(self.train.x.shape[1:])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three parts without a common example. ``validation`` may be empty."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def stratified_split(
+    y: Int64[Tensor, " n"], fraction: float, seed: int
+) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " held_out"]]:
+    """Divide 0..N-1 so that both parts have the class proportions of ``y``.
+
+    Each class of n examples gives ``fraction * n``, rounded down or up by largest remainder so that
+    ``round(fraction * N)`` are held out in all. A class never gives its last example: where that
+    binds, fewer are held out.
+
+    Args:
+        y: labels, shape (N,), on any device.
+        fraction: of the examples to hold out, in [0, 1).
+        seed: decides which examples; the numbers per class do not depend on it.
+
+    Returns:
+        The kept and the held-out indices, each ascending, on the CPU.
+
+    Raises:
+        ValueError: If ``fraction`` is not in [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction to hold out must be in [0, 1), got {fraction}")
+    y = y.cpu()
+    counts = torch.bincount(y).tolist()
+    wanted = [fraction * count for count in counts]
+    quota = [int(share) for share in wanted]
+    missing = round(fraction * len(y)) - sum(quota)
+    by_remainder = sorted(range(len(counts)), key=lambda c: quota[c] - wanted[c])
+    can_give = [c for c in by_remainder if quota[c] < wanted[c] and quota[c] + 1 < counts[c]]
+    for label in can_give[: max(missing, 0)]:
+        quota[label] += 1
+
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(y), dtype=torch.bool)
+    for label, number in enumerate(quota):
+        members = (y == label).nonzero()[:, 0]
+        held_out[members[torch.randperm(len(members), generator=generator)[:number]]] = True
+    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> Splits:
+    """Hold a stratified ``fraction`` of the training part out as validation; the test part stays.
+
+    Raises:
+        ValueError: If ``fraction`` is not in [0, 1).
+    """
+    kept, held_out = stratified_split(dataset.train.y, fraction, seed)
+    device = dataset.train.y.device
+    train, validation = dataset.train.take(kept.to(device)), dataset.train.take(held_out.to(device))
+    return Splits(train, validation, dataset.test)
+
+
+def split_off_test(name: str, whole: Examples, class_names: Sequence[str]) -> Dataset:
+    """A data set whose test part is one fifth of ``whole``, stratified and the same in every run.
+
+    Raises:
+        DataError: If ``whole`` is too small to give a test part.
+    """
+    train, test = stratified_split(whole.y, TEST_FRACTION, TEST_SEED)
+    if len(test) == 0:
+        raise DataError(
+            f"{name}: {len(whole)} examples are too few to take a test part of 20 % from; "
+            f"add examples or give a test part"
+        )
+    return Dataset(name, whole.take(train), whole.take(test), tuple(class_names))
+
+
+def _describe(x: Shaped[Tensor, "n ..."]) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape[1:])}"

@@ -1,0 +1,216 @@
+"""Image files: one of them, a folder of class folders, and the inputs of a prediction.
+
+Every image ends as uint8 (C, H, W), grey (C = 1) or colour (C = 3). A rotation in its EXIF data is
+applied, transparency is dropped, and resizing is to exactly the size asked for (bilinear,
+antialiased when shrinking; the aspect ratio is not kept).
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from jaxtyping import Shaped, UInt8
+from torch import Tensor
+
+from noprop.data.formats import read_arrays, read_bytes, to_inputs
+from noprop.errors import DataError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageHeader",
+    "read_header",
+    "read_image",
+    "read_images",
+    "read_inputs",
+]
+
+IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+MAX_PIXELS = 50_000_000  # a few kilobytes can claim to be gigapixels; no photograph is larger
+GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
+ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+ORIENTATION = 0x0112
+SPAN = 128  # files a thread decodes before it takes the next ones
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file says of itself before it is decoded. Sizes are in pixels, as displayed."""
+
+    height: int
+    width: int
+    grey: bool
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Size and kind of an image file, without decoding it.
+
+    Raises:
+        DataError: If it is no image, is animated or has more than 50 million pixels.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        if image.getexif().get(ORIENTATION) in ROTATED:
+            width, height = height, width
+        return ImageHeader(height, width, image.mode in GREY_MODES)
+
+
+def read_image(
+    path: Path, size: tuple[int, int] | None, channels: int
+) -> UInt8[Tensor, "channels height width"]:
+    """Decode one image file whole.
+
+    Args:
+        path: the file, of any format that Pillow knows.
+        size: (height, width) to resize to; None keeps the file's own.
+        channels: 1 for grey (colours weighed as ITU-R 601 luma), 3 for RGB (grey is repeated).
+
+    Raises:
+        DataError: If the file is missing, empty, damaged, animated, too large or no image.
+    """
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    with _open(path) as opened:
+        try:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8, not scale them
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                image = _pillow().fromarray(grey)
+            elif image.mode in ("I", "F"):
+                raise ValueError(f"pixels of mode {image.mode} have no known range")
+            elif image.mode == "P":  # a palette may hold transparency that RGB cannot
+                image = image.convert("RGBA")
+            image = image.convert("L" if channels == 1 else "RGB")
+            if size is not None and image.size != (size[1], size[0]):
+                image = image.resize((size[1], size[0]), Resampling.BILINEAR)
+            pixels = torch.from_numpy(np.array(image))
+        except (
+            Exception
+        ) as error:  # Pillow's decoders raise anything from SyntaxError to struct.error
+            raise DataError(f"{path}: truncated or damaged image: {error}") from error
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def read_images(
+    files: Sequence[Path], size: tuple[int, int], channels: int, *, resize: bool = True
+) -> UInt8[Tensor, "n channels height width"]:
+    """Decode many files, in threads (Pillow decodes outside the interpreter's lock).
+
+    Args:
+        files: at least one.
+        size: (height, width) of the result.
+        channels: 1 or 3.
+        resize: whether files of another size are resized; otherwise they are an error.
+
+    Raises:
+        DataError: As :func:`read_image`, or if a file has another size and ``resize`` is off.
+    """
+    images = torch.empty(len(files), channels, *size, dtype=torch.uint8)
+
+    def decode(start: int) -> None:
+        for i in range(start, min(start + SPAN, len(files))):
+            image = read_image(files[i], size if resize else None, channels)
+            if tuple(image.shape[1:]) != size:
+                raise DataError(
+                    f"{files[i]}: is {image.shape[1]}x{image.shape[2]} pixels, "
+                    f"wanted {size[0]}x{size[1]} (height x width)"
+                )
+            images[i] = image
+
+    _pillow()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        tasks = [pool.submit(decode, start) for start in range(0, len(files), SPAN)]
+        try:
+            for task in tasks:
+                task.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return images
+
+
+def read_inputs(
+    files: Sequence[Path], shape: tuple[int, ...]
+) -> tuple[list[str], Shaped[Tensor, "n ..."]]:
+    """Read what a trained model shall classify: image files, and ``.npy`` or ``.npz`` arrays.
+
+    Images are resized and turned grey or to colour as the model wants. Arrays (of an ``.npz`` the
+    one called ``x``) hold a batch of examples of the model's shape, laid out as for training.
+
+    Args:
+        files: at least one.
+        shape: of one example of the model, such as (1, 28, 28).
+
+    Returns:
+        A name for each example (the file; ``file[i]`` for those of arrays) and the examples,
+        uint8 (N, C, H, W) or float32 (N, ...).
+
+    Raises:
+        DataError: If a file cannot be read or holds other shapes, or files mix uint8 and float32.
+    """
+    if not files:
+        raise DataError("no file to read was given")
+    names: list[str] = []
+    parts: list[Tensor] = []
+    for path in files:
+        if path.suffix.lower() in (".npy", ".npz"):
+            parts.append(_read_array(path, shape))
+            names += [f"{path}[{i}]" for i in range(len(parts[-1]))]
+        else:
+            if len(shape) != 3 or shape[0] not in (1, 3):
+                raise DataError(f"{path}: is no array; the model takes arrays of shape {shape}")
+            parts.append(read_image(path, (shape[1], shape[2]), shape[0])[None])
+            names.append(str(path))
+        if parts[-1].dtype != parts[0].dtype:
+            raise DataError(
+                f"{path}: holds {parts[-1].dtype} but {files[0]} holds {parts[0].dtype}; "
+                f"give them in separate calls"
+            )
+    return names, torch.cat(parts)
+
+
+def _read_array(path: Path, shape: tuple[int, ...]) -> Shaped[Tensor, "n ..."]:
+    arrays = read_arrays(path)
+    if "x" not in arrays:
+        raise DataError(f"{path}: holds {', '.join(arrays) or 'no array'}, wanted an array x")
+    x = to_inputs(path, "x", arrays["x"])
+    if tuple(x.shape[1:]) != shape:
+        raise DataError(
+            f"{path}: its examples have shape {tuple(x.shape[1:])}, the model takes {shape}"
+        )
+    return x
+
+
+def _open(path: Path):
+    """The opened, not yet decoded image; see :func:`read_header` for what is refused."""
+    Image = _pillow()
+    read_bytes(path, limit=1)
+    try:
+        image = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: too large an image: {error}") from error
+    except Exception as error:  # as in read_image
+        raise DataError(f"{path}: not a readable image: {error}") from error
+    problem = None
+    if image.width * image.height > MAX_PIXELS:
+        problem = f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}"
+    # Cameras store previews as further frames of an MPO, a JPEG with extra pictures behind it.
+    elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        problem = "it is animated or has several pages; give one image per file"
+    if problem:
+        image.close()
+        raise DataError(f"{path}: {problem}")
+    return image
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError("image files need Pillow: pip install 'noprop[images]'") from error
+    return Image

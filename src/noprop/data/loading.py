@@ -1,0 +1,227 @@
+"""From a name to a data set: where it is looked for, and what is said when it is not there."""
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from noprop.data.arrays import Dataset, Examples, split_off_test
+from noprop.data.download import digest_of, fetch
+from noprop.data.folders import read_class_folders
+from noprop.data.formats import read_npz
+from noprop.data.sources import DIGITS, SOURCES, Source
+from noprop.errors import DataError
+
+__all__ = ["FileStatus", "SourceStatus", "inspect_sources", "load_dataset", "search_path"]
+
+
+def search_path(data_dir: Path | None = None) -> list[Path]:
+    """The data folders in the order they are searched; the first is where downloads go.
+
+    ``data_dir``, then the environment variable ``NOPROP_DATA``, then ``noprop/data`` in the user's
+    cache (``XDG_CACHE_HOME`` where it is an absolute path, else ``~/.cache``).
+    """
+    given = [data_dir, os.environ.get("NOPROP_DATA") or None]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():  # as the XDG specification demands
+        cache = Path("~/.cache")
+    folders = [Path(folder).expanduser() for folder in given if folder is not None]
+    return list(dict.fromkeys([*folders, cache.expanduser() / "noprop" / "data"]))
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    download: bool = True,
+    image_size: int | None = None,
+    color: str = "auto",
+) -> Dataset:
+    """Read a data set, downloading it first where it is published and nowhere to be found.
+
+    Args:
+        name: ``digits``, a name of the catalogue, a folder of class folders of images, or an
+            ``.npz`` file. A folder that is called like a data set is given as ``./mnist``.
+        data_dir: the first place to look, see :func:`search_path`.
+        download: whether an absent data set may be downloaded.
+        image_size: for folders: side in pixels to resize to; None wants all images of one size.
+        color: for folders: "grey", "rgb", or "auto", grey when every file is.
+
+    Raises:
+        DataError: If there is no such data set, it can neither be found nor downloaded, or a file
+            of it is damaged; the message names the file.
+    """
+    path = Path(name).expanduser()
+    is_npz = path.suffix.lower() == ".npz" and path.is_file()
+    if name != "digits" and name not in SOURCES and not is_npz:
+        if path.is_dir():
+            return read_class_folders(path, image_size, color)
+        raise _unknown(name, path)
+    if image_size is not None or color != "auto":
+        raise DataError(f"{name}: image_size and color are for folders of images only")
+    if name == "digits":
+        return _read_digits()
+    if name not in SOURCES:
+        return read_npz(path)
+    source = SOURCES[name]
+    folder = _find(source, data_dir, download)
+    if source.check_when_read:
+        _check(source, folder)
+    return source.read(folder)
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """A file of a catalogue data set: where it was found, and whether it is the published one.
+
+    ``intact`` is None where that was not checked or no digest is known.
+    """
+
+    name: str
+    path: Path | None
+    intact: bool | None
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """What is known of a catalogue data set and of the copy of it on this machine.
+
+    Attributes:
+        name: as in :func:`load_dataset`.
+        shape: of one example.
+        num_classes: number of classes.
+        sizes: training and test examples, as published.
+        available: whether it can be read without a download.
+        folder: where it was found, complete or not; None where it was not, or is bundled.
+        files: the files wanted there.
+        how: how to get it, for people.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_classes: int
+    sizes: tuple[int, int]
+    available: bool
+    folder: Path | None
+    files: tuple[FileStatus, ...]
+    how: str
+
+
+def inspect_sources(data_dir: Path | None = None, *, verify: bool = False) -> list[SourceStatus]:
+    """The state of every named data set. Downloads nothing.
+
+    Args:
+        data_dir: the first place to look.
+        verify: whether to compare each file with its published digest, which reads all of them.
+    """
+    try:
+        import sklearn  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        available, how = False, "pip install 'noprop[digits]'"
+    else:
+        available, how = True, "comes with scikit-learn"
+    digits = SourceStatus("digits", (1, 8, 8), 10, (1438, 359), available, None, (), how)
+    return [digits, *(_inspect(source, data_dir, verify) for source in SOURCES.values())]
+
+
+def _inspect(source: Source, data_dir: Path | None, verify: bool) -> SourceStatus:
+    roots = search_path(data_dir)
+    complete = [root for root in roots if not source.missing(root)]
+    partial = [root for root in roots if (root / source.folder).is_dir()]
+    root = next(iter(complete + partial), None)
+    folder = None if root is None else root / source.folder
+    files = []
+    for names in source.files:
+        status = FileStatus(next(iter(names)), None, None)
+        found = [name for name in names if folder and (folder / name).exists()]
+        if folder and found:
+            path, digest = folder / found[0], names[found[0]]
+            intact = _matches(path, digest) if verify and digest is not None else None
+            status = FileStatus(found[0], path, intact)
+        files.append(status)
+    return SourceStatus(
+        source.name,
+        source.shape,
+        source.num_classes,
+        source.sizes,
+        bool(complete),
+        folder,
+        tuple(files),
+        f"{source.instructions}, so that the files lie in {roots[0] / source.folder}",
+    )
+
+
+def _find(source: Source, data_dir: Path | None, download: bool) -> Path:
+    """The folder of the first complete copy, or of a fresh one."""
+    roots = search_path(data_dir)
+    for root in roots:
+        if not source.missing(root):
+            return root / source.folder
+    why = "downloading is switched off"
+    if download:
+        try:
+            fetch(source, roots[0])
+        except DataError as error:
+            why = str(error)
+        else:
+            return roots[0] / source.folder
+    looked = ", ".join(_lacks(source, root) for root in roots)
+    raise DataError(
+        f"{source.name} was not found and not downloaded ({why}). Looked in {looked}. To put it "
+        f"there yourself, {source.instructions}, so that the files lie in "
+        f"{roots[0] / source.folder}; or give as --data-dir or NOPROP_DATA a folder that has "
+        f"{source.folder} in it"
+    )
+
+
+def _lacks(source: Source, root: Path) -> str:
+    folder = root / source.folder
+    wrong = f"lacks {', '.join(source.missing(root))}" if folder.is_dir() else "no such folder"
+    return f"{folder} ({wrong})"
+
+
+def _check(source: Source, folder: Path) -> None:
+    """Compare the files with their published digests."""
+    for names in source.files:
+        for name, digest in names.items():
+            path = folder / name
+            if path.is_file() and digest is not None and not _matches(path, digest):
+                raise DataError(
+                    f"{path}: is not the published file ({digest}): truncated, damaged or another; "
+                    f"remove {folder} to have it downloaded again"
+                )
+
+
+def _matches(path: Path, digest: str) -> bool:
+    algorithm, _, expected = digest.partition(":")
+    try:
+        return digest_of(path, algorithm) == expected
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_digits() -> Dataset:
+    """scikit-learn's 1797 digits of 8x8 pixels; 0..16 becomes 0..240, which is exact in uint8."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("digits needs scikit-learn: pip install 'noprop[digits]'") from error
+    images, target = load_digits(return_X_y=True)
+    x = torch.from_numpy(images * 15).to(torch.uint8).view(-1, 1, 8, 8)
+    return split_off_test("digits", Examples(x, torch.from_numpy(target).long()), DIGITS)
+
+
+def _unknown(name: str, path: Path) -> DataError:
+    known = ["digits", *SOURCES]
+    if path.is_file():
+        return DataError(f"{name}: wanted an .npz file or a folder of class folders of images")
+    if len(path.parts) > 1 or path.suffix:
+        return DataError(f"{path.absolute()}: no such file or folder")
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f", did you mean {close[0]}?" if close else "."
+    return DataError(
+        f"no data set {name!r}{hint} Known are {', '.join(known)}; a folder of class folders of "
+        f"images or an .npz file will do too, but {Path.cwd()} has none of that name"
+    )

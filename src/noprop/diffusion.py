@@ -1,0 +1,118 @@
+r"""The forward process on label embeddings, its reverse step, and the terms of the bound (Eqs. 3, 5-8).
+
+$q(z_t | y) = \mathcal{N}(\sqrt{\bar\alpha_t}\, u_y, (1 - \bar\alpha_t) I)$ (Eq. 6), with
+$\bar\alpha_t = \prod_{s=t}^{T} \alpha_s$ rising in $t$. Block $t$ of the chain reads $z_{t-1}$ and guesses
+$u_y$; the generative step then mixes the guess into the latent (Eq. 3). Schedules come as $\gamma$ (see
+:mod:`noprop.schedules`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "StepCoefficients",
+    "denoising_weights",
+    "prior_kl",
+    "sample_latent",
+    "step_coefficients",
+]
+
+
+@dataclass(frozen=True)
+class StepCoefficients:
+    r"""$z_t = a_t \hat u + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$; ``c`` is a variance. Each of shape (T,)."""
+
+    a: Float[Tensor, " steps"]
+    b: Float[Tensor, " steps"]
+    c: Float[Tensor, " steps"]
+
+    def __len__(self) -> int:
+        return self.a.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "StepCoefficients":
+        """The same coefficients on another device, in another precision."""
+        return StepCoefficients(*(v.to(device, dtype) for v in (self.a, self.b, self.c)))
+
+
+def step_coefficients(gamma: Float[Tensor, " levels"]) -> StepCoefficients:
+    r"""Coefficients of one step $z_t = a_t \hat u + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$ (Eqs. 3, 6).
+
+    With $r_t = 1 - \mathrm{SNR}(t-1)/\mathrm{SNR}(t)$: $a_t = \sqrt{\bar\alpha_t}\, r_t$,
+    $b_t = \sqrt{\bar\alpha_t / \bar\alpha_{t-1}}\, (1 - r_t)$ and $c_t = (1 - \bar\alpha_t)\, r_t$.
+
+    Args:
+        gamma: $-\log\mathrm{SNR}(t)$ for $t = 0, \dots, T$, falling strictly, shape (T + 1,).
+
+    Returns:
+        $a_t$, $b_t$ and the variance $c_t$; entry ``t - 1`` leads from $t - 1$ to $t$.
+
+    Raises:
+        ValueError: If ``gamma`` does not fall strictly, for then a step would add noise.
+    """
+    step = gamma.diff()
+    if gamma.numel() < 2 or not bool((step < 0).all()):
+        raise ValueError(
+            f"gamma must fall strictly from noise to clean over at least two levels, "
+            f"got {gamma.tolist()}"
+        )
+    # Eq. 6 as printed subtracts near-equal numbers: at T = 1000 float32 keeps not one digit.
+    r = -torch.expm1(step)
+    alpha_bar = torch.sigmoid(-gamma)
+    a = alpha_bar[1:].sqrt() * r
+    b = (alpha_bar[1:] / alpha_bar[:-1]).sqrt() * step.exp()
+    c = torch.sigmoid(gamma[1:]) * r
+    return StepCoefficients(a, b, c)
+
+
+def sample_latent(
+    u: Float[Tensor, "batch dim"],
+    gamma: Float[Tensor, ""],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "batch dim"]:
+    r"""Draw $z \sim q(z | y) = \mathcal{N}(\sqrt{\bar\alpha}\, u_y, (1 - \bar\alpha) I)$ (Eq. 6).
+
+    Args:
+        u: embeddings of the batch's labels, shape (B, d).
+        gamma: $-\log\mathrm{SNR}$ of the level, a scalar shared by the batch.
+        generator: source of the noise, on the device of ``u``.
+    """
+    noise = torch.empty_like(u).normal_(generator=generator)
+    return torch.sigmoid(-gamma).sqrt() * u + torch.sigmoid(gamma).sqrt() * noise
+
+
+def denoising_weights(gamma: Float[Tensor, " levels"], eta: float) -> Float[Tensor, " steps"]:
+    r"""Weights $\frac{T}{2}\eta\,(\mathrm{SNR}(t) - \mathrm{SNR}(t-1))$ of the squared errors (Eq. 8).
+
+    Written $\frac{T}{2}\eta\,\mathrm{SNR}(t)\, r_t$, so that neighbouring levels lose no digits. With
+    $\eta = 1$, weight $t$ times the mean squared error is $T$ times the KL term of step $t$ in Eq. 5.
+
+    Args:
+        gamma: $-\log\mathrm{SNR}(t)$ for $t = 0, \dots, T$, shape (T + 1,).
+        eta: $\eta$, the paper's weight (0.1 for DT).
+
+    Returns:
+        Shape (T,), positive whenever ``gamma`` falls; entry ``t - 1`` belongs to block $t$.
+    """
+    step = gamma.diff()
+    return step.shape[0] / 2 * eta * torch.exp(-gamma[1:]) * -torch.expm1(step)
+
+
+def prior_kl(
+    u: Float[Tensor, "batch dim"], gamma: Float[Tensor, ""]
+) -> Float[Tensor, " batch"]:
+    r"""$\mathrm{KL}(q(z_0 | y)\,\|\,\mathcal{N}(0, I))$ of each example, in nats (Eq. 5).
+
+    $\frac12 [\bar\alpha_0 \|u_y\|^2 - d\,\bar\alpha_0 - d \log(1 - \bar\alpha_0)]$; the last two terms
+    cancel to second order in $\bar\alpha_0$.
+
+    Args:
+        u: embeddings of the batch's labels, shape (B, d).
+        gamma: $\gamma_0$, a scalar.
+    """
+    alpha_bar = torch.sigmoid(-gamma)
+    # log(1 - alpha_bar) = log sigmoid(gamma) = -log1p(exp(-gamma)).
+    spread = -torch.nn.functional.logsigmoid(gamma) - alpha_bar
+    return 0.5 * (alpha_bar * u.square().sum(dim=1) + u.shape[1] * spread)

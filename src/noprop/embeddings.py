@@ -1,0 +1,156 @@
+r"""Class embeddings $W_\mathrm{Embed}$ (m, d): how a label becomes a point that noise can be added to.
+
+The paper's three kinds (Section 4, Fig. 7): one-hot, a table of d numbers a class (started orthogonal
+or random, then trained), and prototypes, where a class starts at its most typical training image.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+__all__ = [
+    "Embedding",
+    "class_medoids",
+    "nearest_class",
+    "one_hot_embeddings",
+    "orthogonal_embeddings",
+    "random_embeddings",
+    "separation",
+]
+
+
+def one_hot_embeddings(num_classes: int) -> Float[Tensor, "classes dim"]:
+    """The identity: d = m."""
+    return torch.eye(num_classes)
+
+
+def random_embeddings(
+    num_classes: int, dim: int, generator: torch.Generator
+) -> Float[Tensor, "classes dim"]:
+    """Standard normal rows over √d, so that each has length one on average whatever d is."""
+    return torch.empty(num_classes, dim).normal_(generator=generator) / dim**0.5
+
+
+def orthogonal_embeddings(
+    num_classes: int, dim: int, generator: torch.Generator
+) -> Float[Tensor, "classes dim"]:
+    """Rows of length one: orthogonal where d ≥ m, else as far as the space allows.
+
+    For d < m the rows are the columns of an orthonormal basis, stretched to length one: a tight frame.
+    """
+    weight = nn.init.orthogonal_(torch.empty(num_classes, dim), generator=generator)
+    return nn.functional.normalize(weight, dim=1)
+
+
+def class_medoids(
+    x: Float[Tensor, "n *shape"],
+    y: Int64[Tensor, " n"],
+    num_classes: int,
+    *,
+    chunk_bytes: int = 64 * 2**20,
+    candidates: int = 16,
+) -> Int64[Tensor, " classes"]:
+    """The most typical example of each class: least **median** distance to the others of its class.
+
+    Distances come from products of chunks of rows, so a class of 45 000 images never needs its full
+    distance matrix. The products are float32; the best few candidates are measured again, exactly,
+    in float64, so that cancellation cannot choose.
+
+    Args:
+        x: examples, shape (n, …), on any device.
+        y: labels in 0..num_classes-1.
+        num_classes: m.
+        chunk_bytes: memory for one chunk of distances, in bytes.
+        candidates: how many of the best are measured again in float64.
+
+    Returns:
+        Index into ``x`` of each class's medoid, shape (m,).
+
+    Raises:
+        ValueError: If a class has no example.
+    """
+    chosen = []
+    for label in range(num_classes):
+        members = (y == label).nonzero()[:, 0]
+        if members.numel() == 0:
+            raise ValueError(f"class {label} has no example to make a prototype of")
+        chosen.append(members[_medoid(x[members].flatten(1), chunk_bytes, candidates)])
+    return torch.stack(chosen)
+
+
+def _medoid(
+    points: Float[Tensor, "n dim"], chunk_bytes: int, candidates: int
+) -> Int64[Tensor, ""]:
+    n = points.shape[0]
+    if n == 1:
+        return torch.zeros((), dtype=torch.int64, device=points.device)
+    # Distances do not change when the mean is removed, and the squares cancel far less.
+    points = points - points.mean(dim=0)
+    squares = points.square().sum(dim=1)
+    # The k-th smallest of all n distances, own distance 0 included, is the (n-1)-point lower median.
+    k = (n - 2) // 2 + 2
+    median = torch.empty(n, device=points.device)
+    for rows in torch.arange(n, device=points.device).split(max(1, chunk_bytes // (4 * n * 3))):
+        distance = torch.addmm(squares[None], points[rows], points.T, alpha=-2)
+        distance += squares[rows, None]
+        median[rows] = distance.kthvalue(k, dim=1).values
+    best = median.topk(min(candidates, n), largest=False).indices.sort().values
+    rows_at_once = max(1, chunk_bytes // (8 * points.shape[1]))
+    exact = torch.stack([
+        torch.cat([
+            (part.double() - points[i].double()).square().sum(dim=1)
+            for part in points.split(rows_at_once)
+        ]).kthvalue(k).values
+        for i in best
+    ])
+    return best[exact.argmin()]
+
+
+class Embedding(nn.Module):
+    """The table itself: a buffer when fixed, a shared parameter when learned.
+
+    Args:
+        weight: W_Embed, shape (m, d).
+        learned: whether the losses of the units train it.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Float[Tensor, "classes dim"], *, learned: bool):
+        super().__init__()
+        if learned:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the table is trained."""
+        return isinstance(self.weight, nn.Parameter)
+
+    def forward(self, y: Int64[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+        """u_y, the embeddings of a batch's labels."""
+        return self.weight[y]
+
+    def expectation(
+        self, logits: Float[Tensor, "batch classes"]
+    ) -> Float[Tensor, "batch dim"]:
+        """û = softmax(logits) @ W_Embed, a convex combination of the embeddings (Section 3.1)."""
+        return logits.float().softmax(dim=1) @ self.weight
+
+
+def nearest_class(
+    z: Float[Tensor, "batch dim"], weight: Float[Tensor, "classes dim"]
+) -> Int64[Tensor, " batch"]:
+    """The class whose embedding is nearest to each latent."""
+    return (0.5 * weight.square().sum(dim=1) - z @ weight.T).argmin(dim=1)
+
+
+def separation(
+    weight: Float[Tensor, "classes dim"],
+) -> tuple[Float[Tensor, " classes"], float]:
+    """The length of every embedding and the least distance between two: a collapse shows in both."""
+    weight = weight.detach().double()
+    distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+    distances.fill_diagonal_(torch.inf)
+    return weight.norm(dim=1).float(), distances.min().item()

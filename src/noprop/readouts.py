@@ -1,0 +1,91 @@
+r"""Readouts: from the last latent $z_T$ to log-probabilities over classes (Eqs. 14-16, Fig. 6).
+
+Differs from the paper: both start as the nearest-embedding classifier and are trained from there,
+without touching an image. From torch's usual start the readout is the last part to learn on small data,
+and until it has learned, a perfect chain classifies at chance. ``start="random"`` is the paper's way.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from noprop.embeddings import separation
+
+__all__ = ["RadialReadout", "Readout", "ReadoutStart", "SoftmaxReadout"]
+
+ReadoutStart = Literal["nearest", "random"]
+
+# How far, in nats, an embedding itself is classified ahead of its nearest neighbour at the start.
+START_MARGIN = 10.0
+
+
+class SoftmaxReadout(nn.Module):
+    """A linear layer f on z (Eq. 14).
+
+    Args:
+        weight: W_Embed at the start of training, shape (m, d).
+        start: ``nearest`` for logits s (z·u_k - ‖u_k‖²/2), or ``random`` for torch's default.
+    """
+
+    def __init__(self, weight: Float[Tensor, "classes dim"], start: ReadoutStart = "nearest"):
+        super().__init__()
+        self.linear = nearest_embedding_layer(weight, start)
+
+    def forward(
+        self, z: Float[Tensor, "batch dim"], weight: Float[Tensor, "classes dim"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Logits; ``weight``, today's W_Embed, is not read."""
+        return self.linear(z)
+
+
+class RadialReadout(nn.Module):
+    r"""$\tilde y$ = softmax(f(z)) W_Embed, $p(y|z) \propto \exp(-\|\tilde y - u_y\|^2 / 2\sigma^2)$ (Eqs. 15, 16).
+
+    Args:
+        weight: W_Embed at the start of training, shape (m, d).
+        start: as for :class:`SoftmaxReadout`, of the layer f.
+        sigma: σ, above 0, in the units of the embeddings. The paper does not give it; without one it
+            is the least distance between two embeddings over √32, so that $\tilde y = u_y$ leads its
+            nearest neighbour by 16 nats.
+    """
+
+    sigma: Tensor
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "classes dim"],
+        start: ReadoutStart = "nearest",
+        sigma: float | None = None,
+    ):
+        super().__init__()
+        self.linear = nearest_embedding_layer(weight, start)
+        self.register_buffer(
+            "sigma", torch.tensor(separation(weight)[1] / 32**0.5 if sigma is None else sigma)
+        )
+
+    def forward(
+        self, z: Float[Tensor, "batch dim"], weight: Float[Tensor, "classes dim"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Log-probabilities up to a constant, given today's W_Embed."""
+        guess = self.linear(z).softmax(dim=1) @ weight
+        squares = (guess[:, None] - weight[None]).square().sum(dim=2)
+        return squares / (-2 * self.sigma**2)
+
+
+Readout = SoftmaxReadout | RadialReadout
+
+
+def nearest_embedding_layer(
+    weight: Float[Tensor, "classes dim"], start: ReadoutStart
+) -> nn.Linear:
+    """A linear layer whose argmax is the nearest embedding, its scale set by the closest pair."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    if start == "nearest":
+        # ahead of neighbour k by s ‖u_y - u_k‖² / 2
+        scale = 2 * START_MARGIN / separation(weight)[1] ** 2
+        with torch.no_grad():
+            linear.weight.copy_(scale * weight)
+            linear.bias.copy_(-scale / 2 * weight.square().sum(dim=1))
+    return linear
