@@ -1,0 +1,36 @@
+"""NoProp: training neural networks without back-propagating through them.
+
+Equation, table, figure and algorithm numbers everywhere in this package are those of Li, Teh and
+Pascanu, "NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation",
+arXiv:2503.24322.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from noprop.api import TrainedModel, load, train
+    from noprop.config import RunConfig
+    from noprop.errors import NoPropError
+    from noprop.recipes import RECIPES
+
+__all__ = ["RECIPES", "NoPropError", "RunConfig", "TrainedModel", "load", "train"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "RECIPES": "noprop.recipes",
+    "NoPropError": "noprop.errors",
+    "RunConfig": "noprop.config",
+    "TrainedModel": "noprop.api",
+    "load": "noprop.api",
+    "train": "noprop.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used: ``noprop --help`` must not wait for torch."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'noprop' has no attribute {name!r}")

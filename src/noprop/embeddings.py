@@ -136,7 +136,9 @@ class Embedding(nn.Module):
         self, logits: Float[Tensor, "batch classes"]
     ) -> Float[Tensor, "batch dim"]:
         """û = softmax(logits) @ W_Embed, a convex combination of the embeddings (Section 3.1)."""
-        return logits.float().softmax(dim=1) @ self.weight
+        # Autocast would round û to bf16, and with it every small error that the loss is made of.
+        with torch.autocast(logits.device.type, enabled=False):
+            return logits.float().softmax(dim=1) @ self.weight
 
 
 def nearest_class(

@@ -47,14 +47,18 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Size and kind of an image file, without decoding it.
+    """Size and kind of an image file. Its pixels are not looked at.
 
     Raises:
-        DataError: If it is no image, is animated or has more than 50 million pixels.
+        DataError: If it is no image, damaged, animated or has more than 50 million pixels.
     """
     with _open(path) as image:
         width, height = image.size
-        if image.getexif().get(ORIENTATION) in ROTATED:
+        try:
+            orientation = image.getexif().get(ORIENTATION)
+        except Exception as error:  # a PNG may note it behind its pixels; see read_image
+            raise DataError(f"{path}: truncated or damaged image: {error}") from error
+        if orientation in ROTATED:
             width, height = height, width
         return ImageHeader(height, width, image.mode in GREY_MODES)
 
@@ -169,7 +173,7 @@ def read_inputs(
         if parts[-1].dtype != parts[0].dtype:
             raise DataError(
                 f"{path}: holds {parts[-1].dtype} but {files[0]} holds {parts[0].dtype}; "
-                f"give them in separate calls"
+                f"give them separately"
             )
     return names, torch.cat(parts)
 

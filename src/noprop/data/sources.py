@@ -89,6 +89,9 @@ def _idx_reader(name: str, class_names: tuple[str, ...]) -> Callable[[Path], Dat
         images_path = _either(folder, f"{prefix}-images-idx3-ubyte")
         labels_path = _either(folder, f"{prefix}-labels-idx1-ubyte")
         images, labels = read_idx(images_path, dims=3), read_idx(labels_path, dims=1)
+        if images.shape[1:] != (28, 28):
+            height, width = images.shape[1:]
+            raise DataError(f"{images_path}: images are {height}x{width} pixels, wanted 28x28")
         if len(images) != len(labels):
             raise DataError(
                 f"{labels_path}: holds {len(labels)} labels for the {len(images)} images of "

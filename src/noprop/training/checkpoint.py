@@ -1,0 +1,91 @@
+"""Checkpoints and other files of a run: written whole, read without executing anything.
+
+A checkpoint is one safetensors file: tensors by dotted name, and a JSON object in its header. It is
+written under a temporary name, flushed to the disk and renamed, so that a process killed at any moment
+leaves the last good one.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from noprop.errors import RunError
+
+__all__ = ["flatten", "load_tensors", "save_tensors", "unflatten", "write_whole"]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file at once: never half of it is there.
+
+    Raises:
+        RunError: If the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON object as one safetensors file."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_whole(path, save(plain, metadata={"noprop": json.dumps(about)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on the CPU, and the JSON object.
+
+    Raises:
+        RunError: If the file is missing, truncated, or no checkpoint of this package.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, json.loads((file.metadata() or {})["noprop"])
+    except FileNotFoundError:
+        raise RunError(f"{path}: there is no such checkpoint") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"{path}: is damaged or no checkpoint of noprop ({error})") from None
+
+
+def flatten(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Nested dictionaries of tensors as one flat dictionary; keys joined by ``/``."""
+    flat: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = f"{prefix}/{key}"
+        if isinstance(value, Tensor):
+            flat[name] = value
+        elif isinstance(value, Mapping):
+            flat |= flatten(name, value)
+        elif value is not None:
+            flat[name] = torch.tensor(value)
+    return flat
+
+
+def unflatten(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What :func:`flatten` was given under ``prefix``, with every leaf a tensor."""
+    state: dict[str, Any] = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix + "/"):
+            *path, last = name[len(prefix) + 1 :].split("/")
+            table = state
+            for part in path:
+                table = table.setdefault(part, {})
+            table[last] = value
+    return state

@@ -1,0 +1,322 @@
+"""Training one group of units in one process, resumable at any step.
+
+A *group* is what must be trained together: a single unit when nothing is shared, all of them when
+W_Embed is learned. The group's work is a numbered list of updates, fixed by the configuration alone;
+its state after update n is a function of n. So a checkpoint is weights, optimizer state and n.
+
+Two orders of the updates, which are different algorithms when something is shared:
+``sequential`` (Algorithm 1) is, in each epoch, every mini-batch for block 1, then for block 2, …;
+``parallel`` shows each mini-batch to every unit, and moves shared parameters once a mini-batch, by the
+gradient of Eq. 8 (blocks weighted 1/T, the readout 1).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from noprop.config import RunConfig, TrainConfig
+from noprop.data import Examples, Normalization, augment, batch_indices
+from noprop.embeddings import Embedding, separation
+from noprop.errors import RunError, TrainingError
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.randomness import generator
+from noprop.training.checkpoint import flatten, load_tensors, save_tensors, unflatten
+
+__all__ = ["GroupTrainer", "Update", "make_optimizer"]
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Update:
+    """Where an update stands: unit ``index`` of the group, mini-batch ``batch`` of pass ``turn``."""
+
+    epoch: int
+    index: int
+    turn: int
+    batch: int
+
+
+class GroupTrainer:
+    """Trains a group of units and keeps its checkpoint.
+
+    Args:
+        config: the run.
+        method: whose shared parameters are trained with the group.
+        units: the group.
+        train: training part, on the device.
+        validation: validation part, on the device; its local losses are reported, nothing else.
+        normalization: of inputs.
+        bf16: whether convolutions and products run in bf16.
+        checkpoint: the group's file.
+        emit: called with every event.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        method: Method,
+        units: Sequence[Unit],
+        train: Examples,
+        validation: Examples,
+        normalization: Normalization,
+        *,
+        bf16: bool,
+        checkpoint: Path,
+        emit: Callable[[Event], None],
+    ):
+        self.config, self.c = config, config.train
+        self.method, self.units = method, units
+        self.train_part, self.validation = train, validation
+        self.normalization, self.bf16 = normalization, bf16
+        self.checkpoint, self.emit = checkpoint, emit
+        self.device = train.x.device
+        self.batches = max(1, len(train) // self.c.batch_size)
+        self.optimizers = [make_optimizer(self.c, unit.parameters) for unit in units]
+        shared = method.shared_parameters
+        self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
+        self.position = 0
+        self.order: tuple[tuple[int, str], Int64[Tensor, "batches batch"]] | None = None
+
+    # -- the numbered list of updates ----------------------------------------------------------
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Updates of the whole group in one epoch."""
+        return sum(unit.passes for unit in self.units) * self.batches
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole training."""
+        return self.c.epochs * self.updates_per_epoch
+
+    def update(self, position: int) -> Update:
+        """What update number ``position`` is."""
+        epoch, rest = divmod(position, self.updates_per_epoch)
+        if self.c.order == "parallel":
+            batch, index = divmod(rest, len(self.units))
+            return Update(epoch, index, 0, batch)
+        for index, unit in enumerate(self.units):
+            if rest < unit.passes * self.batches:
+                return Update(epoch, index, *divmod(rest, self.batches))
+            rest -= unit.passes * self.batches
+        raise AssertionError("an epoch's updates are those of its units")
+
+    def indices(self, update: Update) -> Int64[Tensor, " batch"]:
+        """The examples of an update: its own shuffle in each pass, or one for all units."""
+        unit = self.units[update.index]
+        alone = self.c.order == "sequential"
+        key = (update.epoch * unit.passes + update.turn, unit.name if alone else "")
+        if self.order is None or self.order[0] != key:
+            shuffle = generator(self.c.seed, "order", *key)
+            self.order = key, batch_indices(len(self.train_part), self.c.batch_size, shuffle)
+        return self.order[1][update.batch].to(self.device)
+
+    # -- training ------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train from the current position to the end, with a checkpoint now and then.
+
+        Whatever ``emit`` raises, to stop the training, leaves a checkpoint of the update before.
+        """
+        for unit in self.units:
+            unit.module.train()
+        try:
+            self._run()
+        except TrainingError:
+            raise
+        except BaseException:
+            if self._between_steps(self.position):
+                self.save()
+            raise
+
+    def _run(self) -> None:
+        started = saved = time.monotonic()
+        reported = 0.0
+        running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
+        while self.position < self.total:
+            at = self.update(self.position)
+            unit = self.units[at.index]
+            terms = self._step(at)
+            losses = running[unit.name]
+            losses.append(terms.total.detach())
+            self.position += 1
+            now = time.monotonic()
+            ends = at.batch == self.batches - 1 and at.turn == unit.passes - 1
+            due = now - saved > self.c.checkpoint_every and self._between_steps(self.position)
+            if ends or due or now - reported > 0.5:
+                reported = now
+                self._report_progress(at, running)
+            if ends:
+                self._report_epoch(at, torch.stack(losses), terms)
+                losses.clear()
+            if due:
+                self.save()
+                saved = now
+        self.save()
+        names = [unit.name for unit in self.units]
+        self.emit({"event": "trained", "units": names, "seconds": time.monotonic() - started})
+
+    def _between_steps(self, position: int) -> bool:
+        """Whether no gradient of shared parameters waits for the rest of a mini-batch."""
+        return (
+            self.shared_optimizer is None
+            or self.c.order == "sequential"
+            or position % len(self.units) == 0
+        )
+
+    def _report_progress(self, at: Update, running: dict[str, list[Tensor]]) -> None:
+        for name, losses in running.items():
+            if losses and not bool(torch.stack(losses).isfinite().all()):
+                raise TrainingError(
+                    f"{name}: the loss is not finite by update {self.position} of {self.total} "
+                    f"(epoch {at.epoch + 1}, lr {self.c.lr:g}); its last good checkpoint is kept. "
+                    "Try a smaller train.lr"
+                )
+        unit = self.units[at.index]
+        self.emit({
+            "event": "progress", "unit": unit.name, "epoch": at.epoch + 1, "position": self.position,
+            "total": self.total, "loss": torch.stack(running[unit.name]).mean().item(),
+        })  # fmt: skip
+
+    def _step(self, at: Update) -> LossTerms:
+        unit, optimizer = self.units[at.index], self.optimizers[at.index]
+        step = (at.epoch * unit.passes + at.turn) * self.batches + at.batch
+        draws = generator(self.c.seed, "step", step, unit.name, self.device)
+        indices = self.indices(at)
+        x = self.train_part.x[indices] if unit.reads_images else self.train_part.x[:0]
+        if unit.reads_images and (self.c.crop_padding or self.c.flip):
+            x = augment(x, draws, padding=self.c.crop_padding, flip=self.c.flip)
+        terms = self._loss(unit, x, self.train_part.y[indices], draws)
+        together = self.c.order == "parallel"
+        held = [p.grad for p in self.method.shared_parameters]
+        for p in self.method.shared_parameters:
+            p.grad = None
+        terms.total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.shared_optimizer:
+            if together:
+                for p, before in zip(self.method.shared_parameters, held, strict=True):
+                    if p.grad is not None:
+                        p.grad *= unit.coupling
+                    if before is not None:
+                        p.grad = before if p.grad is None else p.grad + before
+            if not together or at.index == len(self.units) - 1:
+                self.shared_optimizer.step()
+                self.shared_optimizer.zero_grad(set_to_none=True)
+        return terms
+
+    def _loss(self, unit: Unit, x: Tensor, y: Tensor, draws: torch.Generator) -> LossTerms:
+        x = self.normalization.apply(x)
+        if self.c.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return unit.loss(x, y, draws)
+
+    def _report_epoch(self, at: Update, losses: Tensor, terms: LossTerms) -> None:
+        unit = self.units[at.index]
+        event: Event = {
+            "event": "epoch",
+            "unit": unit.name,
+            "epoch": at.epoch + 1,
+            "loss": losses.mean().item(),
+            "terms": {name: value.item() for name, value in terms.terms.items()},
+            "validation_loss": self._validation_loss(unit),
+        }
+        if isinstance(self.method.shared, Embedding) and self.method.shared.learned:
+            lengths, least = separation(self.method.shared.weight)
+            event["embedding"] = {
+                "least_length": lengths.min().item(),
+                "greatest_length": lengths.max().item(),
+                "least_distance": least,
+            }
+        self.emit(event)
+
+    @torch.no_grad()
+    def _validation_loss(self, unit: Unit) -> float | None:
+        """The unit's own loss on the validation part, with the same noise after every epoch."""
+        if len(self.validation) < 2:
+            return None
+        unit.module.eval()
+        draws = generator(self.c.seed, "validation", 0, unit.name, self.device)
+        total = 0.0
+        for x, y in zip(
+            self.validation.x.split(1000), self.validation.y.split(1000), strict=True
+        ):
+            seen = x if unit.reads_images else x[:0]
+            total += self._loss(unit, seen, y, draws).total.item() * len(y)
+        unit.module.train()
+        return total / len(self.validation)
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write weights, optimizer state and the position."""
+        tensors = flatten("shared", self.method.shared.state_dict())
+        for unit, optimizer in zip(self.units, self.optimizers, strict=True):
+            tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
+            tensors |= flatten(f"{unit.name}/optimizer", _optimizer_state(optimizer))
+        if self.shared_optimizer:
+            tensors |= flatten("shared-optimizer", _optimizer_state(self.shared_optimizer))
+        about = {"position": self.position, "total": self.total}
+        save_tensors(self.checkpoint, tensors, about)
+
+    def resume(self) -> None:
+        """Take up the checkpoint, if there is one.
+
+        Raises:
+            RunError: If it belongs to another architecture or length of training.
+        """
+        if not self.checkpoint.exists():
+            return
+        tensors, about = load_tensors(self.checkpoint)
+        if about.get("total") != self.total:
+            raise RunError(
+                f"{self.checkpoint}: belongs to a training of {about.get('total')} updates, "
+                f"this one has {self.total}"
+            )
+        try:
+            self.method.shared.load_state_dict(unflatten("shared", tensors))
+            for unit, optimizer in zip(self.units, self.optimizers, strict=True):
+                unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
+                _restore(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
+            if self.shared_optimizer:
+                _restore(self.shared_optimizer, unflatten("shared-optimizer", tensors))
+        except (RuntimeError, ValueError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"{self.checkpoint}: belongs to another architecture: {first}"
+            ) from None
+        self.position = about["position"]
+
+
+def make_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of one unit, fused into one pass over the weights."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
+    return kind[config.optimizer](
+        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {str(i): state for i, state in optimizer.state_dict()["state"].items()}
+
+
+def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict(
+        {"state": {int(i): s for i, s in state.items()}, "param_groups": groups}
+    )
+    # Fused steps walk a weight and its moments side by side: they must lie alike in memory.
+    for p, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                moments[name] = torch.empty_like(p).copy_(value)

@@ -1,0 +1,285 @@
+"""A run is a folder: configuration, environment, metrics, a checkpoint of each group, the finished model.
+
+Any process that finds the folder can go on with it, and reading it executes nothing.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop import __version__
+from noprop.build import (
+    RunData,
+    Task,
+    build_embedding,
+    build_method,
+    choose_device,
+    use_bf16,
+)
+from noprop.config import RunConfig, from_toml, to_toml
+from noprop.data import Normalization
+from noprop.errors import RunError
+from noprop.methods.dt import DiscreteNoProp
+from noprop.networks import EncoderFactory
+from noprop.training.checkpoint import (
+    flatten,
+    load_tensors,
+    save_tensors,
+    unflatten,
+    write_whole,
+)
+from noprop.training.workers import Job, checkpoint_path, groups_of, train_groups, worker_count
+
+__all__ = ["Model", "create_run", "load_model", "open_run", "read_metrics", "save_model", "train_run"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Model:
+    """A trained chain and what it needs to read raw inputs."""
+
+    config: RunConfig
+    task: Task
+    method: DiscreteNoProp
+    device: torch.device
+    bf16: bool
+
+
+def create_run(folder: Path, config: RunConfig) -> None:
+    """Make a run folder.
+
+    Raises:
+        RunError: If it is there already, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise RunError(
+            f"{folder}: is there already; continue it with --resume {folder}, or name another"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made: {error.strerror or error}") from None
+    write_whole(folder / "environment.json", json.dumps(_environment(config), indent=1).encode())
+    write_whole(folder / "config.toml", to_toml(config).encode())
+
+
+def open_run(folder: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        RunError: If the folder is no run.
+    """
+    if not (folder / "config.toml").is_file():
+        what = "has no config.toml" if folder.is_dir() else "there is no such folder"
+        raise RunError(f"{folder}: is no run folder: {what}")
+    return from_toml(folder / "config.toml")
+
+
+def train_run(
+    folder: Path, config: RunConfig, data: RunData, emit: Emit, factory: EncoderFactory | None = None
+) -> Model:
+    """Train what is not trained yet, and put the finished model together.
+
+    Args:
+        folder: the run.
+        config: its configuration; ``train.workers`` may differ from an earlier call.
+        data: its data.
+        emit: called with every event, after it is written to ``metrics.jsonl``.
+        factory: a user's own encoder.
+    """
+    embedding = _starting_embedding(folder, config, data)
+    packed = folder / ".data.safetensors"
+    parts = {"train": data.train, "validation": data.validation}
+    tensors = {f"{name}/{axis}": getattr(part, axis) for name, part in parts.items() for axis in "xy"}
+    save_tensors(packed, {**tensors, "embedding": embedding.weight}, {})
+    job = Job(config, data.task, folder, packed, factory)
+    groups = groups_of(config)
+    try:
+        with _metrics(folder, emit) as record:
+            left = []
+            for group in groups:
+                if _is_finished(folder, group):
+                    record({"event": "found", "group": group})
+                else:
+                    left.append(group)
+            workers = worker_count(config, len(left))
+            record({"event": "started", "groups": left, "workers": workers})
+            train_groups(job, left, workers, record)
+    finally:
+        packed.unlink(missing_ok=True)
+    return _assemble(folder, config, data.task, factory)
+
+
+def _starting_embedding(folder: Path, config: RunConfig, data: RunData) -> Any:
+    """W_Embed before training; prototypes are searched once a run."""
+    path = folder / "embedding.safetensors"
+    if path.exists():
+        embedding = build_embedding(config, data.task, None)
+        embedding.load_state_dict(load_tensors(path)[0])
+        return embedding
+    embedding = build_embedding(config, data.task, data.train)
+    save_tensors(path, embedding.state_dict(), {})
+    return embedding
+
+
+def _is_finished(folder: Path, group: str) -> bool:
+    path = checkpoint_path(folder, group)
+    if not path.exists():
+        return False
+    about = load_tensors(path)[1]
+    return about["position"] == about["total"]
+
+
+def _assemble(
+    folder: Path, config: RunConfig, task: Task, factory: EncoderFactory | None
+) -> Model:
+    """The model out of the groups' checkpoints."""
+    state: dict[str, Any] = {}
+    for group in groups_of(config):
+        state |= load_tensors(checkpoint_path(folder, group))[0]
+    model = _empty_model(config, task, factory)
+    _load_weights(model, state, folder)
+    return model
+
+
+def _empty_model(config: RunConfig, task: Task, factory: EncoderFactory | None) -> Model:
+    device = choose_device(config.train.device)
+    embedding = build_embedding(config, task, None)
+    method = build_method(config, task, embedding, factory=factory)
+    return Model(config, task, method, device, use_bf16(config.train.precision, device))
+
+
+def _load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
+    try:
+        model.method.shared.load_state_dict(unflatten("shared", tensors))
+        for unit in model.method.units:
+            unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise RunError(f"{source}: holds the weights of another architecture: {first}") from None
+    for module in (model.method.shared, *(u.module for u in model.method.units)):
+        module.to(model.device).eval()
+        if model.config.train.channels_last:
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write ``model.safetensors`` and ``model.json``: all that prediction needs."""
+    tensors = flatten("shared", model.method.shared.state_dict())
+    for unit in model.method.units:
+        tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
+    save_tensors(folder / "model.safetensors", tensors, {"format": 1})
+    about = {
+        "format": 1,
+        "shape": model.task.shape,
+        "class_names": model.task.class_names,
+        "normalization": asdict(model.task.normalization),
+        "path_weights": model.method.path_weights.tolist(),
+    }
+    write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
+
+
+def load_model(
+    folder: Path, *, device: str | None = None, factory: EncoderFactory | None = None
+) -> Model:
+    """The finished model of a run.
+
+    Args:
+        folder: the run.
+        device: another device than it was trained on.
+        factory: the user's own encoder, where it was trained with one; a run never names code.
+
+    Raises:
+        RunError: If the folder is no run, or its training has not finished.
+    """
+    config = open_run(folder)
+    path = folder / "model.json"
+    if not path.exists():
+        raise RunError(f"{folder}: is not trained to its end; go on with noprop train --resume {folder}")
+    try:
+        about = json.loads(path.read_text())
+        normal = Normalization(*(tuple(about["normalization"][k]) for k in ("mean", "std")))
+        task = Task(tuple(about["shape"]), tuple(about["class_names"]), normal)
+        weights = torch.tensor(about["path_weights"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+    if device or config.train.device.startswith(("cuda", "mps")):
+        from noprop.config import replace
+
+        wanted = device or _still_here(config.train.device)
+        config = replace(config, {"train.device": wanted})
+    model = _empty_model(config, task, factory)
+    _load_weights(model, load_tensors(folder / "model.safetensors")[0], folder / "model.safetensors")
+    model.method.path_weights = weights
+    return model
+
+
+def _still_here(device: str) -> str:
+    """The device a model was trained on, or ``auto`` on a machine without it."""
+    present = torch.cuda.is_available() if device.startswith("cuda") else False
+    return device if present else "auto"
+
+
+@contextmanager
+def _metrics(folder: Path, emit: Emit) -> Iterator[Emit]:
+    """Append every event but mere progress to ``metrics.jsonl``, one JSON object a line."""
+    path = folder / "metrics.jsonl"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+
+            def record(event: dict[str, Any]) -> None:
+                if event["event"] != "progress":
+                    file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+                    file.flush()
+                emit(event)
+
+            yield record
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All events of a run; a line cut short by a kill is left out."""
+    events = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def _environment(config: RunConfig) -> dict[str, Any]:
+    return {
+        "noprop": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": str(choose_device(config.train.device)),
+        "bf16": use_bf16(config.train.precision, choose_device(config.train.device)),
+        "seed": config.train.seed,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the package's own checkout, where it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+

@@ -1,0 +1,209 @@
+"""Groups of units over local processes, one thread each: blocks share nothing, so nothing is exchanged.
+
+Which process trains a group changes nothing in its result. A worker ends when its parent does, and
+saves a checkpoint first when it is asked to stop.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop.build import Task, build_embedding, build_method, choose_device, unit_names, use_bf16
+from noprop.config import RunConfig
+from noprop.data import Examples
+from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
+from noprop.networks import EncoderFactory
+from noprop.training.checkpoint import load_tensors
+from noprop.training.loop import GroupTrainer
+
+__all__ = ["Job", "checkpoint_path", "groups_of", "train_groups", "worker_count"]
+
+COUPLED = "all"
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs, besides the name of a group: small enough to send, data by its file."""
+
+    config: RunConfig
+    task: Task
+    folder: Path
+    data: Path
+    factory: EncoderFactory | None = None
+
+
+class _Stop(Exception):
+    """The parent asked for an end."""
+
+
+def groups_of(config: RunConfig) -> list[str]:
+    """The groups that can be trained apart: each unit, or all at once when W_Embed is learned."""
+    return [COUPLED] if config.method.learned else unit_names(config)
+
+
+def checkpoint_path(folder: Path, group: str) -> Path:
+    """A group's checkpoint in a run folder."""
+    return folder / "units" / group / "checkpoint.safetensors"
+
+
+def worker_count(config: RunConfig, groups: int) -> int:
+    """Processes to use: as many as asked for, at most one a group; on a GPU always this one."""
+    if choose_device(config.train.device).type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(config.train.workers or cores or 1, groups))
+
+
+def train_group(job: Job, group: str, emit: Emit) -> None:
+    """Train one group in this process, from its checkpoint if it has one."""
+    device = choose_device(job.config.train.device)
+    tensors, _ = load_tensors(job.data)
+    train, validation = (
+        Examples(tensors[f"{part}/x"], tensors[f"{part}/y"]) for part in ("train", "validation")
+    )
+    embedding = build_embedding(job.config, job.task, None)
+    embedding.load_state_dict({"weight": tensors["embedding"]})
+    method = build_method(
+        job.config,
+        job.task,
+        embedding.to(device),
+        factory=job.factory,
+        only=None if group == COUPLED else group,
+    )
+    units = [unit for unit in method.units if group in (COUPLED, unit.name)]
+    for unit in units:
+        unit.module.to(device)
+        if job.config.train.channels_last:
+            unit.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    trainer = GroupTrainer(
+        job.config,
+        method,
+        units,
+        train.to(device),
+        validation.to(device),
+        job.task.normalization,
+        bf16=use_bf16(job.config.train.precision, device),
+        checkpoint=checkpoint_path(job.folder, group),
+        emit=emit,
+    )
+    trainer.resume()
+    trainer.run()
+
+
+def train_groups(job: Job, groups: Sequence[str], workers: int, emit: Emit) -> None:
+    """Train groups on ``workers`` processes; in this one if that is 1.
+
+    Raises:
+        TrainingError: What stopped a group; the others are stopped with a checkpoint each.
+    """
+    if workers == 1:
+        threads = torch.get_num_threads()
+        # One thread as in a worker: sums then have one order, whatever the number of workers.
+        torch.set_num_threads(1)
+        try:
+            for group in groups:
+                train_group(job, group, emit)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    _train_on_processes(job, list(groups), workers, emit)
+
+
+def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_worker, args=(job, theirs), daemon=True)
+            try:
+                process.start()
+            except (AttributeError, TypeError) as error:
+                raise ConfigError(
+                    f"encoder: cannot be sent to worker processes ({error}); give a function of a "
+                    "module, or train.workers=1"
+                ) from None
+            theirs.close()
+            processes[ours] = process
+            ours.send(waiting.pop(0))
+        busy = set(processes)
+        while busy:
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                try:
+                    event = connection.recv()
+                except EOFError:
+                    raise TrainingError(
+                        "a worker process ended unexpectedly (out of memory, or killed); "
+                        "resume with: noprop train --resume " + str(job.folder)
+                    ) from None
+                if event["event"] == "error":
+                    raise event["error"]
+                emit(event)
+                if event["event"] == "trained":
+                    if waiting:
+                        connection.send(waiting.pop(0))
+                    else:
+                        connection.send(None)
+                        busy.remove(connection)
+    finally:
+        _stop(processes)
+
+
+def _stop(processes: dict[Connection, multiprocessing.process.BaseProcess]) -> None:
+    """Ask every worker to save and end; after a while, make it."""
+    for connection in processes:
+        try:
+            connection.send(None)
+        except OSError:
+            continue
+    for connection, process in processes.items():
+        deadline = time.monotonic() + 10
+        while process.is_alive() and time.monotonic() < deadline:
+            try:  # what it still reports would fill the pipe and hold it up
+                while connection.poll(0.05):
+                    connection.recv()
+            except (EOFError, OSError):
+                process.join(0.05)
+        if process.is_alive():
+            process.terminate()
+        process.join()
+        connection.close()
+
+
+def _worker(job: Job, connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    torch.set_num_threads(1)
+
+    def emit(event: dict[str, Any]) -> None:
+        connection.send(event)
+        if connection.poll() and event["event"] != "trained":
+            raise _Stop
+
+    try:
+        while (group := connection.recv()) is not None:
+            train_group(job, group, emit)
+    except (_Stop, EOFError, BrokenPipeError):
+        return
+    except NoPropError as error:
+        connection.send({"event": "error", "error": error})
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        connection.send({"event": "error", "error": RunError(f"a worker failed: {text}")})
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

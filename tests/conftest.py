@@ -1,0 +1,67 @@
+"""What all tests share: one thread, hypothesis' profile, and the folder of the real data sets."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from noprop.data import SOURCES
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Stored copies that some work places have beside the checkout, and the script that restores them.
+UNPACK = REPOSITORY.parent / "shared" / "data" / "unpack.py"
+UNPACK_NAMES = {
+    "mnist": "mnist",
+    "cifar10": "cifar10",
+    "cifar100": "cifar100",
+    "tiny-imagenet": "tiny",
+}
+
+# Two threads on two busy cores are many times slower than one on small operations.
+torch.set_num_threads(1)
+settings.register_profile("noprop", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("noprop")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """A function from a catalogue name to a data folder that has that data set.
+
+    The folder is ``NOPROP_DATA`` where that is set, else ``.data`` of the checkout, filled from the
+    stored copies where there are any. Where the data cannot be had the test is skipped and says
+    why; with ``NOPROP_REQUIRE_DATA=1`` it fails instead.
+    """
+    given = os.environ.get("NOPROP_DATA")  # read now: tests of the search path change it
+
+    def folder_of(name: str) -> Path:
+        folder = Path(given) if given else REPOSITORY / ".data"
+        if not given and UNPACK.is_file():
+            unpack_once(name, folder)
+        if missing := SOURCES[name].missing(folder):
+            reason = f"no {name}: {folder} lacks {', '.join(missing)}; set NOPROP_DATA"
+            if os.environ.get("NOPROP_REQUIRE_DATA") == "1":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return folder
+
+    return folder_of
+
+
+def unpack_once(name: str, folder: Path) -> None:
+    """Restore a stored data set; parallel test workers wait for the first of them."""
+    if name not in UNPACK_NAMES:
+        return
+    folder.mkdir(exist_ok=True)
+    stamp = folder / f".unpacked-{name}"
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists():
+            only = UNPACK_NAMES[name]
+            subprocess.run([sys.executable, str(UNPACK), str(folder), "--only", only], check=True)
+            stamp.touch()

@@ -1,0 +1,259 @@
+"""idx, CIFAR and NumPy files: read to the last byte, or refused with the file's name."""
+
+import gzip
+import io
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from noprop.data.formats import read_arrays, read_cifar, read_idx, read_npz
+from noprop.errors import DataError
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (5, 3, 4), dtype=np.uint8)
+
+
+def refused(path: Path, message: str):
+    """The next block must raise one line that begins with the file and holds ``message``."""
+    return pytest.raises(DataError, match=rf"\A{re.escape(str(path))}: [^\n]*{message}[^\n]*\Z")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_idx_gives_back_what_was_written(tmp_path, write_idx, compress):
+    path = tmp_path / "images"
+    path.write_bytes(compress(write_idx(path, IMAGES)))
+    assert read_idx(path, dims=3).equal(torch.from_numpy(IMAGES))
+
+
+IDX_DAMAGE = {
+    "empty": (lambda data: b"", "file is empty"),
+    "short": (lambda data: data[:-1], "60 bytes, but 59 follow"),
+    "long": (lambda data: data + b"\0", "60 bytes, but 61 follow"),
+    "header cut": (lambda data: data[:10], "ends within its idx header"),
+    "magic cut": (lambda data: data[:2], "not an idx file"),
+    "wrong magic": (lambda data: b"\x89PNG" + data[4:], "not an idx file"),
+    "wrong type": (lambda data: data[:2] + b"\x0d" + data[3:], "type 0x0d"),
+    "no example": (lambda data: data[:4] + bytes(4) + data[8:16], "holds no data"),
+    "gzip cut": (lambda data: gzip.compress(data)[:-10], "gzip"),
+    "gzip tail cut": (lambda data: gzip.compress(data)[:-1], "gzip"),
+    "gzip flipped": (lambda data: flip_byte(gzip.compress(data, mtime=0), 30), "gzip"),
+    "gzip followed": (lambda data: gzip.compress(data) + b"junk", "gzip"),
+}
+
+
+def flip_byte(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(("damage", "message"), IDX_DAMAGE.values(), ids=IDX_DAMAGE.keys())
+def test_damaged_idx_is_refused(tmp_path, write_idx, damage, message):
+    path = tmp_path / "images"
+    path.write_bytes(damage(write_idx(path, IMAGES)))
+    with refused(path, message):
+        read_idx(path, dims=3)
+
+
+def test_labels_given_as_images_are_refused(tmp_path, write_idx):
+    path = tmp_path / "labels"
+    write_idx(path, np.arange(9))
+    with refused(path, "holds 1-dimensional .* wanted 3 .* exchanged"):
+        read_idx(path, dims=3)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with refused(tmp_path / "absent", "cannot be read: No such file"):
+        read_idx(tmp_path / "absent", dims=3)
+
+
+def cifar_records(labels: np.ndarray, pixels: np.ndarray) -> bytes:
+    return np.concatenate([labels, pixels.reshape(len(pixels), -1)], 1).astype(np.uint8).tobytes()
+
+
+CIFAR_PIXELS = RNG.integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
+
+
+def test_cifar_gives_back_pixels_and_the_last_label(tmp_path):
+    path = tmp_path / "train.bin"
+    coarse, fine = np.array([0, 19, 3, 4]), np.array([99, 0, 50, 7])
+    path.write_bytes(cifar_records(np.stack([coarse, fine], 1), CIFAR_PIXELS))
+    x, y = read_cifar(path, (20, 100), records=4)
+    assert x.equal(torch.from_numpy(CIFAR_PIXELS))
+    assert y.tolist() == fine.tolist()
+    path.write_bytes(cifar_records(np.array([[9], [0], [1], [2]]), CIFAR_PIXELS))
+    x, y = read_cifar(path, (10,))
+    assert x.equal(torch.from_numpy(CIFAR_PIXELS))
+    assert y.tolist() == [9, 0, 1, 2]
+
+
+CIFAR_DAMAGE = {
+    "empty": (lambda data: b"", "file is empty"),
+    "cut within a record": (lambda data: data[:-1], "not whole records of 3073"),
+    "cut between records": (lambda data: data[: 3 * 3073], "holds 3 records, wanted 4"),
+    "one too many": (lambda data: data + data[:3073], "holds 5 records, wanted 4"),
+    "label out of range": (lambda data: b"\x0a" + data[1:], r"a label is 10, wanted 0\.\.9"),
+    "of CIFAR-100": (lambda data: b"".join([b"\0", data[:3073]] * 4), "not whole records of 3073"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), CIFAR_DAMAGE.values(), ids=CIFAR_DAMAGE.keys())
+def test_damaged_cifar_is_refused(tmp_path, damage, message):
+    path = tmp_path / "batch.bin"
+    path.write_bytes(damage(cifar_records(np.array([[9], [0], [1], [2]]), CIFAR_PIXELS)))
+    with refused(path, message):
+        read_cifar(path, (10,), records=4)
+
+
+def test_a_coarse_label_out_of_range_is_refused(tmp_path):
+    path = tmp_path / "train.bin"
+    path.write_bytes(cifar_records(np.array([[20, 0]] * 4), CIFAR_PIXELS))
+    with refused(path, "a label is 20, wanted 0..19"):
+        read_cifar(path, (20, 100))
+
+
+def save(path: Path, **arrays: object) -> Path:
+    named = {key: np.asarray(value) for key, value in arrays.items()}
+    np.savez(path, **named)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+LABELS = np.arange(20) % 4
+
+
+def test_npz_with_parts_keeps_them(tmp_path):
+    x = RNG.normal(size=(20, 6))
+    path = save(tmp_path / "a.npz", x_train=x, y_train=LABELS, x_test=-x[:5], y_test=LABELS[:5])
+    dataset = read_npz(path)
+    assert dataset.train.x.equal(torch.from_numpy(x).float())
+    assert dataset.test.x.equal(-torch.from_numpy(x[:5]).float())
+    assert dataset.test.y.tolist() == LABELS[:5].tolist()
+    assert (dataset.shape, dataset.class_names) == ((6,), ("0", "1", "2", "3"))
+
+
+def test_npz_without_a_test_part_gives_one_fifth_and_the_same_one(tmp_path):
+    x = np.arange(20, dtype=np.float32)[:, None]
+    dataset = read_npz(save(tmp_path / "a.npz", x=x, y=LABELS))
+    again = read_npz(save(tmp_path / "b.npz", x=x, y=LABELS))
+    assert (len(dataset.train), len(dataset.test)) == (16, 4)
+    assert dataset.test.x.equal(again.test.x)
+    both = torch.cat([dataset.train.x, dataset.test.x])[:, 0]
+    assert both.sort().values.tolist() == list(range(20))
+
+
+PIXELS = RNG.integers(0, 256, (20, 3, 6, 5), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (PIXELS, PIXELS),
+        (PIXELS.transpose(0, 2, 3, 1), PIXELS),
+        (PIXELS[:, :1].transpose(0, 2, 3, 1), PIXELS[:, :1]),
+        (PIXELS[:, 0], PIXELS[:, :1]),
+        (PIXELS[:, :, ::-1], PIXELS[:, :, ::-1].copy()),
+    ],
+    ids=["NCHW", "NHWC", "NHW1", "NHW", "negative strides"],
+)
+def test_image_layouts_end_as_channels_first(tmp_path, array, expected):
+    dataset = read_npz(
+        save(tmp_path / "a.npz", x_train=array, y_train=LABELS, x_test=array, y_test=LABELS)
+    )
+    assert dataset.train.x.dtype == torch.uint8
+    assert dataset.train.x.equal(torch.from_numpy(expected))
+
+
+def test_rows_of_bytes_are_features(tmp_path):
+    flat = PIXELS.reshape(20, -1)
+    dataset = read_npz(
+        save(tmp_path / "a.npz", x_train=flat, y_train=LABELS, x_test=flat, y_test=LABELS)
+    )
+    assert dataset.train.x.equal(torch.from_numpy(flat).float())
+
+
+GOOD_X = RNG.normal(size=(20, 6))
+NOT_A_NUMBER = np.where(np.arange(120).reshape(20, 6) == 77, np.nan, GOOD_X)
+NPZ_FAULTS = {
+    "NaN": ({"x": NOT_A_NUMBER, "y": LABELS}, "x holds a NaN"),
+    "infinite": ({"x": np.full((20, 6), np.inf), "y": LABELS}, "NaN or"),
+    "too large": ({"x": GOOD_X * 1e300, "y": LABELS}, "infinite in float32"),
+    "no example": ({"x": GOOD_X[:0], "y": LABELS[:0]}, "not empty"),
+    "no axis": ({"x": GOOD_X[:, 0], "y": LABELS}, r"wanted \(N, \.\.\.\)"),
+    "text": ({"x": GOOD_X.astype(str), "y": LABELS}, "wanted numbers"),
+    "complex": ({"x": GOOD_X * 1j, "y": LABELS}, "wanted numbers"),
+    "float labels": ({"x": GOOD_X, "y": LABELS + 0.5}, "y is float64"),
+    "column of labels": ({"x": GOOD_X, "y": LABELS[:, None]}, r"shape \(20, 1\)"),
+    "fewer labels": ({"x": GOOD_X, "y": LABELS[:-1]}, "x has 20 examples but y has 19"),
+    "negative label": ({"x": GOOD_X, "y": LABELS - 1}, "from -1 to 2"),
+    "absent class": ({"x": GOOD_X, "y": LABELS * 2}, "class 1 .* has no training example"),
+    "huge label": ({"x": GOOD_X, "y": LABELS * 10**8}, "cannot fill"),
+    "no labels": ({"x": GOOD_X}, "holds the arrays x; wanted x and y"),
+    "other names": ({"data": GOOD_X, "target": LABELS}, "holds the arrays data, target"),
+    "half a part": ({"x_train": GOOD_X, "y_train": LABELS, "x_test": GOOD_X}, "wanted x and y, or"),
+    "ambiguous": ({"x": np.zeros((20, 3, 5, 1), np.uint8), "y": LABELS}, "exactly one of axis 1"),
+    "four channels": ({"x": np.zeros((20, 5, 5, 4), np.uint8), "y": LABELS}, "exactly one of"),
+    "unlike parts": (
+        {"x_train": GOOD_X, "y_train": LABELS, "x_test": GOOD_X[:, 1:], "y_test": LABELS},
+        r"float32 \(6,\) but test examples are float32 \(5,\)",
+    ),
+    "unknown test class": (
+        {"x_train": GOOD_X, "y_train": LABELS, "x_test": GOOD_X, "y_test": LABELS + 1},
+        "test labels lie in 1..4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arrays", "message"), NPZ_FAULTS.values(), ids=NPZ_FAULTS.keys())
+def test_arrays_that_are_no_data_set_are_refused(tmp_path, arrays, message):
+    path = save(tmp_path / "a.npz", **arrays)
+    with refused(path, message):
+        read_npz(path)
+
+
+def zip_bytes() -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=GOOD_X, y=LABELS)
+    return buffer.getvalue()
+
+
+NPZ_DAMAGE = {
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[: len(data) // 2],
+    "other kind": lambda data: b"not numpy at all",
+    "flipped": lambda data: flip_byte(data, 200),
+}
+
+
+@pytest.mark.parametrize("damage", NPZ_DAMAGE.values(), ids=NPZ_DAMAGE.keys())
+def test_damaged_npz_is_refused(tmp_path, damage):
+    path = tmp_path / "a.npz"
+    path.write_bytes(damage(zip_bytes()))
+    with refused(path, "empty|not a readable NumPy file"):
+        read_npz(path)
+
+
+class Trap:
+    """Unpickling this would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_nothing_in_a_numpy_file_is_executed(tmp_path, suffix):
+    sprung, path = tmp_path / "sprung", tmp_path / f"a{suffix}"
+    trap = np.array([Trap(sprung)], dtype=object)
+    if suffix == ".npz":
+        np.savez(path, x=trap, y=trap)
+    else:
+        np.save(path, trap, allow_pickle=True)
+    with refused(path, "not a readable NumPy file"):
+        read_arrays(path)
+    assert not sprung.exists()
+    np.load(path, allow_pickle=True)["x" if suffix == ".npz" else 0]  # the trap does work
+    assert sprung.exists()
