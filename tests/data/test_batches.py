@@ -60,6 +60,20 @@ def test_a_constant_feature_becomes_zero(value):
     assert norm.apply(x).abs().max() < 1e-6 * max(1.0, value)
 
 
+def test_rounding_noise_is_not_blown_up():
+    """One unit in the last place in one example of 77 would become almost nine deviations."""
+    x = torch.full((77, 1), 1e6)
+    x[3] += 0.0625
+    assert Normalization.of(x).std == (1.0,)
+
+
+def test_applying_keeps_the_digits_of_features_far_from_zero():
+    """x / std - mean / std in float32 would be off by some hundredths."""
+    x = 1e5 + torch.randn(1000, 1, generator=seeded()).round(decimals=1)
+    z = Normalization((1e5,), (0.3,)).apply(x)
+    torch.testing.assert_close(z.double(), (x.double() - 1e5) / 0.3, atol=1e-6, rtol=1e-6)
+
+
 def test_a_constant_channel_becomes_zero():
     x = torch.full((9, 1, 3, 3), 200, dtype=torch.uint8)
     assert Normalization.of(x).apply(x).abs().max() < 1e-6

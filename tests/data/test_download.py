@@ -130,6 +130,7 @@ MEMBERS = {
     "other/a.bin": b"of another folder",
     "../escaped.bin": b"outside",
     "set/../../escaped.bin": b"outside",
+    "set/part/../../../escaped.bin": b"outside",
     "/escaped.bin": b"outside",
 }
 

@@ -42,26 +42,24 @@ class Normalization:
         for chunk in _chunks(x):
             total += chunk.sum(2).sum(0)
         mean = total / count
-        for chunk in _chunks(
-            x
-        ):  # again: E[x²] - E[x]² would lose the digits of features far from 0
+        # Twice through: E[x²] - E[x]² would lose the digits of features far from zero.
+        for chunk in _chunks(x):
             squares += (chunk - mean[:, None]).square_().sum(2).sum(0)
         std = (squares / count).sqrt()
         std = torch.where(std > 1e-6 * mean.abs(), std, _range(x))
         return cls(tuple((mean / _range(x)).tolist()), tuple((std / _range(x)).tolist()))
 
     def apply(self, x: Shaped[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
-        """``(x - mean) / std`` as float32, in one multiply-add; uint8 counts as 0..1.
+        """``(x - mean) / std`` as float32, two operations; uint8 counts as 0..1.
 
         Args:
             x: shape (B, C, ...), with as many channels or features C as these statistics have.
         """
-        std = torch.tensor(self.std, dtype=torch.float64)
-        mean = torch.tensor(self.mean, dtype=torch.float64)
         broadcast = (-1,) + (1,) * (x.ndim - 2)
-        scale = (1 / (std * _range(x))).float().view(broadcast).to(x.device)
-        shift = (-mean / std).float().view(broadcast).to(x.device)
-        return (x * scale).add_(shift)
+        mean = torch.tensor([m * _range(x) for m in self.mean], device=x.device).view(broadcast)
+        scale = torch.tensor([1 / (s * _range(x)) for s in self.std], device=x.device)
+        # The mean first: x·scale + shift would cancel where features lie far from zero.
+        return (x - mean).mul_(scale.view(broadcast))
 
 
 def batch_indices(

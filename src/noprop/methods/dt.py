@@ -201,17 +201,16 @@ class DiscreteNoProp(Method):
 
     @torch.no_grad()
     def last_block_alone(
-        self, x: Float[Tensor, "batch ..."], generator: torch.Generator
+        self, generator: torch.Generator, context: Float[Tensor, "batch width"]
     ) -> Int64[Tensor, " batch"]:
         """The control: block T on z ~ N(0, I), its guess taken as the answer.
 
         A chain that works denoises step by step; one whose schedule runs backwards leaves all the
-        work to its last block, which this shows.
+        work to its last block, which this shows. ``context`` is the last of :meth:`prepare`.
         """
-        network = self.blocks[-1].network
-        z = torch.empty(x.shape[0], self.embedding.weight.shape[1], device=x.device)
+        z = torch.empty(context.shape[0], self.embedding.weight.shape[1], device=context.device)
         z.normal_(generator=generator)
-        return network(z, network.context(x)).argmax(dim=1)
+        return self.blocks[-1].network(z, context).argmax(dim=1)
 
     @torch.no_grad()
     def bound(

@@ -1,0 +1,200 @@
+"""The few calls of a script: train a recipe, load a run, predict.
+
+    model = noprop.train("digits-dt")
+    labels = model.predict(images).argmax(dim=1)
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noprop.build import RunData, load_data
+from noprop.config import RunConfig, replace
+from noprop.errors import DataError, RunError
+from noprop.networks import EncoderFactory
+from noprop.randomness import generator
+from noprop.recipes import find_recipe
+from noprop.training.checkpoint import write_whole
+from noprop.training.evaluate import choose_weights, evaluate, inputs, prepare
+from noprop.training.runs import (
+    Model,
+    create_run,
+    load_model,
+    open_run,
+    save_model,
+    train_run,
+)
+
+__all__ = ["TrainedModel", "free_folder", "load", "resume", "train"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class TrainedModel:
+    """A finished run: predicts, and knows how well.
+
+    Attributes:
+        folder: the run.
+        config: its configuration.
+        class_names: name of each label.
+    """
+
+    def __init__(self, folder: Path, model: Model):
+        self.folder = folder
+        self.model = model
+        self.config = model.config
+        self.class_names = model.task.class_names
+
+    def predict(
+        self,
+        x: "Tensor | np.ndarray[Any, Any]",
+        *,
+        samples: int | None = None,
+        noise: bool = True,
+        average: str = "path",
+        seed: int = 0,
+    ) -> Tensor:
+        """Class probabilities, shape (N, m), on the CPU.
+
+        Args:
+            x: raw inputs as in the data set: uint8 images (N, C, H, W), or float32 features (N, …).
+            samples: K, chains to average; the run's ``evaluation.samples`` unless given. 1 with
+                ``average="readout"`` is the paper's single run, a sample from p(y|x).
+            noise: without it, the mean chain.
+            average: ``path``, weighted as the validation part chose, or ``readout``.
+            seed: of the chains.
+
+        Raises:
+            DataError: If ``x`` has another shape or type than the model was trained on.
+        """
+        x = torch.as_tensor(x)
+        shape = self.model.task.shape
+        if tuple(x.shape[1:]) != shape or x.dtype not in (torch.uint8, torch.float32):
+            raise DataError(
+                f"x: wanted uint8 or float32 of shape (N, {', '.join(map(str, shape))}), "
+                f"got {x.dtype} of shape {tuple(x.shape)}"
+            )
+        parts = []
+        for index, raw in enumerate(x.split(self.config.evaluation.batch_size)):
+            batch = inputs(self.model, raw)
+            draws = generator(seed, "predict", index, device=self.model.device)
+            prediction = self.model.method.predict(
+                batch,
+                draws,
+                samples=samples or self.config.evaluation.samples,
+                noise=noise,
+                average=average,
+                prepared=prepare(self.model, batch),
+            )
+            parts.append(prediction.probabilities.cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.model.task.num_classes)
+
+    def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
+        """Measure on a part of the run's own data set; see :func:`noprop.training.evaluate.evaluate`."""
+        data = load_data(self.config, data_dir)
+        return evaluate(self.model, getattr(data, part))
+
+
+def train(
+    recipe: str | RunConfig = "digits-dt",
+    *,
+    folder: Path | str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    data_dir: Path | str | None = None,
+    data: RunData | None = None,
+    encoder: EncoderFactory | None = None,
+    emit: Emit = lambda event: None,
+) -> TrainedModel:
+    """Train a recipe from its beginning, and evaluate it on the test part.
+
+    Args:
+        recipe: a name of ``noprop.RECIPES``, or a configuration.
+        folder: where the run goes; ``runs/<recipe>`` unless given, with a number if that is taken.
+        overrides: fields to change, such as ``{"train.epochs": 2}``.
+        data_dir: the first place to look for data.
+        data: the data itself, in place of reading ``data.dataset``.
+        encoder: makes an ``nn.Module`` x → features (B, F) that replaces the convolutions; called once
+            a block. A function of a module, so that worker processes can be sent it.
+        emit: called with every event of training.
+
+    Raises:
+        NoPropError: If anything the caller gave is wrong.
+    """
+    config = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    changes = dict(overrides or {})
+    if encoder is not None:
+        changes["method.encoder"] = "custom"
+    config = replace(config, changes)
+    data = data or load_data(config, Path(data_dir) if data_dir else None)
+    path = Path(folder) if folder else free_folder(config.recipe)
+    create_run(path, config)
+    return _finish(path, config, data, emit, encoder)
+
+
+def resume(
+    folder: Path | str,
+    *,
+    workers: int | None = None,
+    data_dir: Path | str | None = None,
+    data: RunData | None = None,
+    encoder: EncoderFactory | None = None,
+    emit: Emit = lambda event: None,
+) -> TrainedModel:
+    """Go on with a run, wherever it was stopped: the result is that of a run never stopped."""
+    path = Path(folder)
+    config = open_run(path)
+    if workers is not None:
+        config = replace(config, {"train.workers": workers})
+    data = data or load_data(config, Path(data_dir) if data_dir else None)
+    return _finish(path, config, data, emit, encoder)
+
+
+def _finish(
+    path: Path, config: RunConfig, data: RunData, emit: Emit, encoder: EncoderFactory | None
+) -> TrainedModel:
+    model = train_run(path, config, data, emit, encoder)
+    emit({"event": "evaluating"})
+    choose_weights(model, data.validation)
+    results = evaluate(model, data.test)
+    write_whole(path / "evaluation.json", _json(results))
+    save_model(path, model)
+    emit({"event": "evaluated", "results": results})
+    return TrainedModel(path, model)
+
+
+def _json(value: Any) -> bytes:
+    import json
+
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def load(
+    folder: Path | str, *, device: str | None = None, encoder: EncoderFactory | None = None
+) -> TrainedModel:
+    """The model of a finished run. Nothing in the folder is executed.
+
+    Args:
+        folder: the run.
+        device: another device than it was trained on.
+        encoder: as given to :func:`train`, for a run with an encoder of one's own.
+    """
+    path = Path(folder)
+    if open_run(path).method.encoder == "custom" and encoder is None:
+        raise RunError(f"{path}: was trained with an encoder of its own; give it as encoder")
+    return TrainedModel(path, load_model(path, device=device, factory=encoder))
+
+
+def free_folder(recipe: str) -> Path:
+    """``runs/<recipe>``, or the first of ``-2``, ``-3``, … that is not taken."""
+    first = Path("runs") / recipe
+    path, number = first, 1
+    while path.exists():
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+    return path
+
+

@@ -1,0 +1,179 @@
+"""What a trained chain knows, read four ways, and what each part of it does.
+
+One chain with noise is a sample from p(y|x) (the paper's protocol); the mean of K chains, the path
+average and the mean chain estimate p(y|x) itself. Images are read once: their features serve all.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noprop.data import Examples
+from noprop.methods.dt import fit_path_weights
+from noprop.randomness import generator
+from noprop.training.runs import Model
+
+__all__ = ["Score", "calibration_error", "choose_weights", "default_mode", "evaluate", "inputs", "prepare"]
+
+MODES = ("single", "samples", "path", "path-fitted", "mean", "mean-path-fitted")
+
+
+@dataclass
+class Score:
+    """Accuracy (percent) and log-loss (nats) of one way of predicting, a value for each run."""
+
+    accuracy: list[float] = field(default_factory=list)
+    log_loss: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Means and their standard errors over the runs."""
+        a, b = _mean_and_error(self.accuracy), _mean_and_error(self.log_loss)
+        return {"accuracy": a[0], "accuracy_se": a[1], "log_loss": b[0], "log_loss_se": b[1]}
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, 0.0
+    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: Σ over bins of confidence, share times |accuracy - confidence|."""
+    confidence, label = probabilities.max(dim=1)
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    gap = (label == y).double() - confidence.double()
+    sums = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, index, gap)
+    return sums.abs().sum().item() / len(y)
+
+
+def choose_weights(model: Model, validation: Examples) -> None:
+    """Fit the weights of the path average on the validation part, from one set of chains.
+
+    Without a validation part they stay uniform.
+    """
+    if len(validation) == 0:
+        return
+    path = torch.cat(list(_paths(model, validation)), dim=1)
+    model.method.path_weights = fit_path_weights(path, validation.y.to(path.device)).cpu()
+
+
+def default_mode(model: Model) -> str:
+    """How ``predict`` answers unless told otherwise: the fitted path average over K chains."""
+    return "path-fitted"
+
+
+def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
+    """Everything ``noprop evaluate`` prints.
+
+    Args:
+        model: trained.
+        examples: the test part (or another), uint8 or float32 as the data set gives them.
+
+    Returns:
+        ``modes``: accuracy and log-loss of each way of predicting, mean and standard error over
+        runs; ``steps``: accuracy after each step of one chain; ``last_block_alone``;
+        ``calibration_error`` of the default; ``elbo``: three terms and their sum in nats.
+    """
+    runs = model.config.evaluation.runs
+    scores = {mode: Score() for mode in MODES}
+    steps: list[Tensor] = []
+    alone: list[float] = []
+    errors: list[float] = []
+    bounds: list[dict[str, float]] = []
+    chunks = list(_chunks_of_runs(model, examples, runs))
+    for run in range(runs):
+        parts = [chunk[run] for chunk in chunks]
+        y = torch.cat([p["y"] for p in parts])
+        for mode in MODES:
+            p = torch.cat([part[mode] for part in parts])
+            scores[mode].accuracy.append(100 * (p.argmax(1) == y).double().mean().item())
+            likelihood = p[torch.arange(len(y), device=p.device), y].double()
+            scores[mode].log_loss.append(-likelihood.clamp_min(1e-12).log().mean().item())
+        labels = torch.cat([part["steps"] for part in parts], dim=1)
+        steps.append(100 * (labels == y).double().mean(dim=1))
+        guesses = torch.cat([part["alone"] for part in parts])
+        alone.append(100 * (guesses == y).double().mean().item())
+        default = torch.cat([part[default_mode(model)] for part in parts])
+        errors.append(calibration_error(default, y))
+        shares = [len(part["y"]) / len(y) for part in parts]
+        bounds.append({
+            k: sum(s * part["bound"][k] for s, part in zip(shares, parts, strict=True))
+            for k in parts[0]["bound"]
+        })
+    elbo = {k: _mean_and_error([b[k] for b in bounds])[0] for k in bounds[0]}
+    mean_alone, alone_se = _mean_and_error(alone)
+    return {
+        "examples": len(examples),
+        "runs": runs,
+        "samples": model.config.evaluation.samples,
+        "default": default_mode(model),
+        "modes": {mode: score.summary() for mode, score in scores.items()},
+        "steps": torch.stack(steps).mean(dim=0).tolist(),
+        "last_block_alone": {"accuracy": mean_alone, "accuracy_se": alone_se},
+        "calibration_error": sum(errors) / runs,
+        "elbo": {**elbo, "total": sum(elbo.values())},
+        "path_weights": model.method.path_weights.tolist(),
+    }
+
+
+def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> Iterator[list[dict[str, Any]]]:
+    """For each chunk of the examples, one result per run; the images are read once for all runs."""
+    size = model.config.evaluation.batch_size
+    seed, device = model.config.train.seed, model.device
+    weights = model.method.path_weights.to(device)
+    pairs = zip(examples.x.split(size), examples.y.split(size), strict=True)
+    for index, (x, y) in enumerate(pairs):
+        x, y = inputs(model, x), y.to(device)
+        prepared = prepare(model, x)
+        still = model.method.predict(x, generator(0, "unused"), noise=False, prepared=prepared)
+        results = []
+        for run in range(runs):
+            draws = generator(seed, "inference", run, f"batch-{index}", device)
+            p = model.method.predict(
+                x, draws, samples=model.config.evaluation.samples, prepared=prepared
+            )
+            with torch.autocast(device.type, torch.bfloat16, enabled=model.bf16):
+                bound = model.method.bound(x, y, draws) if run == 0 else results[0]["bound"]
+            results.append({
+                "y": y,
+                "single": p.single,
+                "samples": p.probabilities,
+                "path": p.path.mean(dim=0),
+                "path-fitted": torch.einsum("t,tbm->bm", weights, p.path),
+                "mean": still.probabilities,
+                "mean-path-fitted": torch.einsum("t,tbm->bm", weights, still.path),
+                "steps": p.steps,
+                "alone": model.method.last_block_alone(draws, prepared[-1]),
+                "bound": bound,
+            })
+        yield results
+
+
+def _paths(model: Model, examples: Examples) -> Iterator[Tensor]:
+    """The blocks' probabilities, averaged over K chains, for each chunk of the examples."""
+    for index, x in enumerate(examples.x.split(model.config.evaluation.batch_size)):
+        draws = generator(model.config.train.seed, "weights", 0, f"batch-{index}", model.device)
+        x = inputs(model, x)
+        prepared = prepare(model, x)
+        samples = model.config.evaluation.samples
+        yield model.method.predict(x, draws, samples=samples, prepared=prepared).path
+
+
+def prepare(model: Model, x: Tensor) -> Any:
+    """What all chains take from x, computed in the model's precision."""
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.bf16):
+        return model.method.prepare(x)
+
+
+def inputs(model: Model, x: Tensor) -> Tensor:
+    """Raw examples, normalised, on the model's device, in its memory order."""
+    x = model.task.normalization.apply(x.to(model.device))
+    if x.ndim == 4 and model.config.train.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x
