@@ -61,7 +61,7 @@ def unpack_once(name: str, folder: Path) -> None:
     stamp = folder / f".unpacked-{name}"
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists():
+        if not stamp.exists() or SOURCES[name].missing(folder):
             only = UNPACK_NAMES[name]
             subprocess.run([sys.executable, str(UNPACK), str(folder), "--only", only], check=True)
             stamp.touch()

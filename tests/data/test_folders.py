@@ -181,7 +181,7 @@ def test_damaged_tiny_imagenet_is_refused(tiny, write_image):
     with refused(annotations, "does not match the files of val/images, see val_9.png"):
         read_tiny_imagenet(tiny)
     annotations.write_text(text.splitlines(keepends=True)[0])
-    with refused(annotations, "see val_1.png"):
+    with refused(annotations, "see val_0.png"):
         read_tiny_imagenet(tiny)
     annotations.write_text(text + text.splitlines()[0])
     with refused(annotations, "named twice"):

@@ -1,0 +1,182 @@
+"""The command line. Options come from the configuration's own fields; torch is imported late."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from noprop import __version__
+from noprop.config import RunConfig, fields_of, from_toml, parse_value, replace
+from noprop.errors import ConfigError, NoPropError
+from noprop.recipes import RECIPES, find_recipe
+
+__all__ = ["main"]
+
+SKIPPED = {"recipe", "method.name"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, and name the nearest option to an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with status 2."""
+        if unknown := re.match(r"unrecognized arguments: (--?[\w.-]+)", message):
+            known = [o for action in self._actions for o in action.option_strings]
+            near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.5)
+            message = f"unknown option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        self.exit(2, f"noprop: error: {message} (see {self.prog} --help)\n")
+
+
+def option_names() -> dict[str, str]:
+    """Option by dotted field: its last part, with the table's name where two share one."""
+    names = [n for n, *_ in fields_of() if n not in SKIPPED]
+    count = Counter(n.rpartition(".")[2] for n in names)
+    options = {}
+    for name in names:
+        section, _, last = name.rpartition(".")
+        alone = count[last] == 1 or section == "train"
+        options[name] = "--" + (last if alone else f"{section}-{last}").replace("_", "-")
+    return options
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands."""
+    parser = Parser(
+        prog="noprop",
+        description="Train neural networks block by block, without back-propagating through them.",
+    )
+    parser.add_argument("--version", action="version", version=f"noprop {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    made: dict[str, Parser] = {}
+
+    def command(name: str, text: str) -> Parser:
+        made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made[name].add_argument("--json", action="store_true", help="print results as JSON")
+        return made[name]
+
+    train = command("train", "Train a recipe, evaluate it, and leave a run folder.")
+    train.add_argument("--run", type=Path, metavar="DIR", help="run folder [runs/RECIPE]")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run")
+    train.add_argument("--quiet", action="store_true", help="show no progress")
+    describe = command("describe", "Show units, parameters, memory and schedule of a recipe.")
+    for sub in (train, describe):
+        sub.add_argument(
+            "recipe", nargs="?", metavar="RECIPE", help="one of: " + ", ".join(RECIPES)
+        )
+        sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of fields")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="FIELD=VALUE", help="set any field"
+        )
+        _add_fields(sub)
+    evaluate = command("evaluate", "Measure a trained run on its test set.")
+    predict = command("predict", "Classify images, or arrays of .npy and .npz files.")
+    plot = command("plot", "Draw a run: curves, schedule, a label appearing, embeddings.")
+    for sub in (evaluate, predict, plot):
+        sub.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+        sub.add_argument("--device", help="auto, cpu, cuda or mps [as trained]")
+    predict.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    predict.add_argument("--samples", type=int, help="K, chains to average [as configured]")
+    predict.add_argument("--average", choices=("path", "readout"), default="path")
+    predict.add_argument("--no-noise", action="store_true", help="run the mean chain")
+    predict.add_argument("--seed", type=int, default=0, help="of the chains [0]")
+    predict.add_argument("--top", type=int, default=3, help="classes to show [3]")
+    plot.add_argument("--out", type=Path, metavar="DIR", help="where to [RUN/plots]")
+    data = command("data", "Show the data sets: what is here, where, and whether it is intact.")
+    data.add_argument("--verify", action="store_true", help="compare every file with its hash")
+    for sub in (train, evaluate, plot, data):
+        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data here first")
+    for sub in (train, evaluate, predict, plot):
+        sub.add_argument(
+            "--encoder", metavar="MODULE:FUNCTION", help="makes an image encoder of your own"
+        )
+    return parser, made
+
+
+def _add_fields(parser: Parser) -> None:
+    options = option_names()
+    groups: dict[str, Any] = {}
+    for name, kind, default, text in fields_of():
+        if name in SKIPPED or (name == "method.encoder" and parser.prog.endswith("train")):
+            continue
+        section = name.partition(".")[0]
+        group = groups.setdefault(section, parser.add_argument_group(f"fields of {section}"))
+        shown = "on or off" if kind is bool else _choices(kind)
+        group.add_argument(
+            options[name],
+            dest=name,
+            metavar="VALUE",
+            help=f"{text}{f' ({shown})' if shown else ''} [{_shown(default)}]".replace("%", "%%"),
+        )
+
+
+def _choices(kind: Any) -> str:
+    values = getattr(kind, "__args__", ())
+    return "|".join(values) if values and all(isinstance(v, str) for v in values) else ""
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "unset"
+    return ("on" if default else "off") if isinstance(default, bool) else str(default)
+
+
+def configuration(arguments: argparse.Namespace) -> RunConfig:
+    """Recipe, then file, then ``--set``, then options; the later wins."""
+    if arguments.config and arguments.recipe:
+        raise ConfigError("give a recipe or --config FILE, not both")
+    config = from_toml(arguments.config) if arguments.config else None
+    config = config or find_recipe(arguments.recipe or "digits-dt")
+    changes = {}
+    for pair in arguments.set:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set wants FIELD=VALUE, got {pair!r}")
+        changes[name] = _value(name, text)
+    for name, *_ in fields_of():
+        text = getattr(arguments, name, None)
+        if text is not None:
+            changes[name] = _value(name, text)
+    return replace(config, changes)
+
+
+def _value(name: str, text: str) -> Any:
+    value = parse_value(name, text)
+    kinds = {n: kind for n, kind, *_ in fields_of()}
+    if kinds[name] is bool and value in ("on", "off"):
+        return value == "on"
+    return str(value) if kinds[name] is str else value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a user's mistake is one line on stderr and a status that is not zero."""
+    parser, made = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    if unknown:
+        made[arguments.command].error(f"unrecognized arguments: {unknown[0].partition('=')[0]}")
+    try:
+        from noprop import commands
+
+        return getattr(commands, arguments.command)(arguments)
+    except NoPropError as error:
+        print(f"noprop: error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"noprop: error: {what}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("noprop: stopped", file=sys.stderr)
+        return 130
+

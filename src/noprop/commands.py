@@ -1,0 +1,252 @@
+"""The commands themselves, behind the parser: everything that needs torch."""
+
+import argparse
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop import api
+from noprop.build import Task, build_embedding, build_method, load_data
+from noprop.cli import configuration
+from noprop.config import RunConfig
+from noprop.data import SOURCES, Normalization, inspect_sources, load_dataset, read_inputs, search_path
+from noprop.diffusion import denoising_weights
+from noprop.errors import ConfigError
+from noprop.networks import EncoderFactory
+from noprop.report.progress import ProgressReport
+from noprop.report.tables import description_text, evaluation_text, table
+from noprop.schedules import alpha_bar, snr
+from noprop.training.runs import open_run
+
+__all__ = ["data", "describe", "evaluate", "plot", "predict", "train"]
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """``noprop train``."""
+    encoder = _encoder(arguments.encoder)
+    if arguments.resume:
+        config, folder = open_run(arguments.resume), arguments.resume
+        changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]
+        if arguments.recipe or arguments.config or arguments.set or arguments.run:
+            raise ConfigError("--resume goes on with a run as configured: give no recipe or fields")
+        if others := [n for n in changed if n != "train.workers"]:
+            raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
+    else:
+        config = configuration(arguments)
+        folder = arguments.run or api.free_folder(config.recipe)
+    report = ProgressReport(config.train.batch_size, quiet=arguments.quiet)
+    common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": report}
+    try:
+        if arguments.resume:
+            text = getattr(arguments, "train.workers")
+            workers = None if text is None else int(configuration(arguments).train.workers)
+            model = api.resume(folder, workers=workers, **common)
+        else:
+            model = api.train(config, folder=folder, **common)
+    except KeyboardInterrupt:
+        report.close()
+        print(f"stopped; go on with: noprop train --resume {folder}", file=sys.stderr)
+        return 130
+    finally:
+        report.close()
+    results = json.loads((folder / "evaluation.json").read_text())
+    if arguments.json:
+        print(json.dumps({"run": str(folder), **results}, indent=1))
+        return 0
+    print(evaluation_text(results))
+    print(f"\nthe run is in {model.folder}; see also: noprop plot {model.folder}")
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """``noprop evaluate``."""
+    encoder = _encoder(arguments.encoder)
+    model = api.load(arguments.run, device=arguments.device, encoder=encoder)
+    results = model.evaluate(arguments.data_dir)
+    print(json.dumps(results, indent=1) if arguments.json else evaluation_text(results))
+    return 0
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """``noprop predict``."""
+    if arguments.samples is not None and arguments.samples < 1:
+        raise ConfigError(f"--samples must be at least 1, got {arguments.samples}")
+    if arguments.top < 1:
+        raise ConfigError(f"--top must be at least 1, got {arguments.top}")
+    encoder = _encoder(arguments.encoder)
+    model = api.load(arguments.run, device=arguments.device, encoder=encoder)
+    names, x = read_inputs(arguments.files, model.model.task.shape)
+    probabilities = model.predict(
+        x,
+        samples=arguments.samples,
+        noise=not arguments.no_noise,
+        average=arguments.average,
+        seed=arguments.seed,
+    )
+    top = probabilities.topk(min(arguments.top, len(model.class_names)), dim=1)
+    rows = [
+        [name, *(f"{model.class_names[i]} {p:.3f}" for i, p in zip(labels, values, strict=True))]
+        for name, labels, values in zip(
+            names, top.indices.tolist(), top.values.tolist(), strict=True
+        )
+    ]
+    form = "json" if arguments.json else arguments.format
+    if form == "table":
+        print(table(["file", *(f"#{i + 1}" for i in range(top.indices.shape[1]))], rows))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["file", "label", *model.class_names])
+        for name, p in zip(names, probabilities.tolist(), strict=True):
+            label = model.class_names[p.index(max(p))]
+            writer.writerow([name, label, *(f"{v:.6f}" for v in p)])
+    else:
+        answer = [
+            {
+                "file": name,
+                "label": model.class_names[p.index(max(p))],
+                "probabilities": dict(zip(model.class_names, p, strict=True)),
+            }
+            for name, p in zip(names, probabilities.tolist(), strict=True)
+        ]
+        print(json.dumps(answer, indent=1))
+    return 0
+
+
+def describe(arguments: argparse.Namespace) -> int:
+    """``noprop describe``."""
+    about = description(configuration(arguments))
+    print(json.dumps(about, indent=1) if arguments.json else description_text(about))
+    return 0
+
+
+def description(config: RunConfig) -> dict[str, Any]:
+    """Units, parameters, memory and schedule, without reading a catalogue data set."""
+    shape, classes = _shape(config)
+    names = tuple(str(i) for i in range(classes))
+    task = Task(shape, names, Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
+    if config.method.encoder == "custom":
+        raise ConfigError("method.encoder: describe knows only the encoders that ship")
+    method = build_method(config, task, build_embedding(config, task, None))
+    k, gamma = method.coefficients, method.gamma
+    weights = denoising_weights(gamma, config.method.eta)
+    levels = [
+        {
+            "t": t,
+            "alpha_bar": alpha_bar(gamma)[t].item(),
+            "snr": snr(gamma)[t].item(),
+            **{n: getattr(k, n)[t - 1].item() if t else None for n in ("a", "b", "c")},
+            "weight": weights[t - 1].item() if t else None,
+        }
+        for t in range(len(gamma))
+    ]
+    units = [{"name": u.name, "parameters": sum(p.numel() for p in u.parameters)} for u in method.units]
+    # Weights, gradients and two moments, four bytes each, and what the backward pass keeps.
+    activations = _activations(method.blocks[0].network, shape, config.train.batch_size)
+    return {
+        "recipe": config.recipe,
+        "dataset": config.data.dataset,
+        "shape": list(shape),
+        "classes": classes,
+        "units": units,
+        "shared_parameters": sum(p.numel() for p in method.shared_parameters),
+        "unit_memory_mb": (16 * units[0]["parameters"] + activations) / 1e6,
+        "schedule": levels,
+    }
+
+
+def _activations(network: Any, shape: tuple[int, ...], batch: int) -> int:
+    """Bytes that one forward pass of a batch leaves for the backward pass, counted, in float32."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.zeros(2, *network.latent_shape).flatten(1), network.context(torch.zeros(2, *shape)))
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    return sum(n for pointer, n in kept.items() if pointer not in parameters) * batch // 2
+
+
+def _shape(config: RunConfig) -> tuple[tuple[int, ...], int]:
+    name = config.data.dataset
+    if name in SOURCES:
+        for status in inspect_sources():
+            if status.name == name:
+                return tuple(status.shape), status.num_classes
+    if name == "digits":
+        return (1, 8, 8), 10
+    c = config.data
+    dataset = load_dataset(name, image_size=c.image_size, color=c.color)
+    return dataset.shape, dataset.num_classes
+
+
+def data(arguments: argparse.Namespace) -> int:
+    """``noprop data``."""
+    found = inspect_sources(arguments.data_dir, verify=arguments.verify)
+    if arguments.json:
+        print(json.dumps([_status(s) for s in found], indent=1))
+        return 0
+    rows = []
+    for s in found:
+        bad = [f.name for f in s.files if f.intact is False]
+        state = "damaged: " + ", ".join(bad) if bad else ("here" if s.available else "absent")
+        size = "×".join(map(str, s.shape))
+        rows.append([
+            s.name, size, str(s.num_classes), f"{s.sizes[0]:,}", f"{s.sizes[1]:,}",
+            state, str(s.folder) if s.folder else (s.how if s.available else "downloaded when asked for"),
+        ])  # fmt: skip
+    print(table(["data set", "shape", "classes", "train", "test", "state", "where, or how"], rows))
+    places = ", ".join(map(str, search_path(arguments.data_dir)))
+    print(f"\nlooked in {places} (--data-dir, then NOPROP_DATA, then the cache)")
+    return 0
+
+
+def _status(s: Any) -> dict[str, Any]:
+    return {
+        "name": s.name,
+        "shape": list(s.shape),
+        "classes": s.num_classes,
+        "train": s.sizes[0],
+        "test": s.sizes[1],
+        "available": s.available,
+        "folder": str(s.folder) if s.folder else None,
+        "files": [
+            {"name": f.name, "path": str(f.path) if f.path else None, "intact": f.intact}
+            for f in s.files
+        ],
+        "how": s.how,
+    }
+
+
+def plot(arguments: argparse.Namespace) -> int:
+    """``noprop plot``."""
+    from noprop.report.plots import draw_run
+
+    encoder = _encoder(arguments.encoder)
+    model = api.load(arguments.run, device=arguments.device, encoder=encoder)
+    examples = load_data(model.config, arguments.data_dir).test
+    out = arguments.out or arguments.run / "plots"
+    paths = draw_run(arguments.run, model.model, examples, out)
+    print(json.dumps([str(p) for p in paths]) if arguments.json else "\n".join(map(str, paths)))
+    return 0
+
+
+def _encoder(name: str | None) -> EncoderFactory | None:
+    """The function that ``--encoder module:function`` names, on the user's own word alone."""
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        sys.path.insert(0, str(Path.cwd()))
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"--encoder wants MODULE:FUNCTION, got {name!r}: {error}") from None
+
+

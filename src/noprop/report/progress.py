@@ -1,0 +1,124 @@
+"""Progress of training: a live display on a terminal, plain lines elsewhere; all of it on stderr."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+__all__ = ["ProgressReport"]
+
+PLAIN_EVERY = 5.0  # seconds between plain lines
+
+
+class ProgressReport:
+    """Turns events of training into what a waiting person wants to know.
+
+    Args:
+        batch_size: examples an update.
+        quiet: print nothing.
+    """
+
+    def __init__(self, batch_size: int, *, quiet: bool = False):
+        self.batch_size = batch_size
+        self.quiet = quiet
+        self.started = time.monotonic()
+        self.printed = 0.0
+        self.groups = 0
+        self.shares: dict[str, float] = {}  # how much of each group is done, 0..1
+        self.begun: dict[str, int] = {}  # update each unit's group stood at when it was first heard of
+        self.latest: dict[str, int] = {}
+        self.losses: dict[str, float] = {}
+        console = Console(stderr=True)
+        self.live: Progress | None = None
+        if console.is_terminal and not quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+            self.live = Progress(*columns, console=console)
+            self.live.start()
+            self.overall = self.live.add_task("all units", total=1.0, note="")
+            self.rows: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take one event."""
+        kind = event["event"]
+        if kind == "started":
+            self.groups = max(1, sum(g != "readout" for g in event["groups"]))
+            names, count = event["groups"], event["workers"]
+            self._line(f"training {len(names)} units on {count} worker{'s' * (count > 1)}")
+        elif kind == "found":
+            self._line(f"{event['group']} is trained already")
+        elif kind == "progress":
+            self._progress(event)
+        elif kind == "trained":
+            self._trained(event)
+        elif kind == "evaluating":
+            if self.live:
+                self.live.stop()
+                self.live = None
+            self._line("evaluating")
+
+    def _progress(self, event: dict[str, Any]) -> None:
+        unit, position = event["unit"], event["position"]
+        self.losses[unit] = event["loss"]
+        if unit != "readout":
+            self.begun.setdefault(unit, position)
+            self.latest[unit] = position
+            self.shares[unit if self.groups > 1 else "all"] = position / event["total"]
+        note = f"epoch {event['epoch']}  loss {event['loss']:.4g}"
+        if self.live:
+            if unit not in self.rows:
+                self.rows[unit] = self.live.add_task(unit, total=1.0, note="")
+            done = position / event["total"]
+            self.live.update(self.rows[unit], completed=done, note=note)
+            self.live.update(self.overall, completed=self.share, note=self.summary())
+        elif time.monotonic() - self.printed > PLAIN_EVERY:
+            self._line(f"{100 * self.share:3.0f} %  {unit} {note}  {self.summary()}")
+
+    def _trained(self, event: dict[str, Any]) -> None:
+        for unit in event["units"]:
+            if self.live and unit in self.rows:
+                self.live.remove_task(self.rows.pop(unit))
+        if len(event["units"]) == 1:
+            unit = event["units"][0]
+            self._line(
+                f"{unit} trained in {event['seconds']:.1f} s, loss {self.losses.get(unit, 0):.4g}"
+            )
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, 0..1."""
+        return min(1.0, sum(self.shares.values()) / max(1, self.groups))
+
+    def summary(self) -> str:
+        """Examples a second and block, and the time left."""
+        elapsed = time.monotonic() - self.started
+        updates = sum(self.latest[u] - self.begun[u] for u in self.latest)
+        speed = f"{updates * self.batch_size / elapsed:,.0f} examples/s"
+        if self.share < 0.02:
+            return speed
+        return f"{speed}, {duration(elapsed * (1 - self.share) / self.share)} left"
+
+    def _line(self, text: str) -> None:
+        if self.quiet:
+            return
+        self.printed = time.monotonic()
+        if self.live:
+            self.live.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Such as ``40 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
