@@ -1,8 +1,8 @@
 """NoProp: training neural networks without back-propagating through them.
 
 Equation, table, figure and algorithm numbers everywhere in this package are those of Li, Teh and
-Pascanu, "NoProp: Training Neural Networks without Full Back-propagation or Full Forward-propagation",
-arXiv:2503.24322.
+Pascanu, "NoProp: Training Neural Networks without Full Back-propagation or Full
+Forward-propagation", arXiv:2503.24322.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """The few calls of a script: train a recipe, load a run, predict.
 
-    model = noprop.train("digits-dt")
-    labels = model.predict(images).argmax(dim=1)
+model = noprop.train("digits-dt")
+labels = model.predict(images).argmax(dim=1)
 """
 
 from collections.abc import Callable, Mapping
@@ -94,7 +94,7 @@ class TrainedModel:
         return torch.cat(parts) if parts else torch.empty(0, self.model.task.num_classes)
 
     def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
-        """Measure on a part of the run's own data set; see :func:`noprop.training.evaluate.evaluate`."""
+        """Measure on a part of the run's own data; see :mod:`noprop.training.evaluate`."""
         data = load_data(self.config, data_dir)
         return evaluate(self.model, getattr(data, part))
 
@@ -117,8 +117,8 @@ def train(
         overrides: fields to change, such as ``{"train.epochs": 2}``.
         data_dir: the first place to look for data.
         data: the data itself, in place of reading ``data.dataset``.
-        encoder: makes an ``nn.Module`` x → features (B, F) that replaces the convolutions; called once
-            a block. A function of a module, so that worker processes can be sent it.
+        encoder: makes an ``nn.Module`` x → features (B, F) that replaces the convolutions; called
+            once a block. A function of a module, so that worker processes can be sent it.
         emit: called with every event of training.
 
     Raises:
@@ -196,5 +196,3 @@ def free_folder(recipe: str) -> Path:
         number += 1
         path = first.with_name(f"{first.name}-{number}")
     return path
-
-

@@ -44,7 +44,7 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """m."""
+        """M."""
         return len(self.class_names)
 
 
@@ -61,9 +61,7 @@ class RunData:
 def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
     """Read, split and measure the data set of a run; pixels stay uint8."""
     c = config.data
-    dataset = load_dataset(
-        c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color
-    )
+    dataset = load_dataset(c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color)
     parts = hold_out(dataset, c.validation, config.train.seed)
     task = Task(dataset.shape, dataset.class_names, Normalization.of(parts.train.x))
     return RunData(task, parts.train, parts.validation, parts.test)
@@ -152,8 +150,8 @@ def build_method(
         task: what is classified.
         embedding: W_Embed; the method shares it.
         factory: makes the user's own encoder, for ``method.encoder = "custom"``.
-        only: build this unit and leave every other without weights, so that training one block needs
-            the memory of one.
+        only: build this unit and leave every other without weights, so that training one block
+            needs the memory of one.
     """
     c = config.method
     latent = task.shape if c.embedding == "prototype" else (embedding.weight.shape[1],)

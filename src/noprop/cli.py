@@ -28,7 +28,9 @@ class Parser(argparse.ArgumentParser):
         if unknown := re.match(r"unrecognized arguments: (--?[\w.-]+)", message):
             known = [o for action in self._actions for o in action.option_strings]
             near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.5)
-            message = f"unknown option {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+            message = f"unknown option {unknown[1]}" + (
+                f"; did you mean {near[0]}?" if near else ""
+            )
         self.exit(2, f"noprop: error: {message} (see {self.prog} --help)\n")
 
 
@@ -163,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         made[arguments.command].error(f"unrecognized arguments: {unknown[0].partition('=')[0]}")
     try:
+        arguments.configuration = lambda: configuration(arguments)
         from noprop import commands
 
         return getattr(commands, arguments.command)(arguments)
@@ -179,4 +182,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("noprop: stopped", file=sys.stderr)
         return 130
-

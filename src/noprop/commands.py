@@ -12,9 +12,15 @@ import torch
 
 from noprop import api
 from noprop.build import Task, build_embedding, build_method, load_data
-from noprop.cli import configuration
 from noprop.config import RunConfig
-from noprop.data import SOURCES, Normalization, inspect_sources, load_dataset, read_inputs, search_path
+from noprop.data import (
+    SOURCES,
+    Normalization,
+    inspect_sources,
+    load_dataset,
+    read_inputs,
+    search_path,
+)
 from noprop.diffusion import denoising_weights
 from noprop.errors import ConfigError
 from noprop.networks import EncoderFactory
@@ -37,14 +43,14 @@ def train(arguments: argparse.Namespace) -> int:
         if others := [n for n in changed if n != "train.workers"]:
             raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
     else:
-        config = configuration(arguments)
+        config = arguments.configuration()
         folder = arguments.run or api.free_folder(config.recipe)
     report = ProgressReport(config.train.batch_size, quiet=arguments.quiet)
     common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": report}
     try:
         if arguments.resume:
             text = getattr(arguments, "train.workers")
-            workers = None if text is None else int(configuration(arguments).train.workers)
+            workers = None if text is None else int(arguments.configuration().train.workers)
             model = api.resume(folder, workers=workers, **common)
         else:
             model = api.train(config, folder=folder, **common)
@@ -119,7 +125,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def describe(arguments: argparse.Namespace) -> int:
     """``noprop describe``."""
-    about = description(configuration(arguments))
+    about = description(arguments.configuration())
     print(json.dumps(about, indent=1) if arguments.json else description_text(about))
     return 0
 
@@ -144,7 +150,9 @@ def description(config: RunConfig) -> dict[str, Any]:
         }
         for t in range(len(gamma))
     ]
-    units = [{"name": u.name, "parameters": sum(p.numel() for p in u.parameters)} for u in method.units]
+    units = [
+        {"name": u.name, "parameters": sum(p.numel() for p in u.parameters)} for u in method.units
+    ]
     # Weights, gradients and two moments, four bytes each, and what the backward pass keeps.
     activations = _activations(method.blocks[0].network, shape, config.train.batch_size)
     return {
@@ -169,7 +177,10 @@ def _activations(network: Any, shape: tuple[int, ...], batch: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.zeros(2, *network.latent_shape).flatten(1), network.context(torch.zeros(2, *shape)))
+        network(
+            torch.zeros(2, *network.latent_shape).flatten(1),
+            network.context(torch.zeros(2, *shape)),
+        )
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     return sum(n for pointer, n in kept.items() if pointer not in parameters) * batch // 2
 
@@ -200,7 +211,8 @@ def data(arguments: argparse.Namespace) -> int:
         size = "×".join(map(str, s.shape))
         rows.append([
             s.name, size, str(s.num_classes), f"{s.sizes[0]:,}", f"{s.sizes[1]:,}",
-            state, str(s.folder) if s.folder else (s.how if s.available else "downloaded when asked for"),
+            state, str(s.folder) if s.folder else (s.how if s.available else "downloaded when asked
+            for"),
         ])  # fmt: skip
     print(table(["data set", "shape", "classes", "train", "test", "state", "where, or how"], rows))
     places = ", ".join(map(str, search_path(arguments.data_dir)))
@@ -248,5 +260,3 @@ def _encoder(name: str | None) -> EncoderFactory | None:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--encoder wants MODULE:FUNCTION, got {name!r}: {error}") from None
-
-

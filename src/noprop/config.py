@@ -1,7 +1,7 @@
 """What a run is made of: frozen, validated dataclasses, and their way to and from TOML.
 
-A component knows nothing of these; ``build.py`` turns them into objects. Every field's docstring here is
-also its help on the command line.
+A component knows nothing of these; ``build.py`` turns them into objects. Every field's docstring
+here is also its help on the command line.
 """
 
 import dataclasses
@@ -48,7 +48,9 @@ class DataConfig:
     """Which examples, and how they are divided."""
 
     dataset: str = _help("digits", "name, folder of class folders, or .npz file")
-    image_size: Positive | None = _help(None, "side in pixels that a folder's images are resized to")
+    image_size: Positive | None = _help(
+        None, "side in pixels that a folder's images are resized to"
+    )
     color: Literal["auto", "grey", "rgb"] = _help("auto", "how a folder's images are read")
     validation: Annotated[float, Field(ge=0, lt=1)] = _help(
         0.1, "fraction of the training set held out for choosing, stratified"
@@ -91,9 +93,7 @@ class TrainConfig:
     )
     optimizer: Literal["adamw", "adam", "sgd"] = _help("adamw", "one of these for each unit")
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _help(1e-3, "learning rate")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _help(
-        1e-3, "weight decay"
-    )
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _help(1e-3, "weight decay")
     crop_padding: Annotated[int, Field(ge=0)] = _help(0, "augment: random crops, padded by this")
     flip: bool = _help(False, "augment: mirror half of the images")
     seed: Annotated[int, Field(ge=0)] = _help(0, "of everything random")
@@ -195,7 +195,7 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
-    """Nested dictionaries of plain values; fields that are None are left out, as TOML has no null."""
+    """Nested dictionaries of plain values, without the fields that are None: TOML has no null."""
 
     def drop_none(value: Any) -> Any:
         if isinstance(value, dict):

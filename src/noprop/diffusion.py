@@ -1,9 +1,9 @@
-r"""The forward process on label embeddings, its reverse step, and the terms of the bound (Eqs. 3, 5-8).
+r"""The forward process on label embeddings, its reverse step, and the bound's terms (Eqs. 3, 5-8).
 
 $q(z_t | y) = \mathcal{N}(\sqrt{\bar\alpha_t}\, u_y, (1 - \bar\alpha_t) I)$ (Eq. 6), with
-$\bar\alpha_t = \prod_{s=t}^{T} \alpha_s$ rising in $t$. Block $t$ of the chain reads $z_{t-1}$ and guesses
-$u_y$; the generative step then mixes the guess into the latent (Eq. 3). Schedules come as $\gamma$ (see
-:mod:`noprop.schedules`).
+$\bar\alpha_t = \prod_{s=t}^{T} \alpha_s$ rising in $t$. Block $t$ of the chain reads $z_{t-1}$ and
+guesses $u_y$; the generative step then mixes the guess into the latent (Eq. 3). Schedules come as
+$\gamma$ (see :mod:`noprop.schedules`).
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StepCoefficients:
-    r"""$z_t = a_t \hat u + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$; ``c`` is a variance. Each of shape (T,)."""
+    r"""$z_t = a_t \hat u + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$; ``c`` is a variance."""
 
     a: Float[Tensor, " steps"]
     b: Float[Tensor, " steps"]
@@ -38,9 +38,9 @@ class StepCoefficients:
 
 
 def step_coefficients(gamma: Float[Tensor, " levels"]) -> StepCoefficients:
-    r"""Coefficients of one step $z_t = a_t \hat u + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$ (Eqs. 3, 6).
+    r"""Coefficients of one step $z_t = a_t \hat u + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$ (Eq. 3).
 
-    With $r_t = 1 - \mathrm{SNR}(t-1)/\mathrm{SNR}(t)$: $a_t = \sqrt{\bar\alpha_t}\, r_t$,
+    By Eq. 6, with $r_t = 1 - \mathrm{SNR}(t-1)/\mathrm{SNR}(t)$: $a_t = \sqrt{\bar\alpha_t}\, r_t$,
     $b_t = \sqrt{\bar\alpha_t / \bar\alpha_{t-1}}\, (1 - r_t)$ and $c_t = (1 - \bar\alpha_t)\, r_t$.
 
     Args:
@@ -84,10 +84,11 @@ def sample_latent(
 
 
 def denoising_weights(gamma: Float[Tensor, " levels"], eta: float) -> Float[Tensor, " steps"]:
-    r"""Weights $\frac{T}{2}\eta\,(\mathrm{SNR}(t) - \mathrm{SNR}(t-1))$ of the squared errors (Eq. 8).
+    r"""Weights $\frac{T}{2}\eta\,(\mathrm{SNR}(t) - \mathrm{SNR}(t-1))$ of the errors (Eq. 8).
 
-    Written $\frac{T}{2}\eta\,\mathrm{SNR}(t)\, r_t$, so that neighbouring levels lose no digits. With
-    $\eta = 1$, weight $t$ times the mean squared error is $T$ times the KL term of step $t$ in Eq. 5.
+    Written $\frac{T}{2}\eta\,\mathrm{SNR}(t)\, r_t$, so that neighbouring levels lose no digits.
+    With $\eta = 1$, weight $t$ times the mean squared error is $T$ times the KL term of step $t$ in
+    Eq. 5.
 
     Args:
         gamma: $-\log\mathrm{SNR}(t)$ for $t = 0, \dots, T$, shape (T + 1,).
@@ -100,13 +101,11 @@ def denoising_weights(gamma: Float[Tensor, " levels"], eta: float) -> Float[Tens
     return step.shape[0] / 2 * eta * torch.exp(-gamma[1:]) * -torch.expm1(step)
 
 
-def prior_kl(
-    u: Float[Tensor, "batch dim"], gamma: Float[Tensor, ""]
-) -> Float[Tensor, " batch"]:
+def prior_kl(u: Float[Tensor, "batch dim"], gamma: Float[Tensor, ""]) -> Float[Tensor, " batch"]:
     r"""$\mathrm{KL}(q(z_0 | y)\,\|\,\mathcal{N}(0, I))$ of each example, in nats (Eq. 5).
 
-    $\frac12 [\bar\alpha_0 \|u_y\|^2 - d\,\bar\alpha_0 - d \log(1 - \bar\alpha_0)]$; the last two terms
-    cancel to second order in $\bar\alpha_0$.
+    $\frac12 [\bar\alpha_0 \|u_y\|^2 - d\,\bar\alpha_0 - d \log(1 - \bar\alpha_0)]$; the last two
+    terms cancel to second order in $\bar\alpha_0$.
 
     Args:
         u: embeddings of the batch's labels, shape (B, d).

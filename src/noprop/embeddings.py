@@ -1,7 +1,8 @@
-r"""Class embeddings $W_\mathrm{Embed}$ (m, d): how a label becomes a point that noise can be added to.
+r"""Class embeddings $W_\mathrm{Embed}$ (m, d): how a label becomes a point that bears noise.
 
-The paper's three kinds (Section 4, Fig. 7): one-hot, a table of d numbers a class (started orthogonal
-or random, then trained), and prototypes, where a class starts at its most typical training image.
+The paper's three kinds (Section 4, Fig. 7): one-hot, a table of d numbers a class (started
+orthogonal or random, then trained), and prototypes, where a class starts at its most typical
+training image.
 """
 
 import torch
@@ -36,7 +37,8 @@ def orthogonal_embeddings(
 ) -> Float[Tensor, "classes dim"]:
     """Rows of length one: orthogonal where d ≥ m, else as far as the space allows.
 
-    For d < m the rows are the columns of an orthonormal basis, stretched to length one: a tight frame.
+    For d < m the rows are the columns of an orthonormal basis, stretched to length one: a tight
+    frame.
     """
     weight = nn.init.orthogonal_(torch.empty(num_classes, dim), generator=generator)
     return nn.functional.normalize(weight, dim=1)
@@ -78,31 +80,34 @@ def class_medoids(
     return torch.stack(chosen)
 
 
-def _medoid(
-    points: Float[Tensor, "n dim"], chunk_bytes: int, candidates: int
-) -> Int64[Tensor, ""]:
+def _medoid(points: Float[Tensor, "n dim"], chunk_bytes: int, candidates: int) -> Int64[Tensor, ""]:
     n = points.shape[0]
     if n == 1:
         return torch.zeros((), dtype=torch.int64, device=points.device)
     # Distances do not change when the mean is removed, and the squares cancel far less.
     points = points - points.mean(dim=0)
     squares = points.square().sum(dim=1)
-    # The k-th smallest of all n distances, own distance 0 included, is the (n-1)-point lower median.
-    k = (n - 2) // 2 + 2
-    median = torch.empty(n, device=points.device)
-    for rows in torch.arange(n, device=points.device).split(max(1, chunk_bytes // (4 * n * 3))):
+    # The k-th smallest of all n distances, own distance 0 included, is the (n-1)-point lower
+    median. k = (n - 2) // 2 + 2 median = torch.empty(n, device=points.device) for rows in
+    torch.arange(n, device=points.device).split(max(1, chunk_bytes // (4 * n * 3))):
         distance = torch.addmm(squares[None], points[rows], points.T, alpha=-2)
         distance += squares[rows, None]
         median[rows] = distance.kthvalue(k, dim=1).values
     best = median.topk(min(candidates, n), largest=False).indices.sort().values
     rows_at_once = max(1, chunk_bytes // (8 * points.shape[1]))
-    exact = torch.stack([
-        torch.cat([
-            (part.double() - points[i].double()).square().sum(dim=1)
-            for part in points.split(rows_at_once)
-        ]).kthvalue(k).values
-        for i in best
-    ])
+    exact = torch.stack(
+        [
+            torch.cat(
+                [
+                    (part.double() - points[i].double()).square().sum(dim=1)
+                    for part in points.split(rows_at_once)
+                ]
+            )
+            .kthvalue(k)
+            .values
+            for i in best
+        ]
+    )
     return best[exact.argmin()]
 
 
@@ -132,9 +137,7 @@ class Embedding(nn.Module):
         """u_y, the embeddings of a batch's labels."""
         return self.weight[y]
 
-    def expectation(
-        self, logits: Float[Tensor, "batch classes"]
-    ) -> Float[Tensor, "batch dim"]:
+    def expectation(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch dim"]:
         """û = softmax(logits) @ W_Embed, a convex combination of the embeddings (Section 3.1)."""
         # Autocast would round û to bf16, and with it every small error that the loss is made of.
         with torch.autocast(logits.device.type, enabled=False):
@@ -151,7 +154,7 @@ def nearest_class(
 def separation(
     weight: Float[Tensor, "classes dim"],
 ) -> tuple[Float[Tensor, " classes"], float]:
-    """The length of every embedding and the least distance between two: a collapse shows in both."""
+    """The length of every embedding and the least distance of two: a collapse shows in both."""
     weight = weight.detach().double()
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
     distances.fill_diagonal_(torch.inf)

@@ -16,7 +16,7 @@ class DataError(NoPropError):
 
 
 class RunError(NoPropError):
-    """A run folder or checkpoint that is none, is incomplete, or belongs to another architecture."""
+    """A run folder or checkpoint that is none, is damaged, or of another architecture."""
 
 
 class TrainingError(NoPropError):

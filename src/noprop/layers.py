@@ -1,4 +1,4 @@
-"""Layers whose randomness comes from a generator, and the path of fully connected layers of Fig. 5."""
+"""Layers whose randomness comes from a generator, and the residual path of Fig. 5."""
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,12 @@ class Sequence(nn.Sequential):
     takes_generator = True
 
     def forward(
-        self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
+        self, input: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "..."]:
         """The last module's output."""
         for module in self:
-            x = stochastic_call(module, x, generator)
-        return x
+            input = stochastic_call(module, input, generator)
+        return input
 
 
 def keep_mask(
@@ -41,7 +41,8 @@ def keep_mask(
 ) -> Bool[Tensor, "..."]:
     """True with probability ``keep_of_256`` / 256, in the shape and memory order of ``x``.
 
-    On the CPU eight bytes come from each draw: a draw per element costs more than a small convolution.
+    On the CPU eight bytes come from each draw: a draw per element costs more than a small
+    convolution.
     """
     n = x.numel()
     if x.device.type == "cpu":

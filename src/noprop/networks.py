@@ -1,9 +1,9 @@
 r"""The networks of Fig. 5: a path for the image, one for the latent, one for time, and a head.
 
 A block's image path depends on $x$ alone. So a block is used in two halves: ``context(x)`` once per
-image, then ``forward(z, context)`` as often as latents are tried. The head's first layer acts on the
-concatenation of both; multiplying its two halves apart and adding gives the same numbers, and lets
-``context`` do the image's part of that product too.
+image, then ``forward(z, context)`` as often as latents are tried. The head's first layer acts on
+the concatenation of both; multiplying its two halves apart and adding gives the same numbers, and
+lets ``context`` do the image's part of that product too.
 """
 
 import math
@@ -168,7 +168,8 @@ class Features(nn.Module):
         factory: makes the user's own encoder, a fresh one each time it is called.
 
     Raises:
-        ValueError: If the kind does not suit the shape, or a user's encoder gives no (B, F) features.
+        ValueError: If the kind does not suit the shape, or a user's encoder gives no (B, F)
+            features.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class Head(nn.Module):
     def part(
         self, features: Float[Tensor, "batch width"], index: int
     ) -> Float[Tensor, "batch width"]:
-        """What the ``index``-th 256 inputs of the first layer add to its output; bias with the first."""
+        """What the ``index``-th 256 inputs add to the first layer's output; bias with the first."""
         columns = self.join.weight[:, index * WIDTH : (index + 1) * WIDTH]
         return F.linear(features, columns, self.join.bias if index == 0 else None)
 
@@ -247,10 +248,8 @@ class Head(nn.Module):
         return self.out(F.relu(self.norm2(self.hidden(hidden))))
 
 
-def _latent_features(
-    shape: tuple[int, ...], dropout: float, batch_norm: bool
-) -> nn.Module:
-    """A path for the latent: an image path of its own for prototypes (C, H, W), else layers of 256."""
+def _latent_features(shape: tuple[int, ...], dropout: float, batch_norm: bool) -> nn.Module:
+    """A path for the latent: an image path for prototypes (C, H, W), else layers of 256."""
     if len(shape) == 3:
         return Features(shape, dropout=dropout, batch_norm=batch_norm)
     if batch_norm:
@@ -300,7 +299,9 @@ class DiscreteBlock(nn.Module):
     ) -> Float[Tensor, "batch classes"]:
         """Logits of û, shape (B, m)."""
         latent = z.unflatten(1, self.latent_shape)
-        return self.head(context + self.head.part(stochastic_call(self.latent, latent, generator), 1))
+        return self.head(
+            context + self.head.part(stochastic_call(self.latent, latent, generator), 1)
+        )
 
 
 class ContinuousBlock(nn.Module):
@@ -354,8 +355,8 @@ class ContinuousBlock(nn.Module):
 def sinusoidal_embedding(t: Float[Tensor, " times"]) -> Float[Tensor, "times features"]:
     """Sines and cosines of 1000 t at 32 frequencies from 1 down to 1/10 000, for t in [0, 1].
 
-    Differs from the paper, which gives the width (64) but not the scale: times in [0, 1] are stretched
-    to the positions 0..1000 for which these frequencies are customary.
+    Differs from the paper, which gives the width (64) but not the scale: times in [0, 1] are
+    stretched to the positions 0..1000 for which these frequencies are customary.
     """
     half = TIME_FEATURES // 2
     exponent = torch.arange(half, device=t.device, dtype=t.dtype) / (half - 1)

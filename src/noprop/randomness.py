@@ -1,8 +1,8 @@
 """Randomness that depends on what is drawn, never on where or in which order.
 
 Every draw of the package comes from a generator seeded by (seed, purpose, step, block). A step of a
-block can therefore be repeated on its own: a resumed run needs no generator state, and any placement
-of blocks over processes draws the same noise.
+block can therefore be repeated on its own: a resumed run needs no generator state, and any
+placement of blocks over processes draws the same noise.
 """
 
 import hashlib

@@ -1,8 +1,9 @@
 r"""Readouts: from the last latent $z_T$ to log-probabilities over classes (Eqs. 14-16, Fig. 6).
 
 Differs from the paper: both start as the nearest-embedding classifier and are trained from there,
-without touching an image. From torch's usual start the readout is the last part to learn on small data,
-and until it has learned, a perfect chain classifies at chance. ``start="random"`` is the paper's way.
+without touching an image. From torch's usual start the readout is the last part to learn on small
+data, and until it has learned, a perfect chain classifies at chance. ``start="random"`` is the
+paper's way.
 """
 
 from typing import Literal
@@ -41,14 +42,16 @@ class SoftmaxReadout(nn.Module):
 
 
 class RadialReadout(nn.Module):
-    r"""$\tilde y$ = softmax(f(z)) W_Embed, $p(y|z) \propto \exp(-\|\tilde y - u_y\|^2 / 2\sigma^2)$ (Eqs. 15, 16).
+    r"""$p(y|z) \propto \exp(-\|\tilde y - u_y\|^2 / 2\sigma^2)$ (Eqs. 15, 16).
+
+    $\tilde y$ = softmax(f(z)) W_Embed is a guess of the embedding.
 
     Args:
         weight: W_Embed at the start of training, shape (m, d).
         start: as for :class:`SoftmaxReadout`, of the layer f.
-        sigma: σ, above 0, in the units of the embeddings. The paper does not give it; without one it
-            is the least distance between two embeddings over √32, so that $\tilde y = u_y$ leads its
-            nearest neighbour by 16 nats.
+        sigma: σ, above 0, in the units of the embeddings. The paper does not give it; without one
+            it is the least distance between two embeddings over √32, so that $\tilde y = u_y$ leads
+            its nearest neighbour by 16 nats.
     """
 
     sigma: Tensor
@@ -77,9 +80,7 @@ class RadialReadout(nn.Module):
 Readout = SoftmaxReadout | RadialReadout
 
 
-def nearest_embedding_layer(
-    weight: Float[Tensor, "classes dim"], start: ReadoutStart
-) -> nn.Linear:
+def nearest_embedding_layer(weight: Float[Tensor, "classes dim"], start: ReadoutStart) -> nn.Linear:
     """A linear layer whose argmax is the nearest embedding, its scale set by the closest pair."""
     linear = nn.Linear(weight.shape[1], weight.shape[0])
     if start == "nearest":

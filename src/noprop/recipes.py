@@ -10,7 +10,7 @@ __all__ = ["RECIPES", "find_recipe"]
 
 
 def _paper(name: str, dataset: str, epochs: int, method: DTConfig | None = None) -> RunConfig:
-    """The paper's settings: T = 10, η = 0.1, AdamW at 1e-3 with weight decay 1e-3, batches of 128."""
+    """The paper's: T = 10, η = 0.1, AdamW at 1e-3 with weight decay 1e-3, batches of 128."""
     return RunConfig(
         recipe=name,
         data=DataConfig(dataset=dataset),

@@ -1,4 +1,4 @@
-r"""Ways from noise to a label embedding. Each takes a denoiser and a first latent and walks the levels.
+r"""Ways from noise to a label embedding. Each walks the levels, asking a denoiser.
 
 A denoiser is called with the index of the step and the latent before it, and returns the guess
 $\hat u$ of the embedding; whatever it reads of $x$ it has prepared beforehand, once for all steps.
@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["Denoiser", "ancestral"]
 
 Denoiser = Callable[[int, Tensor], Tensor]
-"""(step, z) to û: step ``i`` is 0..T-1 and leads from level ``i`` to ``i + 1``; z and û are (B, d)."""
+"""(step, z) to û: step ``i`` of 0..T-1 leads from level ``i`` to ``i + 1``; z, û: (B, d)."""
 
 
 def ancestral(
@@ -25,7 +25,9 @@ def ancestral(
     generator: torch.Generator | None = None,
     observe: Callable[[int, Tensor], None] | None = None,
 ) -> Float[Tensor, "batch dim"]:
-    r"""The generative chain $z_t = a_t \hat u_t(z_{t-1}) + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$ (Eq. 3).
+    r"""The generative chain $z_t = a_t \hat u_t(z_{t-1}) + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$.
+
+    The step of Eq. 3.
 
     Args:
         denoise: the guess of each step.

@@ -1,9 +1,9 @@
 r"""Noise schedules, held as $\gamma = -\log\mathrm{SNR}$.
 
 Time runs one way everywhere: $t = 0$ is noise and $t = T$ the clean embedding, so the signal power
-$\bar\alpha_t$ and $\mathrm{SNR}(t) = \bar\alpha_t / (1 - \bar\alpha_t) = e^{-\gamma_t}$ rise and $\gamma_t$
-falls. From $\gamma$ both $\bar\alpha$ = ``sigmoid(-gamma)`` and $1 - \bar\alpha$ = ``sigmoid(gamma)``
-keep all their digits at both ends, which no schedule held as $\bar\alpha$ can.
+$\bar\alpha_t$ and $\mathrm{SNR}(t) = \bar\alpha_t / (1 - \bar\alpha_t) = e^{-\gamma_t}$ rise and
+$\gamma_t$ falls. From $\gamma$ both $\bar\alpha$ = ``sigmoid(-gamma)`` and $1 - \bar\alpha$ =
+``sigmoid(gamma)`` keep all their digits at both ends, which no schedule held as $\bar\alpha$ can.
 """
 
 import math
@@ -20,11 +20,12 @@ def cosine_gamma(
 ) -> Float[Tensor, " levels"]:
     r"""The fixed cosine schedule, rising from noise to clean.
 
-    $\bar\alpha_t = \cos^2\theta_t$ with $\theta_t = \frac{\pi}{2}\,\frac{1 - t/T + s}{1 + s}$, hence
-    $\gamma_t = 2\log\tan\theta_t$.
+    $\bar\alpha_t = \cos^2\theta_t$ with $\theta_t = \frac{\pi}{2}\,\frac{1 - t/T + s}{1 + s}$,
+    hence $\gamma_t = 2\log\tan\theta_t$.
 
-    Differs from the paper: $\bar\alpha$ is clamped to $[\epsilon, 1 - \epsilon]$. The cosine starts at
-    $\bar\alpha_0 = 0$ exactly, where $\gamma$ is infinite; with the default only that level is moved.
+    Differs from the paper: $\bar\alpha$ is clamped to $[\epsilon, 1 - \epsilon]$. The cosine starts
+    at $\bar\alpha_0 = 0$ exactly, where $\gamma$ is infinite; with the default only that level is
+    moved.
 
     Args:
         num_blocks: $T$, at least 1.

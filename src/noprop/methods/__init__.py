@@ -1,0 +1,1 @@
+"""The methods: what each trains and how each predicts. They do not import one another."""

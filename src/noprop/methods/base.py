@@ -1,8 +1,9 @@
 """The contract: a method is units, shared parameters, and a way to predict.
 
-A *unit* is an independently trainable part. *Shared parameters* are what several units' losses reach:
-W_Embed when it is learned, nothing when it is fixed. Training knows only these; placing units on
-processes or machines only partitions them. ``predict`` is given x and a generator, never y.
+A *unit* is an independently trainable part. *Shared parameters* are what several units' losses
+reach: W_Embed when it is learned, nothing when it is fixed. Training knows only these; placing
+units on processes or machines only partitions them. ``predict`` is given x and a generator, never
+y.
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-r"""NoProp-DT: T blocks, each trained on its own to guess the label's embedding (Eqs. 3-8, Algorithm 1)."""
+r"""NoProp-DT: T blocks, each trained on its own to guess the label (Eqs. 3-8, Algorithm 1)."""
 
 from collections.abc import Sequence
 
@@ -64,7 +64,7 @@ class Block(Unit):
 
 
 class ReadoutUnit(Unit):
-    """p_out(y | z_T), trained on z_T ~ q(z_T|y): the terms ``classification`` and ``prior`` of Eq. 8.
+    """p_out(y | z_T), trained on z_T ~ q(z_T|y): ``classification`` and ``prior`` of Eq. 8.
 
     The prior term has no parameter but W_Embed; with fixed embeddings it is a constant.
     """
@@ -104,7 +104,8 @@ class DiscreteNoProp(Method):
         readout: p_out(y | z).
         gamma: -log SNR at t = 0..T, shape (T + 1,), falling strictly.
         eta: η of Eq. 8.
-        readout_passes: how often the readout sees the labels in an epoch; in Algorithm 1 once a block.
+        readout_passes: how often the readout sees the labels in an epoch; in Algorithm 1 once a
+            block.
     """
 
     def __init__(
@@ -156,10 +157,10 @@ class DiscreteNoProp(Method):
             generator: source of z_0 and of the steps' noise, on the device of ``x``.
             samples: K, how many chains to average; x's features are computed once for all of them.
             noise: whether the chain draws; without, it is the mean chain from z_0 = 0.
-            average: ``readout`` for the readout of z_T, or ``path`` for the mean over chains and blocks
-                of the blocks' own probabilities, weighted by ``path_weights``. Differs from the paper:
-                along a chain every block's expected guess is the same p(y|x), so their mean estimates
-                it with less variance.
+            average: ``readout`` for the readout of z_T, or ``path`` for the mean over chains and
+                blocks of the blocks' own probabilities, weighted by ``path_weights``. Differs from
+                the paper: along a chain every block's expected guess is the same p(y|x), so their
+                mean estimates it with less variance.
             prepared: the result of :meth:`prepare`, where it is at hand.
 
         Raises:
@@ -218,7 +219,8 @@ class DiscreteNoProp(Method):
     ) -> dict[str, float]:
         """The three terms of the bound on -log p(y|x) (Eq. 5), in nats, one draw an example.
 
-        ``denoising`` is Σ_t ½ (SNR(t) - SNR(t-1)) ‖û_t - u_y‖²: η is 1 here, whatever trained the blocks.
+        ``denoising`` is Σ_t ½ (SNR(t) - SNR(t-1)) ‖û_t - u_y‖²: η is 1 here, whatever trained the
+        blocks.
         """
         terms = self.readout.loss(x, y, generator).terms
         weights = denoising_weights(self.gamma, 1.0) / len(self.blocks)
@@ -232,10 +234,10 @@ class DiscreteNoProp(Method):
 def fit_path_weights(
     path: Float[Tensor, "steps batch classes"], y: Int64[Tensor, " batch"], iterations: int = 500
 ) -> Float[Tensor, " steps"]:
-    """Weights over blocks, ≥ 0 with sum 1, that minimise the log-loss of the mixture Σ_t w_t p_t(y|x).
+    """Weights over blocks, ≥ 0 with sum 1, of least log-loss for the mixture Σ_t w_t p_t(y|x).
 
-    Expectation maximisation: the problem is concave in w, each iteration lowers the loss, and no step
-    size is chosen. Fit on the validation split.
+    Expectation maximisation: the problem is concave in w, each iteration lowers the loss, and no
+    step size is chosen. Fit on the validation split.
 
     Args:
         path: each block's class probabilities, shape (T, B, m).

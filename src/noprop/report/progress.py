@@ -1,4 +1,4 @@
-"""Progress of training: a live display on a terminal, plain lines elsewhere; all of it on stderr."""
+"""Progress of training, on stderr: a live display on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -27,13 +27,19 @@ class ProgressReport:
         self.printed = 0.0
         self.groups = 0
         self.shares: dict[str, float] = {}  # how much of each group is done, 0..1
-        self.begun: dict[str, int] = {}  # update each unit's group stood at when it was first heard of
+        self.begun: dict[
+            str, int
+        ] = {}  # update each unit's group stood at when it was first heard of
         self.latest: dict[str, int] = {}
         self.losses: dict[str, float] = {}
         console = Console(stderr=True)
         self.live: Progress | None = None
         if console.is_terminal and not quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self.live = Progress(*columns, console=console)
             self.live.start()
             self.overall = self.live.add_task("all units", total=1.0, note="")

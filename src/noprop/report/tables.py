@@ -32,25 +32,33 @@ def evaluation_text(results: dict[str, Any]) -> str:
     for mode, s in results["modes"].items():
         name = MODE_NAMES[mode].format(samples=results["samples"])
         name += " *" if mode == results["default"] else ""
-        rows.append([
-            name,
-            f"{s['accuracy']:.2f} ± {s['accuracy_se']:.2f}",
-            f"{s['log_loss']:.4f} ± {s['log_loss_se']:.4f}",
-        ])
+        rows.append(
+            [
+                name,
+                _pm(s, "accuracy", 2),
+                _pm(s, "log_loss", 4),
+            ]
+        )
     alone, elbo = results["last_block_alone"], results["elbo"]
     steps = " ".join(f"{value:.1f}" for value in results["steps"])
-    return "\n".join([
-        f"{results['examples']} test examples, mean ± standard error over {results['runs']} runs",
-        "",
-        table(["prediction (* is the default)", "accuracy %", "log-loss nats"], rows),
-        "",
-        f"accuracy % after each step of one chain, t = 0 to T: {steps}",
-        f"control, last block alone on noise: {alone['accuracy']:.2f} ± {alone['accuracy_se']:.2f} %",
-        f"calibration error of the default: {100 * results['calibration_error']:.2f} %",
-        f"bound on -log p(y|x), nats: {elbo['total']:.4g} = classification "
-        f"{elbo['classification']:.4g} + prior {elbo['prior']:.4g} + denoising "
-        f"{elbo['denoising']:.4g}",
-    ])
+    return "\n".join(
+        [
+            f"{results['examples']} test examples, mean ± standard error of {results['runs']} runs",
+            "",
+            table(["prediction (* is the default)", "accuracy %", "log-loss nats"], rows),
+            "",
+            f"accuracy % after each step of one chain, t = 0 to T: {steps}",
+            f"control, last block alone on noise: {_pm(alone, 'accuracy', 2)} %",
+            f"calibration error of the default: {100 * results['calibration_error']:.2f} %",
+            f"bound on -log p(y|x), nats: {elbo['total']:.4g} = classification "
+            f"{elbo['classification']:.4g} + prior {elbo['prior']:.4g} + denoising "
+            f"{elbo['denoising']:.4g}",
+        ]
+    )
+
+
+def _pm(values: dict[str, float], name: str, digits: int) -> str:
+    return f"{values[name]:.{digits}f} ± {values[name + '_se']:.{digits}f}"
 
 
 def description_text(about: dict[str, Any]) -> str:
@@ -66,15 +74,17 @@ def description_text(about: dict[str, Any]) -> str:
         ]
         for level in about["schedule"]
     ]
-    return "\n".join([
-        f"{about['recipe']}: {about['dataset']}, inputs {about['shape']}, "
-        f"{about['classes']} classes",
-        "",
-        table(["unit", "parameters"], units),
-        f"shared (W_Embed): {shared:,}" if shared else "shared: nothing, so units train apart",
-        "",
-        f"memory of training one unit: about {about['unit_memory_mb']:.0f} MB "
-        f"(weights, gradients, optimizer, activations of a batch)",
-        "",
-        table(["t", "ᾱ", "SNR", "a", "b", "c", "loss weight"], levels),
-    ])
+    return "\n".join(
+        [
+            f"{about['recipe']}: {about['dataset']}, inputs {about['shape']}, "
+            f"{about['classes']} classes",
+            "",
+            table(["unit", "parameters"], units),
+            f"shared (W_Embed): {shared:,}" if shared else "shared: nothing, so units train apart",
+            "",
+            f"memory of training one unit: about {about['unit_memory_mb']:.0f} MB "
+            f"(weights, gradients, optimizer, activations of a batch)",
+            "",
+            table(["t", "ᾱ", "SNR", "a", "b", "c", "loss weight"], levels),
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Training, checkpoints, run folders and evaluation: they know only units and methods."""

@@ -1,8 +1,8 @@
 """Checkpoints and other files of a run: written whole, read without executing anything.
 
 A checkpoint is one safetensors file: tensors by dotted name, and a JSON object in its header. It is
-written under a temporary name, flushed to the disk and renamed, so that a process killed at any moment
-leaves the last good one.
+written under a temporary name, flushed to the disk and renamed, so that a process killed at any
+moment leaves the last good one.
 """
 
 import json
@@ -54,7 +54,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
             return tensors, json.loads((file.metadata() or {})["noprop"])
     except FileNotFoundError:
         raise RunError(f"{path}: there is no such checkpoint") from None

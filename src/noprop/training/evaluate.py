@@ -17,7 +17,15 @@ from noprop.methods.dt import fit_path_weights
 from noprop.randomness import generator
 from noprop.training.runs import Model
 
-__all__ = ["Score", "calibration_error", "choose_weights", "default_mode", "evaluate", "inputs", "prepare"]
+__all__ = [
+    "Score",
+    "calibration_error",
+    "choose_weights",
+    "default_mode",
+    "evaluate",
+    "inputs",
+    "prepare",
+]
 
 MODES = ("single", "samples", "path", "path-fitted", "mean", "mean-path-fitted")
 
@@ -102,10 +110,12 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
         default = torch.cat([part[default_mode(model)] for part in parts])
         errors.append(calibration_error(default, y))
         shares = [len(part["y"]) / len(y) for part in parts]
-        bounds.append({
-            k: sum(s * part["bound"][k] for s, part in zip(shares, parts, strict=True))
-            for k in parts[0]["bound"]
-        })
+        bounds.append(
+            {
+                k: sum(s * part["bound"][k] for s, part in zip(shares, parts, strict=True))
+                for k in parts[0]["bound"]
+            }
+        )
     elbo = {k: _mean_and_error([b[k] for b in bounds])[0] for k in bounds[0]}
     mean_alone, alone_se = _mean_and_error(alone)
     return {
@@ -140,18 +150,20 @@ def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> Iterator[lis
             )
             with torch.autocast(device.type, torch.bfloat16, enabled=model.bf16):
                 bound = model.method.bound(x, y, draws) if run == 0 else results[0]["bound"]
-            results.append({
-                "y": y,
-                "single": p.single,
-                "samples": p.probabilities,
-                "path": p.path.mean(dim=0),
-                "path-fitted": torch.einsum("t,tbm->bm", weights, p.path),
-                "mean": still.probabilities,
-                "mean-path-fitted": torch.einsum("t,tbm->bm", weights, still.path),
-                "steps": p.steps,
-                "alone": model.method.last_block_alone(draws, prepared[-1]),
-                "bound": bound,
-            })
+            results.append(
+                {
+                    "y": y,
+                    "single": p.single,
+                    "samples": p.probabilities,
+                    "path": p.path.mean(dim=0),
+                    "path-fitted": torch.einsum("t,tbm->bm", weights, p.path),
+                    "mean": still.probabilities,
+                    "mean-path-fitted": torch.einsum("t,tbm->bm", weights, still.path),
+                    "steps": p.steps,
+                    "alone": model.method.last_block_alone(draws, prepared[-1]),
+                    "bound": bound,
+                }
+            )
         yield results
 
 

@@ -1,13 +1,14 @@
 """Training one group of units in one process, resumable at any step.
 
 A *group* is what must be trained together: a single unit when nothing is shared, all of them when
-W_Embed is learned. The group's work is a numbered list of updates, fixed by the configuration alone;
-its state after update n is a function of n. So a checkpoint is weights, optimizer state and n.
+W_Embed is learned. The group's work is a numbered list of updates, fixed by the configuration
+alone; its state after update n is a function of n. So a checkpoint is weights, optimizer state and
+n.
 
 Two orders of the updates, which are different algorithms when something is shared:
 ``sequential`` (Algorithm 1) is, in each epoch, every mini-batch for block 1, then for block 2, …;
-``parallel`` shows each mini-batch to every unit, and moves shared parameters once a mini-batch, by the
-gradient of Eq. 8 (blocks weighted 1/T, the readout 1).
+``parallel`` shows each mini-batch to every unit, and moves shared parameters once a mini-batch, by
+the gradient of Eq. 8 (blocks weighted 1/T, the readout 1).
 """
 
 import time
@@ -35,7 +36,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Update:
-    """Where an update stands: unit ``index`` of the group, mini-batch ``batch`` of pass ``turn``."""
+    """Where an update is: unit ``index`` of the group, mini-batch ``batch`` of pass ``turn``."""
 
     epoch: int
     index: int
@@ -180,10 +181,16 @@ class GroupTrainer:
                     "Try a smaller train.lr"
                 )
         unit = self.units[at.index]
-        self.emit({
-            "event": "progress", "unit": unit.name, "epoch": at.epoch + 1, "position": self.position,
-            "total": self.total, "loss": torch.stack(running[unit.name]).mean().item(),
-        })  # fmt: skip
+        self.emit(
+            {
+                "event": "progress",
+                "unit": unit.name,
+                "epoch": at.epoch + 1,
+                "position": self.position,
+                "total": self.total,
+                "loss": torch.stack(running[unit.name]).mean().item(),
+            }
+        )
 
     def _step(self, at: Update) -> LossTerms:
         unit, optimizer = self.units[at.index], self.optimizers[at.index]
@@ -247,9 +254,7 @@ class GroupTrainer:
         unit.module.eval()
         draws = generator(self.c.seed, "validation", 0, unit.name, self.device)
         total = 0.0
-        for x, y in zip(
-            self.validation.x.split(1000), self.validation.y.split(1000), strict=True
-        ):
+        for x, y in zip(self.validation.x.split(1000), self.validation.y.split(1000), strict=True):
             seen = x if unit.reads_images else x[:0]
             total += self._loss(unit, seen, y, draws).total.item() * len(y)
         unit.module.train()
@@ -291,9 +296,7 @@ class GroupTrainer:
                 _restore(self.shared_optimizer, unflatten("shared-optimizer", tensors))
         except (RuntimeError, ValueError) as error:
             first = " ".join(str(error).split())[:200]
-            raise RunError(
-                f"{self.checkpoint}: belongs to another architecture: {first}"
-            ) from None
+            raise RunError(f"{self.checkpoint}: belongs to another architecture: {first}") from None
         self.position = about["position"]
 
 

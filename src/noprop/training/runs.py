@@ -1,4 +1,4 @@
-"""A run is a folder: configuration, environment, metrics, a checkpoint of each group, the finished model.
+"""A run is a folder: configuration, environment, metrics, checkpoints, the finished model.
 
 Any process that finds the folder can go on with it, and reading it executes nothing.
 """
@@ -39,7 +39,15 @@ from noprop.training.checkpoint import (
 )
 from noprop.training.workers import Job, checkpoint_path, groups_of, train_groups, worker_count
 
-__all__ = ["Model", "create_run", "load_model", "open_run", "read_metrics", "save_model", "train_run"]
+__all__ = [
+    "Model",
+    "create_run",
+    "load_model",
+    "open_run",
+    "read_metrics",
+    "save_model",
+    "train_run",
+]
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -86,7 +94,11 @@ def open_run(folder: Path) -> RunConfig:
 
 
 def train_run(
-    folder: Path, config: RunConfig, data: RunData, emit: Emit, factory: EncoderFactory | None = None
+    folder: Path,
+    config: RunConfig,
+    data: RunData,
+    emit: Emit,
+    factory: EncoderFactory | None = None,
 ) -> Model:
     """Train what is not trained yet, and put the finished model together.
 
@@ -100,7 +112,9 @@ def train_run(
     embedding = _starting_embedding(folder, config, data)
     packed = folder / ".data.safetensors"
     parts = {"train": data.train, "validation": data.validation}
-    tensors = {f"{name}/{axis}": getattr(part, axis) for name, part in parts.items() for axis in "xy"}
+    tensors = {
+        f"{name}/{axis}": getattr(part, axis) for name, part in parts.items() for axis in "xy"
+    }
     save_tensors(packed, {**tensors, "embedding": embedding.weight}, {})
     job = Job(config, data.task, folder, packed, factory)
     groups = groups_of(config)
@@ -140,9 +154,7 @@ def _is_finished(folder: Path, group: str) -> bool:
     return about["position"] == about["total"]
 
 
-def _assemble(
-    folder: Path, config: RunConfig, task: Task, factory: EncoderFactory | None
-) -> Model:
+def _assemble(folder: Path, config: RunConfig, task: Task, factory: EncoderFactory | None) -> Model:
     """The model out of the groups' checkpoints."""
     state: dict[str, Any] = {}
     for group in groups_of(config):
@@ -205,7 +217,9 @@ def load_model(
     config = open_run(folder)
     path = folder / "model.json"
     if not path.exists():
-        raise RunError(f"{folder}: is not trained to its end; go on with noprop train --resume {folder}")
+        raise RunError(
+            f"{folder}: is not trained to its end; go on with noprop train --resume {folder}"
+        )
     try:
         about = json.loads(path.read_text())
         normal = Normalization(*(tuple(about["normalization"][k]) for k in ("mean", "std")))
@@ -219,7 +233,9 @@ def load_model(
         wanted = device or _still_here(config.train.device)
         config = replace(config, {"train.device": wanted})
     model = _empty_model(config, task, factory)
-    _load_weights(model, load_tensors(folder / "model.safetensors")[0], folder / "model.safetensors")
+    _load_weights(
+        model, load_tensors(folder / "model.safetensors")[0], folder / "model.safetensors"
+    )
     model.method.path_weights = weights
     return model
 
@@ -281,5 +297,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-

@@ -1,4 +1,4 @@
-"""Groups of units over local processes, one thread each: blocks share nothing, so nothing is exchanged.
+"""Groups of units over local processes, one thread each: blocks share and exchange nothing.
 
 Which process trains a group changes nothing in its result. A worker ends when its parent does, and
 saves a checkpoint first when it is asked to stop.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Job:
     factory: EncoderFactory | None = None
 
 
-class _Stop(Exception):
+class _StopRequest(Exception):
     """The parent asked for an end."""
 
 
@@ -121,7 +122,7 @@ def train_groups(job: Job, groups: Sequence[str], workers: int, emit: Emit) -> N
 
 def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) -> None:
     context = multiprocessing.get_context("spawn")
-    processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
+    processes: dict[Connection, BaseProcess] = {}
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
@@ -160,7 +161,7 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
         _stop(processes)
 
 
-def _stop(processes: dict[Connection, multiprocessing.process.BaseProcess]) -> None:
+def _stop(processes: dict[Connection, BaseProcess]) -> None:
     """Ask every worker to save and end; after a while, make it."""
     for connection in processes:
         try:
@@ -189,12 +190,12 @@ def _worker(job: Job, connection: Connection) -> None:
     def emit(event: dict[str, Any]) -> None:
         connection.send(event)
         if connection.poll() and event["event"] != "trained":
-            raise _Stop
+            raise _StopRequest
 
     try:
         while (group := connection.recv()) is not None:
             train_group(job, group, emit)
-    except (_Stop, EOFError, BrokenPipeError):
+    except (_StopRequest, EOFError, BrokenPipeError):
         return
     except NoPropError as error:
         connection.send({"event": "error", "error": error})
