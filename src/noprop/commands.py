@@ -209,11 +209,9 @@ def data(arguments: argparse.Namespace) -> int:
         bad = [f.name for f in s.files if f.intact is False]
         state = "damaged: " + ", ".join(bad) if bad else ("here" if s.available else "absent")
         size = "×".join(map(str, s.shape))
-        rows.append([
-            s.name, size, str(s.num_classes), f"{s.sizes[0]:,}", f"{s.sizes[1]:,}",
-            state, str(s.folder) if s.folder else (s.how if s.available else "downloaded when asked
-            for"),
-        ])  # fmt: skip
+        where = s.how if s.available else "downloaded when asked for"
+        sizes = [f"{n:,}" for n in s.sizes]
+        rows.append([s.name, size, str(s.num_classes), *sizes, state, str(s.folder or where)])
     print(table(["data set", "shape", "classes", "train", "test", "state", "where, or how"], rows))
     places = ", ".join(map(str, search_path(arguments.data_dir)))
     print(f"\nlooked in {places} (--data-dir, then NOPROP_DATA, then the cache)")

@@ -45,7 +45,7 @@ def orthogonal_embeddings(
 
 
 def class_medoids(
-    x: Float[Tensor, "n *shape"],
+    x: Float[Tensor, "n ..."],
     y: Int64[Tensor, " n"],
     num_classes: int,
     *,
@@ -87,9 +87,10 @@ def _medoid(points: Float[Tensor, "n dim"], chunk_bytes: int, candidates: int) -
     # Distances do not change when the mean is removed, and the squares cancel far less.
     points = points - points.mean(dim=0)
     squares = points.square().sum(dim=1)
-    # The k-th smallest of all n distances, own distance 0 included, is the (n-1)-point lower
-    median. k = (n - 2) // 2 + 2 median = torch.empty(n, device=points.device) for rows in
-    torch.arange(n, device=points.device).split(max(1, chunk_bytes // (4 * n * 3))):
+    # The k-th smallest of all n distances, own distance 0 included, is the lower median of n - 1.
+    k = (n - 2) // 2 + 2
+    median = torch.empty(n, device=points.device)
+    for rows in torch.arange(n, device=points.device).split(max(1, chunk_bytes // (4 * n * 3))):
         distance = torch.addmm(squares[None], points[rows], points.T, alpha=-2)
         distance += squares[rows, None]
         median[rows] = distance.kthvalue(k, dim=1).values

@@ -57,7 +57,7 @@ def cosine_gamma(
 
 
 def alpha_bar(gamma: Float[Tensor, "*levels"]) -> Float[Tensor, "*levels"]:
-    r"""Signal power $\bar\alpha$ in (0, 1); its complement $1 - \bar\alpha$ is ``alpha_bar(-gamma)``."""
+    r"""Signal power $\bar\alpha$ in (0, 1); the complement is ``alpha_bar(-gamma)``."""
     return torch.sigmoid(-gamma)
 
 

@@ -52,7 +52,7 @@ def _mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: Σ over bins of confidence, share times |accuracy - confidence|."""
+    """Expected calibration error: Σ over bins of share times |accuracy - confidence|."""
     confidence, label = probabilities.max(dim=1)
     index = (confidence * bins).long().clamp(max=bins - 1)
     gap = (label == y).double() - confidence.double()

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from noprop import __version__
 from noprop.build import (
     RunData,
     Task,
@@ -278,7 +278,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _environment(config: RunConfig) -> dict[str, Any]:
     return {
-        "noprop": __version__,
+        "noprop": version("noprop"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),

@@ -43,7 +43,7 @@ class Job:
     factory: EncoderFactory | None = None
 
 
-class _StopRequest(Exception):
+class StopRequestedError(Exception):
     """The parent asked for an end."""
 
 
@@ -190,12 +190,12 @@ def _worker(job: Job, connection: Connection) -> None:
     def emit(event: dict[str, Any]) -> None:
         connection.send(event)
         if connection.poll() and event["event"] != "trained":
-            raise _StopRequest
+            raise StopRequestedError
 
     try:
         while (group := connection.recv()) is not None:
             train_group(job, group, emit)
-    except (_StopRequest, EOFError, BrokenPipeError):
+    except (StopRequestedError, EOFError, BrokenPipeError):
         return
     except NoPropError as error:
         connection.send({"event": "error", "error": error})
