@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from noprop.build import RunData, load_data
+from noprop.build import RunData, build_embedding, build_method, choose_device, load_data
 from noprop.config import RunConfig, replace
 from noprop.errors import DataError, RunError
 from noprop.networks import EncoderFactory
@@ -51,7 +51,7 @@ class TrainedModel:
 
     def predict(
         self,
-        x: "Tensor | np.ndarray[Any, Any]",
+        x: Tensor | NDArray[Any],
         *,
         samples: int | None = None,
         noise: bool = True,
@@ -130,6 +130,10 @@ def train(
         changes["method.encoder"] = "custom"
     config = replace(config, changes)
     data = data or load_data(config, Path(data_dir) if data_dir else None)
+    # What cannot be built is found here, before a run folder is there for it.
+    choose_device(config.train.device)
+    embedding = build_embedding(config, data.task, None)
+    build_method(config, data.task, embedding, factory=encoder, only="block-1")
     path = Path(folder) if folder else free_folder(config.recipe)
     create_run(path, config)
     return _finish(path, config, data, emit, encoder)

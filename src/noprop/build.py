@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noprop.config import DTConfig, RunConfig
 from noprop.data import Examples, Normalization, hold_out, load_dataset
@@ -156,9 +156,9 @@ def build_method(
     c = config.method
     latent = task.shape if c.embedding == "prototype" else (embedding.weight.shape[1],)
 
-    def block(name: str) -> DiscreteBlock | _Absent:
+    def block(name: str) -> DiscreteBlock | None:
         if only not in (None, name):
-            return _Absent()
+            return None
         with seeded(derive_seed(config.train.seed, "init", block=name)):
             return DiscreteBlock(
                 task.shape,
@@ -177,7 +177,7 @@ def build_method(
     with seeded(derive_seed(config.train.seed, "init", block="readout")):
         readout = _readout(c, embedding.weight.detach())
     return DiscreteNoProp(
-        blocks,  # pyright: ignore[reportArgumentType]
+        blocks,
         embedding,
         readout,
         gamma,
@@ -191,7 +191,3 @@ def _readout(config: DTConfig, weight: Tensor) -> Readout:
     if config.readout == "softmax":
         return SoftmaxReadout(weight, config.readout_start)
     return RadialReadout(weight, config.readout_start, config.sigma)
-
-
-class _Absent(nn.Module):
-    """Stands where a block of another process would."""

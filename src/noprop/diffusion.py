@@ -58,7 +58,8 @@ def step_coefficients(gamma: Float[Tensor, " levels"]) -> StepCoefficients:
             f"gamma must fall strictly from noise to clean over at least two levels, "
             f"got {gamma.tolist()}"
         )
-    # Eq. 6 as printed subtracts near-equal numbers: at T = 1000 float32 keeps not one digit.
+    # Eq. 6 as printed subtracts near-equal numbers: at T = 1000 float32 keeps three digits of the
+    # cosine schedule, and none of one that ends at 1 - alpha_bar = 2e-6.
     r = -torch.expm1(step)
     alpha_bar = torch.sigmoid(-gamma)
     a = alpha_bar[1:].sqrt() * r

@@ -142,7 +142,7 @@ class Embedding(nn.Module):
         """û = softmax(logits) @ W_Embed, a convex combination of the embeddings (Section 3.1)."""
         # Autocast would round û to bf16, and with it every small error that the loss is made of.
         with torch.autocast(logits.device.type, enabled=False):
-            return logits.float().softmax(dim=1) @ self.weight
+            return logits.to(self.weight.dtype).softmax(dim=1) @ self.weight
 
 
 def nearest_class(

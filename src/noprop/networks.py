@@ -212,13 +212,17 @@ def _encoder(
 
 
 def _feature_count(encoder: nn.Module, shape: tuple[int, ...]) -> int:
-    training = encoder.training
+    # A user's module is asked itself, for what wraps it already relies on the shape checked here.
+    module = encoder.module if isinstance(encoder, CustomEncoder) else encoder
+    training = module.training
     with torch.no_grad():
-        features = stochastic_call(encoder.eval(), torch.zeros(2, *shape), None)
-    encoder.train(training)
-    if features.ndim != 2 or features.shape[0] != 2:
-        raise ValueError(f"the encoder must give features (B, F), got {tuple(features.shape)}")
-    return features.shape[1]
+        features = stochastic_call(module.eval(), torch.zeros(2, *shape), None)
+    module.train(training)
+    if features.ndim < 2 or features.shape[0] != 2:
+        raise ValueError(
+            f"the encoder must give features (B, F), got {tuple(features.shape)} from a batch of 2"
+        )
+    return features[0].numel()
 
 
 # -- blocks ------------------------------------------------------------------------------------

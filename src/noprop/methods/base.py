@@ -54,7 +54,7 @@ class Unit(ABC):
 
     @abstractmethod
     def loss(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self, x: Float[Tensor, "images ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
         """The loss on a batch; all its noise and dropout come from the generator."""
 

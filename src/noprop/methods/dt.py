@@ -79,7 +79,7 @@ class ReadoutUnit(Unit):
         self.gamma = gamma.float()
 
     def loss(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self, x: Float[Tensor, "images ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
         """Cross-entropy of the readout on the clean end, and the KL of the noise end."""
         u = self.embedding(y)
@@ -99,7 +99,8 @@ class DiscreteNoProp(Method):
     """NoProp with discrete time: units ``block-1`` … ``block-T`` and ``readout``.
 
     Args:
-        blocks: T networks, each with weights of its own.
+        blocks: T networks, each with weights of its own; None for one that another process has.
+            Training goes without it, prediction does not.
         embedding: W_Embed.
         readout: p_out(y | z).
         gamma: -log SNR at t = 0..T, shape (T + 1,), falling strictly.
@@ -110,7 +111,7 @@ class DiscreteNoProp(Method):
 
     def __init__(
         self,
-        blocks: Sequence[DiscreteBlock],
+        blocks: Sequence[DiscreteBlock | None],
         embedding: Embedding,
         readout: Readout,
         gamma: Float[Tensor, " levels"],
@@ -122,7 +123,11 @@ class DiscreteNoProp(Method):
         self.shared: nn.Module = embedding
         self.gamma = gamma
         self.coefficients = step_coefficients(gamma)
-        self.blocks = [Block(t, b, embedding, gamma, eta) for t, b in enumerate(blocks, start=1)]
+        self.blocks = [
+            Block(t, network, embedding, gamma, eta)
+            for t, network in enumerate(blocks, start=1)
+            if network is not None
+        ]
         self.readout = ReadoutUnit(readout, embedding, gamma)
         self.readout.passes = readout_passes
         self.path_weights = torch.full((len(blocks),), 1 / len(blocks))
@@ -135,6 +140,7 @@ class DiscreteNoProp(Method):
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch width"]]:
         """What each block takes from x: the only part of prediction with convolutions."""
+        assert len(self.blocks) == len(self.coefficients), "prediction needs every block"
         return [b.network.context(x).float() for b in self.blocks]
 
     @torch.no_grad()

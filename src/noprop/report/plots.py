@@ -87,8 +87,8 @@ def _curves(figure: Any, run: Path) -> None:
 def _schedule(figure: Any, model: Model) -> None:
     gamma, k = model.method.gamma, model.method.coefficients
     left, right = figure.subplots(1, 2)
-    left.plot(alpha_bar(gamma), marker=".", label="ᾱ, signal power")
-    left.plot(alpha_bar(-gamma), marker=".", label="1 - ᾱ, noise power")
+    left.plot(alpha_bar(gamma).numpy(), marker=".", label="ᾱ, signal power")
+    left.plot(alpha_bar(-gamma).numpy(), marker=".", label="1 - ᾱ, noise power")
     left.set(title="schedule: t = 0 is noise", xlabel="t", ylim=(0, 1))
     left.legend()
     steps = range(1, len(k) + 1)
@@ -97,7 +97,7 @@ def _schedule(figure: Any, model: Model) -> None:
         ("b, of the latent", k.b),
         ("√c, noise", k.c.sqrt()),
     ):
-        right.plot(steps, values, marker=".", label=name)
+        right.plot(steps, values.numpy(), marker=".", label=name)
     right.set(title="one step of the chain", xlabel="t", ylim=(0, 1))
     right.legend()
 
@@ -127,7 +127,7 @@ def _chain(figure: Any, model: Model, examples: Examples) -> None:
     for axis, values, title, colors, low, first in panels:
         extent = (first - 0.5, first + len(values) - 0.5, len(names) - 0.5, -0.5)
         drawn = axis.imshow(
-            values.T, aspect="auto", cmap=colors, vmin=low, vmax=1, extent=extent, origin="upper",
+            values.T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1, extent=extent, origin="upper",
             interpolation="nearest",
         )  # fmt: skip
         axis.set(title=title, xlabel="t")
@@ -141,9 +141,9 @@ def _embeddings(figure: Any, model: Model) -> None:
     weight = model.method.embedding.weight.detach().cpu().double()
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
     left, right = figure.subplots(1, 2)
-    figure.colorbar(left.imshow(distances, cmap="magma"), ax=left)
+    figure.colorbar(left.imshow(distances.numpy(), cmap="magma"), ax=left)
     left.set(title="distances between embeddings", xlabel="class", ylabel="class")
-    right.bar(range(len(weight)), weight.norm(dim=1))
+    right.bar(range(len(weight)), weight.norm(dim=1).numpy())
     right.set(title="lengths ‖u_y‖", xlabel="class")
 
 
@@ -158,5 +158,7 @@ def _prototypes(figure: Any, model: Model) -> None:
     for axis, image, name in zip(axes, images, model.task.class_names, strict=False):
         low, high = image.min(), image.max()
         pixels = ((image - low) / (high - low).clamp_min(1e-9)).permute(1, 2, 0)
-        axis.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray")
+        axis.imshow(
+            pixels.numpy() if pixels.shape[2] == 3 else pixels[:, :, 0].numpy(), cmap="gray"
+        )
         axis.set_title(name, fontsize=6)

@@ -1,0 +1,186 @@
+"""The command line as a stranger meets it: results, and one clear line for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from noprop.cli import main, option_names
+from noprop.config import fields_of
+from noprop.recipes import RECIPES
+
+FAST = ["--num-blocks", "2", "--epochs", "1", "--workers", "1", "--runs", "2", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small trained run."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", *FAST, "--run", str(folder)]) == 0
+    return folder
+
+
+def line_of_error(capsys, *argv: str) -> str:
+    """What a failing command says; fails unless it is one line and the status is not zero."""
+    try:
+        status = main(list(argv))
+    except SystemExit as stop:
+        status = stop.code
+    text = capsys.readouterr().err
+    assert status not in (0, None)
+    assert text.startswith("noprop: error: ")
+    assert text.count("\n") == 1, text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "digit-dt"], ["unknown recipe", "did you mean digits-dt?"]),
+        (["train", "--set", "train.epoch=3"], ["unknown field", "train.epochs"]),
+        (["train", "--epoch", "3"], ["unknown option --epoch", "--epochs"]),
+        (["train", "--epochs", "0"], ["train.epochs", "greater than or equal to 1", "got 0"]),
+        (["train", "--lr", "fast"], ["train.lr", "number", "'fast'"]),
+        (["train", "--embedding", "onehot"], ["method.embedding", "one-hot", "'onehot'"]),
+        (["train", "--set", "epochs"], ["FIELD=VALUE"]),
+        (["train", "--config", "absent.toml"], ["absent.toml", "cannot be read"]),
+        (["train", "--resume", "absent"], ["absent", "no run folder"]),
+        (["train", "--dataset", "no-such-set"], ["no-such-set"]),
+        (["train", "--device", "abacus"], ["train.device", "abacus"]),
+        (["train", "--dataset", "digits", "--encoder", "nowhere:f"], ["--encoder", "nowhere"]),
+        (["describe", "--epsilon", "0.4"], ["epsilon"]),
+        (["evaluate", "absent"], ["absent", "no run folder"]),
+        (["trian"], ["trian", "train"]),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, argv, words):
+    monkeypatch.chdir(tmp_path)
+    text = line_of_error(capsys, *argv)
+    for word in words:
+        assert word in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_data_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NOPROP_DATA", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    text = line_of_error(capsys, "train", "mnist-dt", "--data-dir", str(tmp_path / "here"))
+    assert str(tmp_path / "here") in text
+    assert "train-images-idx3-ubyte.gz" in text
+
+
+def test_an_unreadable_image_is_named(capsys, run, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    assert "bad.png" in line_of_error(capsys, "predict", str(run), str(bad))
+
+
+def test_a_checkpoint_of_another_architecture_is_named(capsys, run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in run.iterdir():
+        if file.is_file():
+            (other / file.name).write_bytes(file.read_bytes())
+    toml = (other / "config.toml").read_text().replace('encoder = "auto"', 'encoder = "mlp"')
+    (other / "config.toml").write_text(toml)
+    text = line_of_error(capsys, "evaluate", str(other))
+    assert "model.safetensors" in text
+    assert "another architecture" in text
+
+
+def test_a_full_disk_is_one_line(capsys, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    assert "No space left" in line_of_error(capsys, "train", *FAST, "--run", str(tmp_path / "r"))
+
+
+def test_a_place_without_permission_is_one_line(capsys, monkeypatch, tmp_path):
+    def refuse(self, **_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert "Permission denied" in line_of_error(
+        capsys, "train", *FAST, "--run", str(tmp_path / "r")
+    )
+
+
+def test_train_leaves_a_complete_run(run):
+    wanted = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "model.json"}
+    assert wanted <= {file.name for file in run.iterdir()}
+    assert {f.name for f in (run / "units").iterdir()} == {"block-1", "block-2", "readout"}
+    assert not [f for f in run.rglob("*") if f.name.startswith(".")]
+
+
+def test_evaluate_repeats_what_train_found(capsys, run):
+    assert main(["evaluate", str(run), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == json.loads((run / "evaluation.json").read_text())
+    assert len(again["steps"]) == 3
+    assert set(again["elbo"]) == {"classification", "prior", "denoising", "total"}
+    assert main(["evaluate", str(run)]) == 0
+    assert "calibration error" in capsys.readouterr().out
+
+
+def test_predict_writes_table_csv_and_json(capsys, run, tmp_path):
+    file = tmp_path / "two.npz"
+    np.savez(file, x=np.zeros((2, 8, 8), np.uint8))
+    assert main(["predict", str(run), str(file), "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert len(answers) == 2
+    for answer in answers:
+        assert abs(sum(answer["probabilities"].values()) - 1) < 1e-4
+        best = max(answer["probabilities"], key=answer["probabilities"].get)
+        assert answer["label"] == best
+    assert main(["predict", str(run), str(file), "--format", "csv"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].startswith("file,label,")
+    assert len(rows) == 3
+    assert main(["predict", str(run), str(file), "--no-noise", "--average", "readout"]) == 0
+
+
+def test_plot_draws_every_picture(capsys, run, tmp_path):
+    assert main(["plot", str(run), "--out", str(tmp_path), "--json"]) == 0
+    written = [Path(p) for p in json.loads(capsys.readouterr().out)]
+    assert {p.stem for p in written} == {"curves", "schedule", "chain", "embeddings"}
+    for path in written:
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_describe_counts_the_papers_parameters(capsys):
+    assert main(["describe", "mnist-dt", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert [u["parameters"] for u in about["units"]] == [919_946] * 10 + [110]
+    assert about["shared_parameters"] == 0
+    assert about["schedule"][10]["a"] < 1
+    assert main(["describe", "cifar10-dt-d20"]) == 0
+    assert "1,217,994" in capsys.readouterr().out
+
+
+def test_data_lists_every_set(capsys):
+    assert main(["data", "--json"]) == 0
+    listed = {s["name"] for s in json.loads(capsys.readouterr().out)}
+    assert {r.data.dataset for r in RECIPES.values()} <= listed
+
+
+def test_every_field_has_an_option_of_its_own():
+    names = [n for n, *_ in fields_of() if n not in ("recipe", "method.name")]
+    options = option_names()
+    assert list(options) == names
+    assert len(set(options.values())) == len(names)
+
+
+def test_help_does_not_import_torch():
+    """Importing torch alone would take a second or more."""
+    code = (
+        "import sys; from noprop.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
