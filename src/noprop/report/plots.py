@@ -127,8 +127,8 @@ def _chain(figure: Any, model: Model, examples: Examples) -> None:
     for axis, values, title, colors, low, first in panels:
         extent = (first - 0.5, first + len(values) - 0.5, len(names) - 0.5, -0.5)
         drawn = axis.imshow(
-            values.T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1, extent=extent, origin="upper",
-            interpolation="nearest",
+            values.T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1, extent=extent,
+            origin="upper", interpolation="nearest",
         )  # fmt: skip
         axis.set(title=title, xlabel="t")
         if few:

@@ -1,0 +1,142 @@
+"""Dropout drawn eight bytes at a time, and the residual path."""
+
+import pytest
+import torch
+from torch import nn
+
+from noprop.layers import MaxPool2, ReLUDropout, ResidualPath, Sequence, keep_mask
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("keep", [1, 51, 128, 205, 255])
+def test_the_mask_keeps_at_the_stated_rate_in_every_byte(keep):
+    """8 byte positions and the whole: beyond 5 sigma with probability < 2e-5 a seed and rate."""
+    n, p = 400_000, keep / 256
+    mask = keep_mask(torch.empty(n), keep, generator()).float()
+    assert abs(mask.mean() - p) < 5 * (p * (1 - p) / n) ** 0.5
+    places = mask.view(-1, 8).mean(0)
+    assert ((places - p).abs() < 5 * (p * (1 - p) / (n / 8)) ** 0.5).all()
+
+
+def test_every_byte_takes_every_value_equally_often():
+    """Counts from masks at all thresholds; 8 x 256 scores beyond 6: probability < 1e-4 a seed."""
+    n = 160_000
+    below = torch.stack(
+        [keep_mask(torch.empty(n), keep, generator()).view(-1, 8).sum(0) for keep in range(1, 256)]
+    )
+    ends = torch.zeros(1, 8), torch.full((1, 8), n / 8)
+    counts = torch.cat([ends[0], below, ends[1]]).diff(dim=0)
+    p = 1 / 256
+    assert ((counts - n / 8 * p) / (n / 8 * p * (1 - p)) ** 0.5).abs().max() < 6
+
+
+def test_neighbouring_bytes_are_independent():
+    """Agreement at lags 1 to 9; |score| > 5 in any of 9: probability < 6e-6 a seed."""
+    mask = keep_mask(torch.empty(400_000), 128, generator())
+    for lag in range(1, 10):
+        agree = (mask[lag:] == mask[:-lag]).float().mean()
+        assert abs(agree - 0.5) < 5 * 0.5 / len(mask) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.empty(6, 5, 31, 33),
+        torch.empty(6, 5, 31, 33).to(memory_format=torch.channels_last),
+        torch.empty(31, 33, 5, 6).permute(3, 2, 0, 1),
+        torch.empty(165, 186).T,
+    ],
+    ids=["contiguous", "channels-last", "permuted", "transposed"],
+)
+def test_the_rate_does_not_depend_on_the_memory_format(x):
+    """|score| > 5 in the whole or in any entry of the first axis: probability < 2e-4 a seed."""
+    mask, p = keep_mask(x, 205, generator()), 205 / 256
+    assert mask.shape == x.shape
+    assert mask.dtype == torch.bool
+    assert abs(mask.float().mean() - p) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+    rate = mask.flatten(1).float().mean(1)
+    assert ((rate - p).abs() < 5 * (p * (1 - p) * len(x) / x.numel()) ** 0.5).all()
+    assert torch.equal(keep_mask(x, 205, generator()), mask)
+
+
+def test_the_mask_is_a_function_of_its_generator():
+    x = torch.empty(1001)
+    before = torch.get_rng_state()
+    assert torch.equal(keep_mask(x, 128, generator(1)), keep_mask(x, 128, generator(1)))
+    assert not torch.equal(keep_mask(x, 128, generator(1)), keep_mask(x, 128, generator(2)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9])
+def test_any_number_of_elements(n):
+    assert keep_mask(torch.empty(n), 128, generator()).shape == (n,)
+
+
+@pytest.mark.parametrize("dropout", [0.2, 0.5, 0.9])
+def test_the_expectation_of_dropout_is_exact(dropout):
+    """Kept with k/256 and scaled by 256/k: product 1 to the last bit, whatever the rounding."""
+    layer = ReLUDropout(dropout)
+    values = layer(torch.full((1000, 100), 3.0), generator()).unique()
+    kept = values.max().item()
+    assert values.tolist() == pytest.approx([0, 3 * 256 / layer.keep_of_256])
+    assert kept * layer.keep_of_256 / 256 == pytest.approx(3, rel=1e-6)
+    assert abs(layer.keep_of_256 / 256 - (1 - dropout)) <= 1 / 512
+
+
+def test_dropout_of_a_fifth_keeps_205_of_256():
+    """|score| > 5 has probability < 6e-7 a seed."""
+    n, p = 200_000, 205 / 256
+    y = ReLUDropout(0.2)(torch.ones(n, 1), generator())
+    assert abs((y > 0).float().mean() - p) < 5 * (p * (1 - p) / n) ** 0.5
+
+
+def test_in_evaluation_it_is_relu_and_draws_nothing():
+    x, source = torch.randn(50, 4, generator=generator()), generator(1)
+    before = source.get_state()
+    assert torch.equal(ReLUDropout(0.5).eval()(x, source), x.clamp(min=0))
+    assert torch.equal(ReLUDropout(0.0)(x, source), x.clamp(min=0))
+    assert torch.equal(before, source.get_state())
+
+
+def test_the_gradient_passes_where_the_value_did():
+    x = torch.randn(100, 10, generator=generator(), requires_grad=True)
+    y = ReLUDropout(0.5)(x, generator(1))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, 2.0 * (y > 0))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5])
+def test_a_dropout_out_of_range_is_refused(dropout):
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\)"):
+        ReLUDropout(dropout)
+
+
+def test_a_sequence_hands_the_generator_on():
+    path = Sequence(nn.Linear(5, 100), Sequence(ReLUDropout(0.5)))
+    x = torch.randn(20, 5, generator=generator())
+    assert torch.equal(path(x, generator(1)), path(x, generator(1)))
+    assert not torch.equal(path(x, generator(1)), path(x, generator(2)))
+
+
+def test_pooling_rounds_down():
+    x = torch.arange(25.0).reshape(1, 1, 5, 5)
+    assert MaxPool2()(x).tolist() == [[[[6.0, 8.0], [16.0, 18.0]]]]
+
+
+def test_the_residual_path_is_that_of_the_figure():
+    """h + BN(FC(ReLU(BN(FC h)))) in train mode, with batch norm written out."""
+    path = ResidualPath(3, 8).double()
+    z = torch.randn(16, 3, generator=generator(), dtype=torch.float64)
+    linears = [m for m in path.modules() if isinstance(m, nn.Linear)]
+    assert len(linears) == 3
+
+    def fc_bn(linear, x):
+        y = x @ linear.weight.T + linear.bias
+        return (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()
+
+    h = fc_bn(linears[0], z).clamp(min=0)
+    expected = h + fc_bn(linears[2], fc_bn(linears[1], h).clamp(min=0))
+    torch.testing.assert_close(path(z), expected)
