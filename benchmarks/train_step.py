@@ -1,8 +1,8 @@
 """Images per second of our training step of one block against the plain loop, in one run.
 
-Both train the DT block of Fig. 5 on made-up 28×28 images with one thread. The plain loop is what one
-writes first: float32, the whole image through padded-off rows, ReLU before the pool, nn.Dropout,
-unfused AdamW. Rounds alternate, so that a busy machine slows both.
+Both train the DT block of Fig. 5 on made-up 28×28 images with one thread. The plain loop is what
+one writes first: float32, the whole image, ReLU before the pool, nn.Dropout, unfused AdamW. Rounds
+alternate, so that a busy machine slows both.
 
     python benchmarks/train_step.py [--rounds 5] [--steps 20]
 """
