@@ -1,0 +1,144 @@
+"""From configuration to objects: what depends on what, and nothing else."""
+
+import pytest
+import torch
+
+from noprop.build import (
+    Task,
+    build_embedding,
+    build_method,
+    choose_device,
+    load_data,
+    unit_names,
+    use_bf16,
+)
+from noprop.config import RunConfig, replace
+from noprop.data import Examples, Normalization
+from noprop.errors import ConfigError
+
+TASK = Task((1, 8, 8), tuple("0123456789"), Normalization((0.25,), (2.0,)))
+
+
+def built(only: str | None = None, **changes):
+    config = replace(RunConfig(), {"method.num_blocks": 4, **changes})
+    return build_method(config, TASK, build_embedding(config, TASK, None), only=only)
+
+
+def states(method) -> dict[str, dict[str, torch.Tensor]]:
+    return {unit.name: unit.module.state_dict() for unit in method.units}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_one_block_has_the_memory_of_one():
+    """Only block-2 and the readout have weights, the same as in the whole method."""
+    method, whole = built("block-2"), built()
+    assert [unit.name for unit in method.units] == ["block-2", "readout"]
+    one = sum(p.numel() for p in whole.blocks[1].parameters)
+    readout = sum(p.numel() for p in whole.readout.parameters)
+    assert sum(p.numel() for p in method.parameters()) == one + readout
+    assert all(same(state, states(whole)[name]) for name, state in states(method).items())
+    assert method.blocks[0].weight == whole.blocks[1].weight
+    assert method.blocks[0].gamma == whole.blocks[1].gamma
+    assert [unit.name for unit in built("readout").units] == ["readout"]
+    with pytest.raises(AssertionError, match="every block"):
+        method.prepare(torch.zeros(2, 1, 8, 8))
+
+
+def test_a_unit_s_start_depends_on_the_seed_and_its_name_alone():
+    """Not on the other blocks, nor on the global random state, which stays where it was."""
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a = states(built())
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    longer = states(built(**{"method.num_blocks": 6}))
+    other = states(built(**{"train.seed": 1}))
+    for name, state in a.items():
+        assert same(state, longer[name])
+        assert name == "readout" or not same(state, other[name])
+    assert not same(a["block-1"], a["block-2"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"), [({}, 4), ({"train.order": "parallel"}, 1)], ids=["sequential", "par"]
+)
+def test_the_readout_steps_beside_every_block_of_algorithm_1(changes, passes):
+    assert built(**changes).readout.passes == passes
+
+
+def test_units_are_named_in_the_order_of_algorithm_1():
+    names = ["block-1", "block-2", "block-3", "block-4", "readout"]
+    assert unit_names(replace(RunConfig(), {"method.num_blocks": 4})) == names
+    assert [unit.name for unit in built().units] == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "learned"),
+    [
+        ({}, (10, 10), False),
+        ({"method.embedding": "orthogonal", "method.learned": True}, (10, 20), True),
+        ({"method.embedding": "random", "method.dim": 7}, (10, 7), False),
+        ({"method.embedding": "prototype", "method.learned": True}, (10, 64), True),
+    ],
+)
+def test_embeddings_are_as_configured(changes, shape, learned):
+    embedding = build_embedding(replace(RunConfig(), changes), TASK, None)
+    assert embedding.weight.shape == shape
+    assert embedding.learned == learned
+
+
+def test_prototypes_are_normalised_training_images_of_their_class():
+    """The medoid by brute force: least median distance to the others of its class."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (110, 1, 8, 8), generator=g, dtype=torch.uint8)
+    y = torch.arange(110) % 10
+    config = replace(RunConfig(), {"method.embedding": "prototype"})
+    weight = build_embedding(config, TASK, Examples(x, y)).weight
+    for label in range(10):
+        members = TASK.normalization.apply(x[y == label]).flatten(1).double()
+        distances = torch.cdist(members, members)
+        others = distances[~torch.eye(11, dtype=torch.bool)].view(11, 10)
+        best = others.median(dim=1).values.argmin()
+        torch.testing.assert_close(weight[label].double(), members[best])
+
+
+def test_the_split_depends_on_the_seed_and_the_test_part_does_not():
+    """Validation comes out of training; statistics are those of training alone."""
+    a, b = (load_data(replace(RunConfig(), {"train.seed": seed})) for seed in (0, 1))
+    assert torch.equal(a.test.x, b.test.x)
+    assert not torch.equal(a.validation.x, b.validation.x)
+    assert len(a.validation) == round(0.1 * (len(a.train) + len(a.validation)))
+    assert a.task.normalization == Normalization.of(a.train.x)
+    none = load_data(replace(RunConfig(), {"data.validation": 0.0}))
+    assert len(none.validation) == 0
+
+
+def test_a_device_that_is_not_there_is_a_configuration_error():
+    assert choose_device("cpu") == torch.device("cpu")
+    for name in ("abacus", "cuda:99"):
+        with pytest.raises(ConfigError, match=rf"train\.device: {name}") as caught:
+            choose_device(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_precision_is_obeyed_where_it_is_given():
+    cpu = torch.device("cpu")
+    assert use_bf16("bf16", cpu)
+    assert not use_bf16("float32", cpu)
+    assert isinstance(use_bf16("auto", cpu), bool)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method.epsilon": 0.4, "method.num_blocks": 10}, "epsilon=0.4"),
+        ({"method.encoder": "conv"}, "14 pixels"),
+        ({"method.encoder": "custom"}, "custom"),
+    ],
+)
+def test_what_cannot_be_built_is_a_configuration_error(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        built(**changes)
