@@ -1,100 +1,89 @@
-"""NoProp-DT on one screen: torch, scikit-learn's digits, no import of the package.
+"""NoProp-DT on one screen: Algorithm 1 of arXiv:2503.24322 on scikit-learn's 8×8 digits.
 
-Every block learns alone to guess a label's embedding from the image and a noised copy of that
-embedding; no gradient leaves a block. At the end the blocks run in a chain, from noise to a label.
+Each of T blocks learns alone to guess the embedding u_y of the label from an image x and a noised
+copy of u_y; no gradient passes from block to block. Then the blocks run in a chain, from noise
+(t = 0) to a label (t = T). It imports nothing of noprop, so that tests can compare the two.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from sklearn.datasets import load_digits
+from torch import Generator, Tensor, nn
 
 
 def cosine_gamma(T: int, s: float = 0.008, epsilon: float = 1e-6) -> Tensor:
-    """-log SNR at t = 0..T (float64), from noise to clean."""
+    """γ_t = -log SNR(t) for t = 0..T; the signal's power is ᾱ_t = sigmoid(-γ_t)."""
     t = torch.arange(T + 1, dtype=torch.float64)
     alpha_bar = torch.cos(math.pi / 2 * (1 - t / T + s) / (1 + s)) ** 2
-    alpha_bar = alpha_bar.clamp(epsilon, 1 - epsilon)
-    return torch.log1p(-alpha_bar) - alpha_bar.log()
+    return -alpha_bar.clamp(epsilon, 1 - epsilon).logit()
 
 
-def coefficients(gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """z_t = a û + b z_{t-1} + sqrt(c) noise (Eqs. 3, 6); entry t - 1 leads to t."""
-    alpha_bar = torch.sigmoid(-gamma)
-    before, after = alpha_bar[:-1], alpha_bar[1:]
-    alpha = before / after  # alpha_{t-1}
-    a = after.sqrt() * (1 - alpha) / (1 - before)
-    b = alpha.sqrt() * (1 - after) / (1 - before)
-    c = (1 - after) * (1 - alpha) / (1 - before)
-    return a, b, c
+def coefficients(gamma: Tensor) -> Tensor:
+    """Rows (a_t, b_t, c_t) of z_t = a_t û + b_t z_{t-1} + √c_t ε for t = 1..T (Eqs. 3, 6)."""
+    before, after = torch.sigmoid(-gamma[:-1]), torch.sigmoid(-gamma[1:])  # ᾱ_{t-1}, ᾱ_t
+    alpha = before / after  # α_{t-1}, for ᾱ_{t-1} = α_{t-1} ᾱ_t
+    abc = after.sqrt() * (1 - alpha), alpha.sqrt() * (1 - after), (1 - after) * (1 - alpha)
+    return torch.stack(abc, dim=1) / (1 - before)[:, None]
 
 
-class Block(nn.Module):
-    """Guesses the label's embedding from an image and a latent."""
-
-    def __init__(self, classes: int):
-        super().__init__()
-        self.image = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1024, 256), nn.BatchNorm1d(256),
-        )  # fmt: skip
-        self.latent = nn.Sequential(nn.Linear(classes, 256), nn.BatchNorm1d(256), nn.ReLU())
-        self.head = nn.Sequential(nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, classes))
-
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """Logits; the guess û is their softmax, as the embeddings are one-hot."""
-        return self.head(torch.cat([self.image(x), self.latent(z)], dim=1))
+def sample_latent(u: Tensor, gamma: Tensor, g: Generator | None = None) -> Tensor:
+    """A draw of z ~ q(z|y) = N(√ᾱ u_y, (1 - ᾱ) I) (Eq. 6)."""
+    noise = torch.randn(u.shape, generator=g, dtype=u.dtype)
+    return torch.sigmoid(-gamma).sqrt() * u + torch.sigmoid(gamma).sqrt() * noise
 
 
-def train_block(block: Block, x: Tensor, y: Tensor, gamma: Tensor, t: int, epochs: int) -> None:
-    """Block t reads z_{t-1} ~ q(.|y) and learns to return u_y (Eq. 8)."""
-    optimizer = torch.optim.AdamW(block.parameters(), lr=1e-3, weight_decay=1e-3)
-    u, level = one_hot(y).float(), gamma[t - 1].float()
-    weight = (
-        float(len(gamma) - 1) / 2 * 0.1 * float(torch.exp(-gamma[t]) - torch.exp(-gamma[t - 1]))
-    )
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x)).split(128)[:-1]:
-            noise = torch.randn(len(batch), u.shape[1])
-            z = torch.sigmoid(-level).sqrt() * u[batch] + torch.sigmoid(level).sqrt() * noise
-            error = (block(z, x[batch]).softmax(1) - u[batch]).square().sum(1).mean()
-            optimizer.zero_grad()
-            (weight * error).backward()
-            optimizer.step()
+def block_loss(block: nn.Module, x: Tensor, y: Tensor, W: Tensor, gamma: Tensor, t: int, g=None):
+    """(T/2) η (SNR(t) - SNR(t-1)) ‖û_t(z_{t-1}, x) - u_y‖² with η = 0.1 (Eq. 8)."""
+    z = sample_latent(W[y], gamma[t - 1], g)
+    error = block(torch.cat([z, x], dim=1)).softmax(dim=1) @ W - W[y]
+    weight = (len(gamma) - 1) / 2 * 0.1 * torch.exp(-gamma).diff()[t - 1]
+    return weight * error.square().sum(dim=1).mean()
+
+
+def readout_loss(readout: nn.Module, y: Tensor, W: Tensor, gamma: Tensor, g=None) -> Tensor:
+    """-log p(y|z_T) + KL(q(z_0|y) ‖ N(0, I)) (Eq. 8); the KL is constant unless W is learned."""
+    p, d = torch.sigmoid(-gamma[0]), W.shape[1]
+    kl = (p * W[y].square().sum(dim=1) - d * p - d * torch.log1p(-p)) / 2
+    return nn.functional.cross_entropy(readout(sample_latent(W[y], gamma[-1], g)), y) + kl.mean()
 
 
 @torch.no_grad()
-def chain(blocks: list[Block], x: Tensor, gamma: Tensor, noise: bool) -> Tensor:
-    """From z_0 to z_T; the embeddings are one-hot, so the largest entry is the label."""
-    a, b, c = (v.float() for v in coefficients(gamma))
-    z = torch.randn(len(x), 10) * noise
-    for i, block in enumerate(blocks):
-        z = a[i] * block(z, x).softmax(1) + b[i] * z + noise * c[i].sqrt() * torch.randn_like(z)
+def chain(blocks: Sequence[nn.Module], x: Tensor, z: Tensor, W: Tensor, gamma: Tensor, g=None):
+    """From z_0 to z_T (Eq. 3); without a generator the mean chain, whose steps add no noise."""
+    for block, (a, b, c) in zip(blocks, coefficients(gamma), strict=True):
+        z = a * (block(torch.cat([z, x], dim=1)).softmax(dim=1) @ W) + b * z
+        if g is not None:
+            z = z + c.sqrt() * torch.randn(z.shape, generator=g, dtype=z.dtype)
     return z
 
 
-def main(T: int = 5, epochs: int = 5) -> tuple[float, float]:
-    """Train, and return the test accuracies of one noisy chain and of the mean chain."""
-    from sklearn.datasets import load_digits
-
-    torch.manual_seed(0)
+def main(T: int = 10, epochs: int = 15) -> tuple[float, float]:
+    """Train on 1437 digits; test accuracies, of 360 others, of a noisy chain and the mean chain."""
+    g = torch.manual_seed(0)
     pixels, labels = load_digits(return_X_y=True)
-    x = torch.tensor(pixels).float().view(-1, 1, 8, 8) / 8 - 1
-    y = torch.tensor(labels)
-    order, gamma = torch.randperm(len(x)), cosine_gamma(T)
-    train, test = order[360:], order[:360]
-    blocks = [Block(10) for _ in range(T)]
-    for t, block in enumerate(blocks, start=1):
-        train_block(block, x[train], y[train], gamma, t, epochs)
-        loss = cross_entropy(block.eval()(torch.randn(360, 10), x[test]), y[test])
-        print(f"block {t} trained; alone on noise its cross-entropy is {loss:.3f} nats")
-    one, mean = (
-        (chain(blocks, x[test], gamma, noise).argmax(1) == y[test]).double().mean().item()
-        for noise in (True, False)
-    )
-    print(f"test accuracy: one chain {100 * one:.1f} %, mean chain {100 * mean:.1f} %")
-    return one, mean
+    order = torch.randperm(1797, generator=g)
+    x, y = torch.tensor(pixels).float()[order] / 8 - 1, torch.tensor(labels)[order]
+    W, gamma, readout = torch.eye(10), cosine_gamma(T), nn.Linear(10, 10)
+    readout.load_state_dict({"weight": 10 * W, "bias": -5 * W.square().sum(dim=1)})  # nearest u_y
+    blocks = []
+    for t in range(1, T + 1):  # nothing is shared, so a block may finish before the next begins
+        block = nn.Sequential(nn.Linear(74, 99), nn.BatchNorm1d(99), nn.ReLU(), nn.Linear(99, 10))
+        optimizer = torch.optim.AdamW([*block.parameters(), *readout.parameters()], lr=1e-3)
+        for _ in range(epochs):
+            for i in torch.randperm(1437, generator=g).split(128):
+                optimizer.zero_grad()
+                block_loss(block, x[i], y[i], W, gamma, t, g).backward()
+                readout_loss(readout, y[i], W, gamma, g).backward()
+                optimizer.step()
+        blocks.append(block.eval())
+    accuracies = []
+    for z, noise in (torch.randn(360, 10, generator=g), g), (torch.zeros(360, 10), None):
+        label = readout(chain(blocks, x[1437:], z, W, gamma, noise)).argmax(dim=1)
+        accuracies.append((label == y[1437:]).float().mean().item())
+    print("test accuracy: one noisy chain {:.1%}, mean chain {:.1%}".format(*accuracies))
+    return accuracies[0], accuracies[1]
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ class DTConfig:
 
     name: Literal["dt"] = _help("dt", "the method")
     num_blocks: Annotated[int, Field(ge=1, le=10_000)] = _help(10, "T, blocks of the chain")
-    eta: Annotated[float, Field(gt=0)] = _help(0.1, "weight of the denoising terms (Eq. 8)")
+    eta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _help(
+        0.1, "weight of the denoising terms (Eq. 8)"
+    )
     embedding: Literal["one-hot", "orthogonal", "random", "prototype"] = _help(
         "one-hot", "class embeddings, or what learned ones start from"
     )
@@ -75,7 +77,9 @@ class DTConfig:
     readout_start: Literal["nearest", "random"] = _help(
         "nearest", "start the readout as the nearest-embedding classifier, or at random"
     )
-    sigma: Annotated[float, Field(gt=0)] | None = _help(None, "σ of the radial readout")
+    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = _help(
+        None, "σ of the radial readout"
+    )
     encoder: Literal["auto", "conv", "small", "mlp", "custom"] = _help(
         "auto", "image path: Fig. 5, small convolutions, MLP, or a function given as encoder"
     )
@@ -217,7 +221,8 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "") -> RunConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-        name = next((n for n, *_ in fields_of() if name.startswith(n)), name)
+        # pydantic adds the member of a union that failed, as in method.sigma.float
+        name = next((n for n, *_ in fields_of() if f"{name}.".startswith(f"{n}.")), name)
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise ConfigError(where + unknown_field(name, [n for n, *_ in fields_of()])) from None
         message = first["msg"][0].lower() + first["msg"][1:]

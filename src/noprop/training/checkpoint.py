@@ -5,6 +5,7 @@ written under a temporary name, flushed to the disk and renamed, so that a proce
 moment leaves the last good one.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -36,8 +37,10 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -83,6 +83,7 @@ class GroupTrainer:
         shared = method.shared_parameters
         self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
         self.position = 0
+        self.stepping = False  # inside an update: weights and position may disagree
         self.order: tuple[tuple[int, str], Int64[Tensor, "batches batch"]] | None = None
 
     # -- the numbered list of updates ----------------------------------------------------------
@@ -124,7 +125,8 @@ class GroupTrainer:
     def run(self) -> None:
         """Train from the current position to the end, with a checkpoint now and then.
 
-        Whatever ``emit`` raises, to stop the training, leaves a checkpoint of the update before.
+        Whatever ``emit`` raises, to stop the training, leaves a checkpoint of the update before; a
+        signal inside an update leaves the last one there was.
         """
         for unit in self.units:
             unit.module.train()
@@ -133,7 +135,8 @@ class GroupTrainer:
         except TrainingError:
             raise
         except BaseException:
-            if self._between_steps(self.position):
+            whole = not self.stepping and self._between_steps(self.position)
+            if whole and self._not_finite() is None:
                 self.save()
             raise
 
@@ -144,10 +147,12 @@ class GroupTrainer:
         while self.position < self.total:
             at = self.update(self.position)
             unit = self.units[at.index]
+            self.stepping = True
             terms = self._step(at)
             losses = running[unit.name]
             losses.append(terms.total.detach())
             self.position += 1
+            self.stepping = False
             now = time.monotonic()
             ends = at.batch == self.batches - 1 and at.turn == unit.passes - 1
             due = now - saved > self.c.checkpoint_every and self._between_steps(self.position)
@@ -158,9 +163,9 @@ class GroupTrainer:
                 self._report_epoch(at, torch.stack(losses), terms)
                 losses.clear()
             if due:
-                self.save()
+                self._save_finite(at)
                 saved = now
-        self.save()
+        self._save_finite(self.update(self.total - 1))
         names = [unit.name for unit in self.units]
         self.emit({"event": "trained", "units": names, "seconds": time.monotonic() - started})
 
@@ -175,11 +180,7 @@ class GroupTrainer:
     def _report_progress(self, at: Update, running: dict[str, list[Tensor]]) -> None:
         for name, losses in running.items():
             if losses and not bool(torch.stack(losses).isfinite().all()):
-                raise TrainingError(
-                    f"{name}: the loss is not finite by update {self.position} of {self.total} "
-                    f"(epoch {at.epoch + 1}, lr {self.c.lr:g}); its last good checkpoint is kept. "
-                    "Try a smaller train.lr"
-                )
+                raise self._diverged(f"{name}: the loss is", at)
         unit = self.units[at.index]
         self.emit(
             {
@@ -191,6 +192,27 @@ class GroupTrainer:
                 "loss": torch.stack(running[unit.name]).mean().item(),
             }
         )
+
+    def _diverged(self, what: str, at: Update) -> TrainingError:
+        return TrainingError(
+            f"{what} not finite by update {self.position} of {self.total} "
+            f"(epoch {at.epoch + 1}, lr {self.c.lr:g}); its last good checkpoint is kept. "
+            "Try a smaller train.lr"
+        )
+
+    def _not_finite(self) -> str | None:
+        """The first unit with a weight or statistic that is not finite; shared ones count too."""
+        shared = {"shared embeddings": self.method.shared}
+        for name, module in {**{u.name: u.module for u in self.units}, **shared}.items():
+            if not all(bool(v.isfinite().all()) for v in module.state_dict().values()):
+                return name
+        return None
+
+    def _save_finite(self, at: Update) -> None:
+        # A finite loss can have an infinite gradient: such weights must not replace good ones.
+        if name := self._not_finite():
+            raise self._diverged(f"{name}: the weights are", at)
+        self.save()
 
     def _step(self, at: Update) -> LossTerms:
         unit, optimizer = self.units[at.index], self.optimizers[at.index]
@@ -282,9 +304,11 @@ class GroupTrainer:
         if not self.checkpoint.exists():
             return
         tensors, about = load_tensors(self.checkpoint)
-        if about.get("total") != self.total:
+        if not {"position", "total"} <= about.keys():
+            raise RunError(f"{self.checkpoint}: is no checkpoint of a training")
+        if about["total"] != self.total:
             raise RunError(
-                f"{self.checkpoint}: belongs to a training of {about.get('total')} updates, "
+                f"{self.checkpoint}: belongs to a training of {about['total']} updates, "
                 f"this one has {self.total}"
             )
         try:

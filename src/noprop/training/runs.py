@@ -109,6 +109,8 @@ def train_run(
         emit: called with every event, after it is written to ``metrics.jsonl``.
         factory: a user's own encoder.
     """
+    for half_written in folder.rglob(".*.tmp"):  # by a process that was killed
+        half_written.unlink(missing_ok=True)
     embedding = _starting_embedding(folder, config, data)
     packed = folder / ".data.safetensors"
     parts = {"train": data.train, "validation": data.validation}
@@ -151,7 +153,7 @@ def _is_finished(folder: Path, group: str) -> bool:
     if not path.exists():
         return False
     about = load_tensors(path)[1]
-    return about["position"] == about["total"]
+    return "position" in about and about["position"] == about.get("total")
 
 
 def _assemble(folder: Path, config: RunConfig, task: Task, factory: EncoderFactory | None) -> Model:
@@ -250,18 +252,19 @@ def _still_here(device: str) -> str:
 def _metrics(folder: Path, emit: Emit) -> Iterator[Emit]:
     """Append every event but mere progress to ``metrics.jsonl``, one JSON object a line."""
     path = folder / "metrics.jsonl"
-    try:
-        with open(path, "a", encoding="utf-8") as file:
 
-            def record(event: dict[str, Any]) -> None:
-                if event["event"] != "progress":
-                    file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
-                    file.flush()
-                emit(event)
+    def record(event: dict[str, Any]) -> None:
+        if event["event"] != "progress":
+            line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
+            try:  # opened anew: an error of whoever listens, or trains, is not this file's
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:
+                reason = error.strerror or error
+                raise RunError(f"{path}: cannot be written: {reason}") from None
+        emit(event)
 
-            yield record
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+    yield record
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
                 assert isinstance(connection, Connection)
                 try:
                     event = connection.recv()
-                except EOFError:
+                except (EOFError, ConnectionError):
                     raise TrainingError(
                         "a worker process ended unexpectedly (out of memory, or killed); "
                         "resume with: noprop train --resume " + str(job.folder)

@@ -1,0 +1,343 @@
+"""The numbered updates of a group, and that a stop at any of them changes nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from noprop.build import Task, build_embedding, build_method
+from noprop.config import RunConfig, replace
+from noprop.data import Examples, Normalization, batch_indices
+from noprop.errors import RunError, TrainingError
+from noprop.methods.base import LossTerms
+from noprop.randomness import generator
+from noprop.training import loop
+from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.loop import GroupTrainer
+
+FIXED: dict[str, object] = {}
+LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
+SMALL = {
+    "method.num_blocks": 2,
+    "train.epochs": 2,
+    "train.batch_size": 16,
+    "train.device": "cpu",
+    "train.precision": "float32",
+}
+G = torch.Generator().manual_seed(0)
+DATA = Examples(
+    torch.randint(256, (72, 1, 8, 8), generator=G, dtype=torch.uint8), torch.arange(72) % 10
+)
+TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
+
+
+class Killed(BaseException):
+    """As abrupt as a signal."""
+
+
+def trainer(folder: Path, emit=lambda event: None, group: str | None = None, **changes):
+    """A trainer of all units, or of one, on 72 noise images: four mini-batches and a remainder."""
+    config = replace(RunConfig(), {**SMALL, **changes})
+    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    units = [u for u in method.units if group in (None, u.name)]
+    return GroupTrainer(
+        config, method, units, DATA, DATA.take(torch.arange(8)), TASK.normalization,
+        bf16=False, checkpoint=folder / "checkpoint.safetensors", emit=emit,
+    )  # fmt: skip
+
+
+def trained(folder: Path, **changes) -> dict[str, Tensor]:
+    made = trainer(folder, **changes)
+    made.run()
+    return load_tensors(made.checkpoint)[0]
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+# -- the list of updates -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["sequential", "parallel"])
+def test_each_epoch_has_every_unit_on_every_batch(tmp_path, order):
+    """No update is missing or doubled; the readout passes once a block in Algorithm 1."""
+    made = trainer(tmp_path, **{"train.order": order})
+    seen = Counter(made.update(i) for i in range(made.total))
+    passes = [1, 1, 2 if order == "sequential" else 1]
+    wanted = {
+        loop.Update(epoch, index, turn, batch)
+        for epoch in range(2)
+        for index in range(3)
+        for turn in range(passes[index])
+        for batch in range(4)
+    }
+    assert set(seen) == wanted
+    assert set(seen.values()) == {1}
+    places = [(u.epoch, u.index) for u in (made.update(i) for i in range(made.total))]
+    if order == "sequential":
+        assert places == sorted(places)
+    else:
+        assert places[:6] == [(0, 0), (0, 1), (0, 2), (0, 0), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("order", ["sequential", "parallel"])
+def test_which_examples_each_unit_sees(tmp_path, monkeypatch, order):
+    """Parallel: one shuffle for all units. Sequential: each unit its own. Both: new each epoch."""
+    made = trainer(tmp_path, **{"train.order": order})
+    seen: dict[str, list[tuple[int, ...]]] = {unit.name: [] for unit in made.units}
+    for unit in made.units:
+
+        def loss(x, y, g, unit=unit, real=unit.loss):
+            if torch.is_grad_enabled():
+                seen[unit.name].append(tuple(y.tolist()))
+            return real(x, y, g)
+
+        monkeypatch.setattr(unit, "loss", loss)
+    made.run()
+    first, second, readout = seen.values()
+    assert first[:4] != first[4:]
+    if order == "parallel":
+        assert first == second == readout
+    else:
+        assert first != second
+        assert len(readout) == 2 * len(first)
+    indices = [made.indices(made.update(i)) for i in range(made.total)]
+    for batches in (indices[:4],) if order == "sequential" else (indices[:12:3],):
+        drawn = torch.cat(batches)
+        assert len(drawn.unique()) == len(drawn) == 64
+
+
+def test_unit_by_unit_is_algorithm_1(tmp_path):
+    """Training each unit to its end equals the loop of Algorithm 1, written out, bit for bit.
+
+    For each epoch, each block, each mini-batch: the block descends its term, the readout its own.
+    """
+    changes = {"train.order": "sequential", "method.num_blocks": 3, "train.seed": 4}
+    found: dict[str, Tensor] = {}
+    for name in ("block-1", "block-2", "block-3", "readout"):
+        found |= trained(tmp_path / name, group=name, **changes)
+
+    config = replace(RunConfig(), {**SMALL, **changes})
+    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    optimizers = {
+        unit.name: torch.optim.AdamW(unit.parameters, lr=1e-3, weight_decay=1e-3, fused=True)
+        for unit in method.units
+    }
+
+    def descend(unit, turn: int, batch: int) -> None:
+        order = batch_indices(len(DATA), 16, generator(4, "order", turn, unit.name))
+        chosen = order[batch]
+        x = TASK.normalization.apply(DATA.x[chosen]).contiguous(memory_format=torch.channels_last)
+        draws = generator(4, "step", 4 * turn + batch, unit.name)
+        unit.loss(x, DATA.y[chosen], draws).total.backward()
+        optimizers[unit.name].step()
+        optimizers[unit.name].zero_grad()
+
+    for epoch in range(2):
+        for t, block in enumerate(method.blocks):
+            for batch in range(4):
+                descend(block, epoch, batch)
+                descend(method.readout, 3 * epoch + t, batch)
+    for unit in method.units:
+        for name, value in unit.module.state_dict().items():
+            assert torch.equal(found[f"{unit.name}/module/{name}"], value), (unit.name, name)
+
+
+def test_shared_embeddings_descend_the_gradient_of_eq_8(tmp_path):
+    """Parallel order, first mini-batch: W_Embed's gradient is that of Σ_t L_t / T + L_readout.
+
+    SGD at lr 1 without decay shows the gradient as the difference of the weights.
+    """
+    changes = {**LEARNED, "train.order": "parallel", "train.optimizer": "sgd", "train.lr": 1.0}
+    made = trainer(tmp_path, **changes, **{"train.weight_decay": 0.0})
+    before = made.method.shared_parameters[0].detach().clone()
+    whole = torch.zeros(())
+    for index, unit in enumerate(made.units):
+        at = loop.Update(0, index, 0, 0)
+        chosen = made.indices(at)
+        draws = generator(0, "step", 0, unit.name)
+        x = TASK.normalization.apply(DATA.x[chosen]).contiguous(memory_format=torch.channels_last)
+        share = 1.0 if unit.name == "readout" else 1 / 2
+        whole = whole + share * unit.loss(x, DATA.y[chosen], draws).total
+    (wanted,) = torch.autograd.grad(whole, made.method.shared_parameters)
+    for index in range(3):
+        made._step(loop.Update(0, index, 0, 0))
+        moved = not torch.equal(made.method.shared_parameters[0], before)
+        assert moved == (index == 2)
+    torch.testing.assert_close(
+        before - made.method.shared_parameters[0].detach(), wanted, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_step_moves_one_unit_only(tmp_path):
+    """Locality of an update: weights and batch-norm statistics of other units keep every bit."""
+    made = trainer(tmp_path, **LEARNED)
+    for index, unit in enumerate(made.units):
+        before = [{k: v.clone() for k, v in u.module.state_dict().items()} for u in made.units]
+        made._step(loop.Update(0, index, 0, 0))
+        for other, old in zip(made.units, before, strict=True):
+            new = other.module.state_dict()
+            assert (other is not unit) == all(torch.equal(old[k], new[k]) for k in old)
+
+
+# -- stopping and going on -----------------------------------------------------------------------
+
+
+class Clock:
+    """A second passes between any two looks: every update is reported, every few are saved."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
+@pytest.mark.parametrize("order", ["sequential", "parallel"])
+@pytest.mark.parametrize("embedding", [FIXED, LEARNED], ids=["fixed", "learned"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_stops_change_nothing(tmp_path, monkeypatch, order, embedding, optimizer):
+    """Stopped at many updates, in and between mini-batches: same weights and optimizer state."""
+    monkeypatch.setattr(loop, "time", Clock())
+    changes = {**embedding, "train.order": order, "train.optimizer": optimizer}
+    whole = trained(tmp_path / "whole", **changes)
+    stops = [1, 2, 5, 6, 12, 17, 23]
+    positions = []
+
+    def stop(event):
+        if event["event"] == "progress" and stops and event["position"] >= stops[0]:
+            stops.pop(0)
+            raise Killed
+
+    for _ in range(10):
+        made = trainer(tmp_path / "parts", stop, **changes)
+        made.resume()
+        positions.append(made.position)
+        try:
+            made.run()
+        except Killed:
+            continue
+        break
+    assert not stops
+    assert positions == sorted(positions)
+    assert positions[-1] >= 12
+    assert_same(whole, load_tensors(tmp_path / "parts" / "checkpoint.safetensors")[0])
+    assert [p.name for p in (tmp_path / "parts").iterdir()] == ["checkpoint.safetensors"]
+
+
+@pytest.mark.parametrize("embedding", [FIXED, LEARNED], ids=["fixed", "learned"])
+def test_ctrl_c_inside_an_update_changes_nothing(tmp_path, embedding):
+    """A signal can arrive after the weights moved and before the update is counted."""
+    whole = trained(tmp_path / "whole", **embedding)
+    made = trainer(tmp_path / "parts", **embedding)
+    real, calls = made._step, []
+
+    def step(at):
+        terms = real(at)
+        calls.append(at)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return terms
+
+    made._step = step
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    again = trainer(tmp_path / "parts", **embedding)
+    again.resume()
+    again.run()
+    assert_same(whole, load_tensors(again.checkpoint)[0])
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient", "last gradient"])
+def test_what_is_not_finite_is_named_and_never_saved(tmp_path, monkeypatch, broken):
+    """TrainingError names unit, update and lr; the checkpoint that stays is finite."""
+    made = trainer(tmp_path, group="block-2", **{"train.checkpoint_every": 0.0})
+    unit, calls = made.units[0], []
+    real = unit.loss
+
+    def loss(x, y, g):
+        terms = real(x, y, g)
+        calls.append(1)
+        if broken == "loss" and len(calls) == 3:
+            return LossTerms({"denoising": terms.total * torch.nan})
+        late = broken[0:4] == "last" and len(calls) >= 8
+        if late or (broken == "gradient" and len(calls) == 3):
+            (p, *_) = unit.parameters  # finite value, infinite slope
+            return LossTerms({"denoising": terms.total + (p * 0).sum().abs().sqrt() / 1})
+        return terms
+
+    monkeypatch.setattr(unit, "loss", loss)
+    with pytest.raises(TrainingError, match=r"block-2.*not finite.*update \d+ of 8.*lr 0\.001"):
+        made.run()
+    tensors, about = load_tensors(made.checkpoint)
+    assert 0 < about["position"] < 8
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
+def test_a_huge_learning_rate_is_a_training_error(tmp_path):
+    made = trainer(tmp_path, **{"train.lr": 1e30})
+    with pytest.raises(TrainingError, match=r"block-1.*update \d+ of \d+.*lr 1e\+30"):
+        made.run()
+
+
+def test_a_full_disk_stops_training_with_one_line(tmp_path, monkeypatch):
+    """The error names the file; the checkpoint before it stays whole, and training goes on."""
+    whole = trained(tmp_path / "whole")
+
+    def stop(event):
+        raise Killed
+
+    with pytest.raises(Killed):
+        trainer(tmp_path / "r", stop).run()
+    before = (tmp_path / "r" / "checkpoint.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("noprop.training.checkpoint.os.replace", full)
+        made = trainer(tmp_path / "r")
+        made.resume()
+        with pytest.raises(RunError, match=r"checkpoint\.safetensors: cannot be written: No space"):
+            made.run()
+    assert (tmp_path / "r" / "checkpoint.safetensors").read_bytes() == before
+    made = trainer(tmp_path / "r")
+    made.resume()
+    made.run()
+    assert_same(whole, load_tensors(made.checkpoint)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method.encoder": "mlp"}, "another architecture"),
+        ({"train.epochs": 3}, "36 updates|24 updates|32 updates|48 updates"),
+        ({"train.batch_size": 12}, "updates"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, changes, words):
+    """In one line that names the file; nothing is trained."""
+    trained(tmp_path)
+    made = trainer(tmp_path, **changes)
+    with pytest.raises(RunError, match=words) as caught:
+        made.resume()
+    assert str(made.checkpoint) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert made.position == 0
+
+
+def test_a_file_that_is_no_training_checkpoint_is_refused(tmp_path):
+    """Tensors of ours without a position, as model.safetensors has them."""
+    made = trainer(tmp_path)
+    save_tensors(made.checkpoint, {"a": torch.zeros(1)}, {"format": 1})
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors"):
+        made.resume()
+    save_tensors(made.checkpoint, {"a": torch.zeros(1)}, {"total": made.total})
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors"):
+        made.resume()
