@@ -1,5 +1,7 @@
 """From configuration to objects: what depends on what, and nothing else."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from noprop.errors import ConfigError
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization((0.25,), (2.0,)))
 
 
-def built(only: str | None = None, **changes):
+def built(only: str | None = None, /, **changes):
     config = replace(RunConfig(), {"method.num_blocks": 4, **changes})
     return build_method(config, TASK, build_embedding(config, TASK, None), only=only)
 
@@ -54,8 +56,10 @@ def test_a_unit_s_start_depends_on_the_seed_and_its_name_alone():
     a = states(built())
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(2)
-    longer = states(built(**{"method.num_blocks": 6}))
-    other = states(built(**{"train.seed": 1}))
+    more: dict[str, Any] = {"method.num_blocks": 6}
+    longer = states(built(**more))
+    seed: dict[str, Any] = {"train.seed": 1}
+    other = states(built(**seed))
     for name, state in a.items():
         assert same(state, longer[name])
         assert name == "readout" or not same(state, other[name])

@@ -6,6 +6,7 @@ that knows the label, one that is Bayes' rule. What the method makes of them is 
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,11 @@ class Bayes(Known):
 
 
 def known(
-    blocks: list[DiscreteBlock | None], weight: Tensor, *, eta: float = 0.1, learned: bool = False
+    blocks: Sequence[DiscreteBlock | None],
+    weight: Tensor,
+    *,
+    eta: float = 0.1,
+    learned: bool = False,
 ) -> DiscreteNoProp:
     gamma = cosine_gamma(len(blocks))
     embedding = Embedding(weight, learned=learned)
@@ -131,7 +136,7 @@ def test_block_t_is_trained_on_the_latent_before_it(t):
     fails with probability < 6e-5. Under the slip the same score would be far beyond it.
     """
     n, blocks = 20_000, [Known() for _ in range(5)]
-    method = known([*blocks], one_hot_embeddings(10))
+    method = known(blocks, one_hot_embeddings(10))
     y = torch.full((n,), 4)
     method.blocks[t - 1].loss(torch.zeros(n, 10), y, rng(t))
     (z,) = blocks[t - 1].seen
@@ -218,7 +223,7 @@ def test_with_the_true_embedding_each_block_sees_what_it_was_trained_on():
     probability < 1e-4. One level off is far beyond it.
     """
     n, blocks = 20_000, [Known(1e4) for _ in range(8)]
-    method = known([*blocks], weight := random_embeddings(4, 7, rng(1)) * 2)
+    method = known(blocks, weight := random_embeddings(4, 7, rng(1)) * 2)
     y = torch.randint(4, (n,), generator=rng(2))
     p = method.predict(F.one_hot(y, 4).float(), rng(3))
     alpha_bar = torch.sigmoid(-method.gamma).float()
@@ -365,7 +370,7 @@ def test_the_control_reads_noise_alone():
     (z,) = last.seen
     assert abs(z.mean().item()) * z.numel() ** 0.5 < 5
     assert abs(z.square().mean().item() - 1) * (z.numel() / 2) ** 0.5 < 5
-    method = known([*networks], weight)
+    method = known(networks, weight)
     alone = method.last_block_alone(rng(3), torch.zeros(n, 10))
     assert alone.eq(y).float().mean() < 0.2
     assert method.blocks[-1].error(torch.zeros(n, 10), y, rng(4)) < 0.1
