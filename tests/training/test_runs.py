@@ -1,0 +1,367 @@
+"""A run folder: any number of processes, any kill, any damage, and what comes out of it."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from noprop.build import load_data
+from noprop.config import RunConfig, from_toml, replace
+from noprop.errors import ConfigError, RunError, TrainingError
+from noprop.training import workers as workers_module
+from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
+from noprop.training.runs import (
+    create_run,
+    load_model,
+    open_run,
+    read_metrics,
+    save_model,
+    train_run,
+)
+from noprop.training.workers import checkpoint_path, groups_of, worker_count
+
+SMALL = {
+    "method.num_blocks": 2,
+    "train.epochs": 1,
+    "train.workers": 1,
+    "train.device": "cpu",
+    "train.precision": "float32",
+    "method.encoder": "mlp",
+}
+LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 12}
+
+
+class Killed(BaseException):
+    """As abrupt as a signal."""
+
+
+def configured(**changes) -> RunConfig:
+    return replace(RunConfig(), {**SMALL, **changes})
+
+
+def train(folder: Path, config: RunConfig, emit=lambda event: None):
+    if not folder.exists():
+        create_run(folder, config)
+    return train_run(folder, config, load_data(config), emit)
+
+
+def weights(folder: Path, config: RunConfig) -> dict[str, torch.Tensor]:
+    """Every tensor of every checkpoint: weights, statistics and optimizer state."""
+    return {
+        f"{group}:{name}": tensor
+        for group in groups_of(config)
+        for name, tensor in load_tensors(checkpoint_path(folder, group))[0].items()
+    }
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [str(p.relative_to(folder)) for p in folder.rglob(".*")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run trained to its end in this process, its model, and every event it emitted."""
+    folder, events = tmp_path_factory.mktemp("runs") / "finished", []
+    model = train(folder, configured(), events.append)
+    return folder, model, events
+
+
+# -- partition and kills -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["sequential", "parallel"])
+def test_the_number_of_workers_changes_no_bit(tmp_path, order):
+    """One process or three, in either order of the updates: every tensor is the same."""
+    config = configured(**{"train.order": order, "method.num_blocks": 3, "train.epochs": 2})
+    train(tmp_path / "1", config)
+    threads = torch.get_num_threads()
+    train(tmp_path / "3", replace(config, {"train.workers": 3}))
+    assert torch.get_num_threads() == threads
+    assert_same(weights(tmp_path / "1", config), weights(tmp_path / "3", config))
+    assert not leftovers(tmp_path / "3")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from noprop.build import load_data
+from noprop.training.runs import open_run, train_run
+if __name__ == "__main__":
+    config = open_run(Path(sys.argv[1]))
+    train_run(Path(sys.argv[1]), config, load_data(config), lambda event: None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("embedding", [{}, LEARNED], ids=["fixed", "learned"])
+def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
+    """SIGKILL while it writes a checkpoint after every update; resumed, no bit differs.
+
+    What the killed process was writing, and its copy of the data, are gone in the end.
+    """
+    config = configured(**embedding, **{"train.checkpoint_every": 0.0, "train.epochs": 3})
+    train(tmp_path / "whole", replace(config, {"train.checkpoint_every": 1e9}))
+    folder, script = tmp_path / "killed", tmp_path / "script.py"
+    create_run(folder, config)
+    script.write_text(SCRIPT)
+    process = subprocess.Popen([sys.executable, str(script), str(folder)])
+    try:
+        deadline = time.monotonic() + 60
+        pattern = "units/*/checkpoint.safetensors"
+        while time.monotonic() < deadline and not list(folder.glob(pattern)):
+            time.sleep(0.01)
+        time.sleep(0.3)
+    finally:
+        process.kill()
+        process.wait()
+    (path, *_) = folder.glob(pattern)
+    assert load_tensors(path)[1]["position"] > 0
+    (path.parent / f".{path.name}.{process.pid}.tmp").write_bytes(b"half")  # as a kill may leave
+    again = replace(config, {"train.checkpoint_every": 1e9})
+    train(folder, again)
+    assert_same(weights(tmp_path / "whole", config), weights(folder, config))
+    assert not leftovers(folder)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_reported_and_the_others_are_saved(tmp_path):
+    """One line that says how to go on, no process left, and the same weights after going on."""
+    config = configured(**{"train.epochs": 4, "train.workers": 2})
+    train(tmp_path / "whole", replace(config, {"train.workers": 1}))
+
+    def kill(event):
+        if event["event"] == "progress":
+            mine = psutil.Process().children(recursive=True)
+            worker = next(p for p in mine if "spawn_main" in " ".join(p.cmdline()))
+            worker.kill()
+
+    folder = tmp_path / "killed"
+    with pytest.raises(TrainingError, match=r"worker process ended.*--resume") as caught:
+        train(folder, config, kill)
+    assert "\n" not in str(caught.value)
+    mine = psutil.Process().children(recursive=True)
+    assert not [p for p in mine if "spawn_main" in " ".join(p.cmdline())]
+    train(folder, replace(config, {"train.workers": 1}))
+    assert_same(weights(tmp_path / "whole", config), weights(folder, config))
+
+
+def test_a_worker_killed_before_it_reads_is_reported_alike(monkeypatch, tmp_path):
+    """The system then says that the connection was reset, not that it ended."""
+
+    def die(job, connection):
+        raise AssertionError("runs in no process of this test")
+
+    class Fake(BaseProcess):
+        def __init__(self, **_):
+            pass  # starts nothing
+
+        def start(self):
+            pass
+
+        def is_alive(self):
+            return False
+
+        def join(self, timeout=None):
+            pass
+
+    class Reset(workers_module.Connection):
+        def __init__(self):
+            read, write = os.pipe()
+            os.close(write)
+            super().__init__(read)
+
+        def send(self, obj):
+            pass
+
+        def recv(self):
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    class Context:
+        Process = Fake
+
+        def Pipe(self):  # noqa: N802
+            return Reset(), Reset()
+
+    monkeypatch.setattr(workers_module, "_worker", die)
+    monkeypatch.setattr(workers_module.multiprocessing, "get_context", lambda _: Context())
+    with pytest.raises(TrainingError, match=r"worker process ended.*--resume"):
+        train(tmp_path / "r", configured(**{"train.workers": 2}))
+
+
+def test_workers_are_at_most_one_a_group():
+    assert worker_count(configured(**{"train.workers": 8}), 3) == 3
+    assert worker_count(configured(**{"train.workers": 2}), 3) == 2
+    assert worker_count(configured(**{"train.workers": 2}), 0) == 1
+    assert 1 <= worker_count(configured(**{"train.workers": 0}), 3) <= 3
+    assert groups_of(configured()) == ["block-1", "block-2", "readout"]
+    assert len(groups_of(configured(**LEARNED))) == 1
+
+
+# -- what a run leaves -----------------------------------------------------------------------------
+
+
+def test_a_finished_run_has_its_files_and_events(finished):
+    folder, _, events = finished
+    assert not leftovers(folder)
+    assert open_run(folder) == configured() == from_toml(folder / "config.toml")
+    about = json.loads((folder / "environment.json").read_text())
+    assert about["seed"] == 0
+    assert about["device"] == "cpu"
+    written = read_metrics(folder)
+    assert [e["event"] for e in written] == [e["event"] for e in events if e["event"] != "progress"]
+    epochs = [e for e in written if e["event"] == "epoch"]
+    assert [e["unit"] for e in epochs] == ["block-1", "block-2", "readout"]
+    assert all(e["loss"] > 0 and e["validation_loss"] > 0 for e in epochs)
+
+
+def test_training_a_finished_run_again_does_nothing(finished):
+    folder, model, _ = finished
+    before = {p: p.read_bytes() for p in folder.glob("units/*/*")}
+    events = []
+    again = train(folder, configured(), events.append)
+    assert [e["event"] for e in events] == ["found", "found", "found", "started"]
+    assert before == {p: p.read_bytes() for p in folder.glob("units/*/*")}
+    for a, b in zip(again.method.units, model.method.units, strict=True):
+        assert_same(a.module.state_dict(), b.module.state_dict())
+
+
+def test_a_loaded_model_predicts_the_same_bits(finished):
+    folder, model, _ = finished
+    model.method.path_weights = torch.tensor([0.25, 0.75])
+    save_model(folder, model)
+    loaded = load_model(folder)
+    assert torch.equal(loaded.method.path_weights, model.method.path_weights)
+    assert loaded.task == model.task
+    x = model.task.normalization.apply(load_data(model.config).test.x[:50])
+    a, b = (
+        m.method.predict(x, torch.Generator().manual_seed(0), average="path")
+        for m in (model, loaded)
+    )
+    assert torch.equal(a.probabilities, b.probabilities)
+
+
+def test_the_error_of_whoever_listens_is_theirs(tmp_path):
+    """A closed pipe on the screen is no fault of metrics.jsonl."""
+
+    def closed(event):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        train(tmp_path / "r", configured(), closed)
+
+
+# -- damage ------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "pickle", "torch", "ours, but none"])
+def test_damage_is_named_and_never_executed(tmp_path, damage):
+    """Checkpoints and models: one line with the file's name, whatever lies there."""
+    folder, config = tmp_path / "r", configured(**{"method.num_blocks": 1})
+    save_model(folder, train(folder, config))
+    evil = tmp_path / "executed"
+    for path in (checkpoint_path(folder, "block-1"), folder / "model.safetensors"):
+        good = path.read_bytes()
+        if damage == "truncated":
+            path.write_bytes(good[:-100])
+        elif damage == "empty":
+            path.write_bytes(b"")
+        elif damage == "pickle":
+            path.write_bytes(pickle.dumps(Evil(evil)))
+        elif damage == "torch":
+            torch.save({"x": Evil(evil)}, path)
+        else:
+            save_tensors(path, {"x": torch.zeros(1)}, {"format": 1})
+        with pytest.raises(RunError) as caught:
+            load_model(folder) if path.name.startswith("model") else train(folder, config)
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+        path.write_bytes(good)
+    assert not evil.exists()
+    load_model(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"format": 1, "shape": 3}'])
+def test_a_damaged_model_description_is_named(finished, tmp_path, content):
+    _, model, _ = finished
+    create_run(tmp_path / "r", model.config)
+    save_model(tmp_path / "r", model)
+    (tmp_path / "r" / "model.json").write_text(content)
+    with pytest.raises(RunError, match=r"model\.json: is damaged"):
+        load_model(tmp_path / "r")
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    with pytest.raises(RunError, match="absent: is no run folder: there is no such folder"):
+        open_run(tmp_path / "absent")
+    with pytest.raises(RunError, match=r"has no config\.toml"):
+        open_run(tmp_path)
+    create_run(tmp_path / "r", configured())
+    with pytest.raises(RunError, match=r"is there already.*--resume"):
+        create_run(tmp_path / "r", configured())
+    with pytest.raises(RunError, match=r"not trained to its end.*--resume"):
+        load_model(tmp_path / "r")
+    (tmp_path / "r" / "config.toml").write_text("[train")
+    with pytest.raises(ConfigError, match=r"config\.toml: is no TOML"):
+        open_run(tmp_path / "r")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot be made|is there already"):
+        create_run(tmp_path / "file" / "r", configured())
+
+
+@pytest.mark.parametrize("call", ["os.replace", "os.fsync"])
+@pytest.mark.parametrize("number", [28, 13, 30])
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, call, number):
+    """A full disk, no permission, a read-only disk: one line, nothing half-written."""
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"noprop.training.checkpoint.{call}", fails)
+        with pytest.raises(RunError, match=f"{path}: cannot be written: {os.strerror(number)}"):
+            write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert not leftovers(tmp_path)
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_stop_inside_a_write_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("noprop.training.checkpoint.os.fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file", b"new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_whole(tmp_path / "file" / "inner", b"new")
