@@ -4,17 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from noprop.networks import (
-    ContinuousBlock,
-    DiscreteBlock,
-    Features,
-    conv_path,
-    encoder_kind,
-    mlp_path,
-    sinusoidal_embedding,
-    small_conv_path,
-    trimmed_size,
-)
+from noprop.encoders import Features, trimmed_size
+from noprop.networks import ContinuousBlock, DiscreteBlock, sinusoidal_embedding
 from noprop.randomness import seeded
 
 MNIST, CIFAR, TINY = (1, 28, 28), (3, 32, 32), (3, 64, 64)
@@ -223,138 +214,6 @@ def test_pixels_beyond_the_trim_reach_no_output_and_the_last_within_does(side):
     rows = gradient[0, 0].abs().sum(1) > 0
     assert not rows[kept:].any()
     assert rows[kept - 3 : kept].any()
-
-
-def test_an_image_too_small_for_the_figure_is_refused():
-    with pytest.raises(ValueError, match="at least 14 pixels a side, got 13"):
-        conv_path(1, (13, 28), 0.2)
-    with pytest.raises(ValueError, match="at least 2 pixels a side, got 1"):
-        small_conv_path(1, (1, 8), 0.2)
-
-
-# -- other encoders ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "kind"),
-    [
-        ((13,), "mlp"),
-        ((2, 5), "mlp"),
-        ((1, 8, 8), "small"),
-        ((1, 14, 14), "conv"),
-        ((1, 13, 40), "small"),
-    ],
-)
-def test_the_shape_chooses_the_encoder(shape, kind):
-    assert encoder_kind(shape) == kind
-
-
-@pytest.mark.parametrize(("shape", "inner"), [((13,), 256), ((2, 5), 256), ((1, 8, 9), 64 * 4 * 4)])
-def test_flat_and_small_inputs(shape, inner):
-    assert Features(shape).project.in_features == inner
-    block = DiscreteBlock(shape, (3,), 3)
-    x, z = torch.randn(4, *shape, generator=generator()), torch.randn(4, 3, generator=generator())
-    assert block(z, block.context(x, generator(1)), generator(2)).shape == (4, 3)
-
-
-def test_the_mlp_path_is_two_layers():
-    path = mlp_path(5, 0.2).double().eval()
-    x = torch.randn(4, 5, generator=generator(), dtype=torch.float64)
-    one, two = (m for m in path if isinstance(m, nn.Linear))
-    h = x
-    for linear in (one, two):
-        h = (linear(h) / (1 + 1e-5) ** 0.5).clamp(min=0)
-    torch.testing.assert_close(path(x), h)
-
-
-def test_the_small_path_is_two_convolutions():
-    path = small_conv_path(1, (8, 9), 0.2).double().eval()
-    x = torch.randn(2, 1, 8, 9, generator=generator(), dtype=torch.float64)
-    one, two = (m for m in path if isinstance(m, nn.Conv2d))
-    expected = nn.functional.max_pool2d(two(one(x).relu()).relu(), 2).flatten(1)
-    torch.testing.assert_close(path(x), expected)
-
-
-def test_dropout_follows_the_generator_and_only_in_training():
-    with seeded(0):
-        block = DiscreteBlock((1, 16, 16), (1, 16, 16), 3)
-    x, z = (
-        torch.randn(4, 1, 16, 16, generator=generator()),
-        torch.randn(4, 256, generator=generator()),
-    )
-    before = torch.get_rng_state()
-
-    def logits(seed):
-        return block(z, block.context(x, generator(seed)), generator(seed + 1))
-
-    assert torch.equal(logits(1), logits(1))
-    assert not torch.equal(logits(1), logits(2))
-    block.eval()
-    assert torch.equal(logits(1), logits(2))
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def own_encoder():
-    return nn.Sequential(nn.Flatten(), nn.Linear(6, 40), nn.Dropout(0.5), nn.ReLU())
-
-
-def test_a_users_encoder_draws_from_the_generator_and_leaves_the_global_state():
-    features = Features((2, 3), factory=own_encoder, batch_norm=False)
-    x = torch.randn(8, 2, 3, generator=generator())
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    one = features(x, generator(1))
-    assert torch.equal(before, torch.get_rng_state())
-    torch.manual_seed(6)
-    assert torch.equal(features(x, generator(1)), one)
-    assert not torch.equal(features(x, generator(2)), one)
-    features.eval()
-    assert torch.equal(features(x, generator(1)), features(x, generator(2)))
-
-
-def test_each_block_has_an_encoder_of_its_own():
-    one, two = (DiscreteBlock((2, 3), (3,), 3, factory=own_encoder) for _ in range(2))
-    shared = {id(p) for p in one.parameters()} & {id(p) for p in two.parameters()}
-    assert not shared
-
-
-def test_counting_a_users_features_leaves_it_in_training():
-    features = Features((2, 3), factory=lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6)))
-    norm = next(m for m in features.encoder.modules() if isinstance(m, nn.BatchNorm1d))
-    assert norm.training
-    assert norm.num_batches_tracked == 0
-
-
-class Total(nn.Module):
-    """Gives a number a sample, or one for the batch: no features."""
-
-    def __init__(self, keep):
-        super().__init__()
-        self.keep = keep
-
-    def forward(self, x):
-        return x.flatten(self.keep).sum(self.keep)
-
-
-@pytest.mark.parametrize("keep", [0, 1])
-def test_an_encoder_without_features_is_refused(keep):
-    with pytest.raises(ValueError, match=r"the encoder must give features \(B, F\), got"):
-        Features((2, 3), factory=lambda: Total(keep))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"shape": (4,), "kind": "custom"}, "needs a function that makes the encoder"),
-        ({"shape": (4,), "kind": "conv"}, r"'conv' needs images \(C, H, W\), got .*\(4,\)"),
-        ({"shape": (4, 4), "kind": "small"}, r"'small' needs images"),
-        ({"shape": (1, 28, 28), "dropout": 1.0}, "dropout must lie in"),
-    ],
-)
-def test_errors_name_the_argument(arguments, message):
-    shape = arguments.pop("shape")
-    with pytest.raises(ValueError, match=message):
-        Features(shape, **arguments)
 
 
 # -- time --------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from noprop.build import RunData, build_embedding, build_method, choose_device, load_data
 from noprop.config import RunConfig, replace
+from noprop.encoders import EncoderFactory
 from noprop.errors import DataError, RunError
-from noprop.networks import EncoderFactory
 from noprop.randomness import generator
 from noprop.recipes import find_recipe
 from noprop.training.checkpoint import write_whole

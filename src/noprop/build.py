@@ -15,9 +15,10 @@ from noprop.embeddings import (
     orthogonal_embeddings,
     random_embeddings,
 )
+from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
 from noprop.methods.dt import DiscreteNoProp
-from noprop.networks import DiscreteBlock, EncoderFactory
+from noprop.networks import DiscreteBlock
 from noprop.randomness import derive_seed, generator, seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
 from noprop.schedules import cosine_gamma

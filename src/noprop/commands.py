@@ -22,8 +22,8 @@ from noprop.data import (
     search_path,
 )
 from noprop.diffusion import denoising_weights
+from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
-from noprop.networks import EncoderFactory
 from noprop.report.progress import ProgressReport
 from noprop.report.tables import description_text, evaluation_text, table
 from noprop.schedules import alpha_bar, snr

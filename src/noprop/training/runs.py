@@ -27,9 +27,9 @@ from noprop.build import (
 )
 from noprop.config import RunConfig, from_toml, to_toml
 from noprop.data import Normalization
+from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.methods.dt import DiscreteNoProp
-from noprop.networks import EncoderFactory
 from noprop.training.checkpoint import (
     flatten,
     load_tensors,

@@ -21,8 +21,8 @@ import torch
 from noprop.build import Task, build_embedding, build_method, choose_device, unit_names, use_bf16
 from noprop.config import RunConfig
 from noprop.data import Examples
+from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
-from noprop.networks import EncoderFactory
 from noprop.training.checkpoint import load_tensors
 from noprop.training.loop import GroupTrainer
 

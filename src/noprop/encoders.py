@@ -1,0 +1,217 @@
+"""Image paths: from x to the features that a block reads (Fig. 5), and what may stand in for them.
+
+The convolutions of Fig. 5, smaller ones for images too small for them, an MLP for tables, and a
+user's own module.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from noprop.layers import MaxPool2, ReLUDropout, Sequence, stochastic_call
+from noprop.randomness import seeded
+
+__all__ = [
+    "WIDTH",
+    "CustomEncoder",
+    "EncoderFactory",
+    "EncoderKind",
+    "Features",
+    "conv_path",
+    "encoder_kind",
+    "mlp_path",
+    "small_conv_path",
+    "trimmed_size",
+]
+
+WIDTH = 256
+
+EncoderKind = Literal["auto", "conv", "small", "mlp", "custom"]
+EncoderFactory = Callable[[], nn.Module]
+
+
+def conv_path(channels: int, size: tuple[int, int], dropout: float) -> Sequence:
+    """The convolutions of Fig. 5: 2048 features from 28×28, 3200 from 32×32, 6400 from 64×64.
+
+    3×3 without padding: C→32, pool; 32→64; 64→128, pool; and from 48 pixels up 128→256, pool.
+
+    Pooling rounds down, so the last rows and columns of most sizes reach no feature: the input is
+    trimmed to those that do, which changes no output and saves a tenth of the work. The pool stands
+    before its ReLU, with which it commutes.
+    """
+    deep = min(size) >= 48
+    height, width = (trimmed_size(side, deep=deep) for side in size)
+    layers: list[nn.Module] = [
+        Trim(height, width),
+        nn.Conv2d(channels, 32, 3),
+        MaxPool2(),
+        ReLUDropout(dropout),
+        nn.Conv2d(32, 64, 3),
+        ReLUDropout(dropout),
+        nn.Conv2d(64, 128, 3),
+        MaxPool2(),
+        ReLUDropout(dropout),
+    ]
+    if deep:
+        layers += [nn.Conv2d(128, 256, 3), MaxPool2(), ReLUDropout(dropout)]
+    return Sequence(*layers, nn.Flatten())
+
+
+def trimmed_size(side: int, *, deep: bool) -> int:
+    """How many of ``side`` pixels reach an output of :func:`conv_path`.
+
+    Raises:
+        ValueError: If none does, for then the image is too small for Fig. 5.
+    """
+    pools_to = [((side - 2) // 2) - 4]
+    if deep:
+        pools_to.append(pools_to[0] // 2 - 2)
+    out = pools_to[-1] // 2
+    if out < 1:
+        raise ValueError(f"the convolutions of Fig. 5 need at least 14 pixels a side, got {side}")
+    needed = 2 * out
+    if deep:
+        needed = 2 * (needed + 2)
+    return 2 * (needed + 4) + 2
+
+
+def small_conv_path(channels: int, size: tuple[int, int], dropout: float) -> Sequence:
+    """For images too small for Fig. 5, such as 8×8 digits: 3×3 with padding, C→32→64, pool."""
+    if min(size) < 2:
+        raise ValueError(f"the small convolutions need at least 2 pixels a side, got {min(size)}")
+    return Sequence(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        ReLUDropout(dropout),
+        nn.Conv2d(32, 64, 3, padding=1),
+        MaxPool2(),
+        ReLUDropout(dropout),
+        nn.Flatten(),
+    )
+
+
+def mlp_path(features: int, dropout: float) -> Sequence:
+    """For tables and other flat inputs: two layers of 256 with batch norm, ReLU and dropout."""
+    return Sequence(
+        nn.Flatten(),
+        nn.Linear(features, WIDTH),
+        nn.BatchNorm1d(WIDTH),
+        ReLUDropout(dropout),
+        nn.Linear(WIDTH, WIDTH),
+        nn.BatchNorm1d(WIDTH),
+        ReLUDropout(dropout),
+    )
+
+
+def encoder_kind(shape: tuple[int, ...]) -> EncoderKind:
+    """The path that suits inputs of one shape: Fig. 5 from 14 pixels a side, small, or an MLP."""
+    if len(shape) != 3:
+        return "mlp"
+    return "conv" if min(shape[1:]) >= 14 else "small"
+
+
+class Trim(nn.Module):
+    """Keep the first ``height`` rows and ``width`` columns."""
+
+    def __init__(self, height: int, width: int):
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h2 w2"]:
+        """The trimmed images, a view."""
+        return x[:, :, : self.height, : self.width]
+
+
+class CustomEncoder(nn.Module):
+    """A user's own module x → features, in the place of the convolutions.
+
+    Its dropout and other randomness can only draw from torch's global generators; those are seeded
+    from the block's generator for the call and put back after it.
+    """
+
+    takes_generator = True
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(
+        self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None
+    ) -> Float[Tensor, "batch features"]:
+        """The module's features, flattened to (B, F)."""
+        if generator is None or not self.training:
+            return self.module(x).flatten(1)
+        drawn = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+        with seeded(int(drawn), x.device):
+            return self.module(x).flatten(1)
+
+
+class Features(nn.Module):
+    """An image path with the FC 256 on top: then batch norm (DT), or ReLU (CT, FM).
+
+    Args:
+        shape: of one input, (C, H, W) or (F,).
+        kind: which path; ``auto`` chooses by the shape, ``custom`` calls ``factory``.
+        dropout: probability that a feature is dropped, in [0, 1).
+        batch_norm: batch norm and no ReLU, or ReLU and no batch norm.
+        factory: makes the user's own encoder, a fresh one each time it is called.
+
+    Raises:
+        ValueError: If the kind does not suit the shape, or a user's encoder gives no (B, F)
+            features.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        kind: EncoderKind = "auto",
+        dropout: float = 0.2,
+        batch_norm: bool = True,
+        factory: EncoderFactory | None = None,
+    ):
+        super().__init__()
+        self.takes_generator = True
+        self.encoder = _encoder(shape, kind, dropout, factory)
+        self.project = nn.Linear(_feature_count(self.encoder, shape), WIDTH)
+        self.finish = nn.BatchNorm1d(WIDTH) if batch_norm else nn.ReLU()
+
+    def forward(
+        self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch width"]:
+        """Features of shape (B, 256)."""
+        return self.finish(self.project(stochastic_call(self.encoder, x, generator)))
+
+
+def _encoder(
+    shape: tuple[int, ...], kind: EncoderKind, dropout: float, factory: EncoderFactory | None
+) -> nn.Module:
+    if kind == "auto":
+        kind = "custom" if factory else encoder_kind(shape)
+    if kind == "custom":
+        if factory is None:
+            raise ValueError("encoder 'custom' needs a function that makes the encoder; none given")
+        return CustomEncoder(factory())
+    if kind == "mlp":
+        return mlp_path(math.prod(shape), dropout)
+    if len(shape) != 3:
+        raise ValueError(f"encoder {kind!r} needs images (C, H, W), got inputs of shape {shape}")
+    path = conv_path if kind == "conv" else small_conv_path
+    return path(shape[0], (shape[1], shape[2]), dropout)
+
+
+def _feature_count(encoder: nn.Module, shape: tuple[int, ...]) -> int:
+    # A user's module is asked itself, for what wraps it already relies on the shape checked here.
+    module = encoder.module if isinstance(encoder, CustomEncoder) else encoder
+    training = module.training
+    with torch.no_grad():
+        features = stochastic_call(module.eval(), torch.zeros(2, *shape), None)
+    module.train(training)
+    if features.ndim < 2 or features.shape[0] != 2:
+        raise ValueError(
+            f"the encoder must give features (B, F), got {tuple(features.shape)} from a batch of 2"
+        )
+    return features[0].numel()
