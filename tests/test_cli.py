@@ -114,7 +114,7 @@ def test_train_leaves_a_complete_run(run):
     wanted = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "model.json"}
     assert wanted <= {file.name for file in run.iterdir()}
     assert {f.name for f in (run / "units").iterdir()} == {"block-1", "block-2", "readout"}
-    assert not [f for f in run.rglob("*") if f.name.startswith(".")]
+    assert [f.name for f in run.rglob("*") if f.name.startswith(".")] == [".lock"]
 
 
 def test_evaluate_repeats_what_train_found(capsys, run):
@@ -124,7 +124,18 @@ def test_evaluate_repeats_what_train_found(capsys, run):
     assert len(again["steps"]) == 3
     assert set(again["elbo"]) == {"classification", "prior", "denoising", "total"}
     assert main(["evaluate", str(run)]) == 0
-    assert "calibration error" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "359 test examples" in text
+    assert "calibration error" in text
+
+
+def test_evaluate_reads_another_part_when_told(capsys, run):
+    assert main(["evaluate", str(run), "--part", "train"]) == 0
+    assert "1294 train examples" in capsys.readouterr().out
+    folder = run.parent / "whole"
+    assert main(["train", *FAST, "--run", str(folder), "--validation", "0"]) == 0
+    text = line_of_error(capsys, "evaluate", str(folder), "--part", "validation")
+    assert "validation part of digits is empty" in text
 
 
 def test_predict_writes_table_csv_and_json(capsys, run, tmp_path):

@@ -176,6 +176,11 @@ def test_fields_that_exclude_each_other_are_refused(changes, words):
         ("data.image_size", "none", None),
         ("method.sigma", "None", None),
         ("data.dataset", "none", "none"),
+        ("data.dataset", "2024", "2024"),
+        ("data.dataset", "1e3", "1e3"),
+        ("data.dataset", '"2024"', "2024"),
+        ("train.flip", "on", True),
+        ("train.flip", "off", False),
     ],
 )
 def test_command_line_values_are_read_as_toml_or_a_bare_word(name, text, value):

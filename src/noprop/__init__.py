@@ -8,12 +8,12 @@ Forward-propagation", arXiv:2503.24322.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from noprop.api import TrainedModel, load, train
+    from noprop.api import TrainedModel, load, resume, train
     from noprop.config import RunConfig
     from noprop.errors import NoPropError
     from noprop.recipes import RECIPES
 
-__all__ = ["RECIPES", "NoPropError", "RunConfig", "TrainedModel", "load", "train"]
+__all__ = ["RECIPES", "NoPropError", "RunConfig", "TrainedModel", "load", "resume", "train"]
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ _HOMES = {
     "RunConfig": "noprop.config",
     "TrainedModel": "noprop.api",
     "load": "noprop.api",
+    "resume": "noprop.api",
     "train": "noprop.api",
 }
 

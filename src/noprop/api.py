@@ -15,7 +15,7 @@ from torch import Tensor
 from noprop.build import RunData, build_embedding, build_method, choose_device, load_data
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
-from noprop.errors import DataError, RunError
+from noprop.errors import ConfigError, DataError, RunError
 from noprop.randomness import generator
 from noprop.recipes import find_recipe
 from noprop.training.checkpoint import write_whole
@@ -94,9 +94,21 @@ class TrainedModel:
         return torch.cat(parts) if parts else torch.empty(0, self.model.task.num_classes)
 
     def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
-        """Measure on a part of the run's own data; see :mod:`noprop.training.evaluate`."""
-        data = load_data(self.config, data_dir)
-        return evaluate(self.model, getattr(data, part))
+        """Measure on a part of the run's own data; see :mod:`noprop.training.evaluate`.
+
+        Args:
+            data_dir: the first place to look for the data.
+            part: ``test``, ``validation`` or ``train``.
+
+        Raises:
+            ConfigError: If there is no such part, or no example in it.
+        """
+        if part not in ("test", "validation", "train"):
+            raise ConfigError(f"part must be test, validation or train, got {part!r}")
+        examples = getattr(load_data(self.config, data_dir), part)
+        if len(examples) == 0:
+            raise ConfigError(f"part: the {part} part of {self.config.data.dataset} is empty")
+        return evaluate(self.model, examples) | {"part": part}
 
 
 def train(
@@ -163,7 +175,7 @@ def _finish(
     model = train_run(path, config, data, emit, encoder)
     emit({"event": "evaluating"})
     choose_weights(model, data.validation)
-    results = evaluate(model, data.test)
+    results = evaluate(model, data.test) | {"part": "test"}
     write_whole(path / "evaluation.json", _json(results))
     save_model(path, model)
     emit({"event": "evaluated", "results": results})

@@ -75,12 +75,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             "--set", action="append", default=[], metavar="FIELD=VALUE", help="set any field"
         )
         _add_fields(sub)
-    evaluate = command("evaluate", "Measure a trained run on its test set.")
+    evaluate = command("evaluate", "Measure a trained run on a part of its data.")
     predict = command("predict", "Classify images, or arrays of .npy and .npz files.")
     plot = command("plot", "Draw a run: curves, schedule, a label appearing, embeddings.")
     for sub in (evaluate, predict, plot):
         sub.add_argument("run", type=Path, metavar="RUN", help="a run folder")
         sub.add_argument("--device", help="auto, cpu, cuda or mps [as trained]")
+    evaluate.add_argument(
+        "--part", choices=("test", "validation", "train"), default="test", help="[test]"
+    )
     predict.add_argument("files", type=Path, nargs="+", metavar="FILE")
     predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
     predict.add_argument("--samples", type=int, help="K, chains to average [as configured]")
@@ -139,20 +142,12 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set wants FIELD=VALUE, got {pair!r}")
-        changes[name] = _value(name, text)
+        changes[name] = parse_value(name, text)
     for name, *_ in fields_of():
         text = getattr(arguments, name, None)
         if text is not None:
-            changes[name] = _value(name, text)
+            changes[name] = parse_value(name, text)
     return replace(config, changes)
-
-
-def _value(name: str, text: str) -> Any:
-    value = parse_value(name, text)
-    kinds = {n: kind for n, kind, *_ in fields_of()}
-    if kinds[name] is bool and value in ("on", "off"):
-        return value == "on"
-    return str(value) if kinds[name] is str else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

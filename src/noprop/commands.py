@@ -73,7 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """``noprop evaluate``."""
     encoder = _encoder(arguments.encoder)
     model = api.load(arguments.run, device=arguments.device, encoder=encoder)
-    results = model.evaluate(arguments.data_dir)
+    results = model.evaluate(arguments.data_dir, arguments.part)
     print(json.dumps(results, indent=1) if arguments.json else evaluation_text(results))
     return 0
 

@@ -155,7 +155,10 @@ def fields_of(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def parse_value(name: str, text: str) -> Any:
-    """The text of ``--set name=text`` as TOML would read it; a bare word is a string.
+    """The text of ``--set name=text`` as TOML would read it.
+
+    A bare word is a string, and so is whatever is given for a field of text; ``on`` and ``off``
+    will do for true and false.
 
     Raises:
         ConfigError: If there is no such field; the message names the nearest.
@@ -163,12 +166,16 @@ def parse_value(name: str, text: str) -> Any:
     types_by_name = {n: t for n, t, _, _ in fields_of()}
     if name not in types_by_name:
         raise ConfigError(unknown_field(name, list(types_by_name)))
-    if text.lower() == "none" and types.NoneType in typing.get_args(types_by_name[name]):
+    kind = types_by_name[name]
+    if text.lower() == "none" and types.NoneType in typing.get_args(kind):
         return None
+    if kind is bool and text in ("on", "off"):
+        return text == "on"
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if kind is str and not isinstance(value, str) else value
 
 
 def unknown_field(name: str, known: list[str]) -> str:

@@ -69,7 +69,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [str(p.relative_to(folder)) for p in folder.rglob(".*")]
+    return [str(p.relative_to(folder)) for p in folder.rglob(".*") if p.name != ".lock"]
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,19 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["sequential", "parallel"])
 def test_the_number_of_workers_changes_no_bit(tmp_path, order):
-    """One process or three, in either order of the updates: every tensor is the same."""
+    """1, 2 or 3 processes, in either order of the updates: every tensor is the same."""
     config = configured(**{"train.order": order, "method.num_blocks": 3, "train.epochs": 2})
     train(tmp_path / "1", config)
     threads = torch.get_num_threads()
-    train(tmp_path / "3", replace(config, {"train.workers": 3}))
-    assert torch.get_num_threads() == threads
-    assert_same(weights(tmp_path / "1", config), weights(tmp_path / "3", config))
-    assert not leftovers(tmp_path / "3")
+    for workers in (2, 3):
+        folder = tmp_path / str(workers)
+        train(folder, replace(config, {"train.workers": workers}))
+        assert torch.get_num_threads() == threads
+        assert_same(weights(tmp_path / "1", config), weights(folder, config))
+        assert not leftovers(folder)
+    train(tmp_path / "seed", replace(config, {"train.seed": 6}))
+    with pytest.raises(AssertionError):
+        assert_same(weights(tmp_path / "1", config), weights(tmp_path / "seed", config))
 
 
 SCRIPT = """
@@ -110,12 +115,14 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("embedding", [{}, LEARNED], ids=["fixed", "learned"])
 def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
-    """SIGKILL while it writes a checkpoint after every update; resumed, no bit differs.
+    """SIGKILL while it writes a checkpoint after every update; resumed with another number of
+    workers, no bit differs.
 
     What the killed process was writing, and its copy of the data, are gone in the end.
     """
     config = configured(**embedding, **{"train.checkpoint_every": 0.0, "train.epochs": 3})
     train(tmp_path / "whole", replace(config, {"train.checkpoint_every": 1e9}))
+    config = replace(config, {"train.workers": 2})
     folder, script = tmp_path / "killed", tmp_path / "script.py"
     create_run(folder, config)
     script.write_text(SCRIPT)
@@ -126,16 +133,37 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
         while time.monotonic() < deadline and not list(folder.glob(pattern)):
             time.sleep(0.01)
         time.sleep(0.3)
+        started = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.kill()
         process.wait()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive  # its workers end with it
     (path, *_) = folder.glob(pattern)
     assert load_tensors(path)[1]["position"] > 0
     (path.parent / f".{path.name}.{process.pid}.tmp").write_bytes(b"half")  # as a kill may leave
-    again = replace(config, {"train.checkpoint_every": 1e9})
+    again = replace(config, {"train.checkpoint_every": 1e9, "train.workers": 1})
     train(folder, again)
     assert_same(weights(tmp_path / "whole", config), weights(folder, config))
     assert not leftovers(folder)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    """The second says so and touches nothing; when the first is gone, the run goes on."""
+    config = configured()
+    refused = []
+
+    def second(event):
+        if event["event"] == "epoch" and not refused:
+            with pytest.raises(RunError, match="another process is training this run"):
+                train_run(tmp_path / "r", config, load_data(config), lambda event: None)
+            refused.append(event)
+
+    train(tmp_path / "r", config, second)
+    assert refused
+    train(tmp_path / "alone", config)
+    assert_same(weights(tmp_path / "r", config), weights(tmp_path / "alone", config))
+    train(tmp_path / "r", config)
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ def evaluation_text(results: dict[str, Any]) -> str:
     steps = " ".join(f"{value:.1f}" for value in results["steps"])
     return "\n".join(
         [
-            f"{results['examples']} test examples, mean ± standard error of {results['runs']} runs",
+            f"{results['examples']} {results['part']} examples, "
+            f"mean ± standard error of {results['runs']} runs",
             "",
             table(["prediction (* is the default)", "accuracy %", "log-loss nats"], rows),
             "",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from noprop.build import (
     RunData,
@@ -108,7 +109,37 @@ def train_run(
         data: its data.
         emit: called with every event, after it is written to ``metrics.jsonl``.
         factory: a user's own encoder.
+
+    Raises:
+        RunError: If another process is training this run, or the folder cannot be used.
     """
+    with _alone(folder):
+        return _train(folder, config, data, emit, factory)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run; the system lets go of it when this process ends, however it ends."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{folder}: another process is training this run") from None
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    folder: Path,
+    config: RunConfig,
+    data: RunData,
+    emit: Emit,
+    factory: EncoderFactory | None,
+) -> Model:
     for half_written in folder.rglob(".*.tmp"):  # by a process that was killed
         half_written.unlink(missing_ok=True)
     embedding = _starting_embedding(folder, config, data)
