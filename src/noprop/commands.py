@@ -236,15 +236,24 @@ def _status(s: Any) -> dict[str, Any]:
 
 
 def plot(arguments: argparse.Namespace) -> int:
-    """``noprop plot``."""
-    from noprop.report.plots import draw_run
+    """``noprop plot``: pictures, and the page, in the run or both in ``--out``."""
+    from noprop.report.page import write_page
+    from noprop.report.plots import draw_run, save_pictures
 
     encoder = _encoder(arguments.encoder)
     model = api.load(arguments.run, device=arguments.device, encoder=encoder)
     examples = load_data(model.config, arguments.data_dir).test
-    out = arguments.out or arguments.run / "plots"
-    paths = draw_run(arguments.run, model.model, examples, out)
-    print(json.dumps([str(p) for p in paths]) if arguments.json else "\n".join(map(str, paths)))
+    pictures = draw_run(arguments.run, model.model, examples)
+    paths = save_pictures(pictures, arguments.out or arguments.run / "plots")
+    for picture in pictures:
+        if picture.trouble:
+            print(f"{picture.name}: cannot be drawn: {picture.trouble}", file=sys.stderr)
+    place = (arguments.out or arguments.run) / "report.html"
+    page = write_page(arguments.run, model.model, pictures, place)
+    if arguments.json:  # the pictures; the page is always report.html
+        print(json.dumps([str(p) for p in paths]))
+    else:
+        print("\n".join(map(str, [*paths, page])))
     return 0
 
 

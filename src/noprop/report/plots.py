@@ -1,164 +1,345 @@
-"""A run as pictures: loss curves, the schedule, a label appearing out of noise, the embeddings."""
+"""A run as pictures: loss curves, the schedule, a label appearing out of noise, the embeddings.
 
-import tempfile
+Each is drawn once and kept both as PNG, for a file, and as SVG, for the page of
+:mod:`noprop.report.page`. What cannot be drawn is a picture too: one that says why.
+"""
+
+import io
+import re
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from noprop.data import Examples
+from noprop.embeddings import separation
 from noprop.errors import ConfigError
 from noprop.randomness import generator
 from noprop.schedules import alpha_bar
+from noprop.training.checkpoint import load_tensors, write_whole
 from noprop.training.evaluate import inputs, prepare
 from noprop.training.runs import Model, read_metrics
 
-__all__ = ["draw_run"]
+__all__ = ["Picture", "draw", "draw_run", "save_pictures"]
+
+SIZE = (9.0, 4.5)  # inches
+MANY_CLASSES = 20  # as many names as stand legibly under one another
+WHOLE = {"integer": True, "min_n_ticks": 1}  # of ticks: there is no epoch 1.5
+FEW_LINES = 40  # more of them are pixels in an SVG too: T = 100 would be megabytes of paths
+
+Draw = Callable[[Any], None]
 
 
-def draw_run(run: Path, model: Model, examples: Examples, out: Path) -> list[Path]:
-    """Draw everything that the run has, as PNG files.
+@dataclass(frozen=True)
+class Picture:
+    """A figure drawn, or the reason why there is none.
+
+    Attributes:
+        name: of the picture, and of its file without the suffix.
+        png: the figure as PNG; empty where it could not be drawn.
+        svg: the same as one ``<svg>`` element, its text as paths, its ids unlike other pictures'.
+        trouble: why it could not be drawn, else empty.
+    """
+
+    name: str
+    png: bytes = b""
+    svg: str = ""
+    trouble: str = ""
+
+
+def draw_run(run: Path, model: Model, examples: Examples) -> list[Picture]:
+    """Draw everything that the run has.
 
     Args:
         run: the run folder, for its metrics.
         model: the trained model.
-        examples: of which the first is followed through the chain, and a thousand are averaged.
-        out: folder for the pictures.
+        examples: of which the first is followed through the chain.
 
-    Returns:
-        The files written.
+    Raises:
+        ConfigError: If matplotlib is not installed.
+    """
+    drawings: dict[str, Draw] = {
+        "curves": lambda figure: _curves(figure, run),
+        "schedule": lambda figure: _schedule(figure, model),
+        "chain": lambda figure: _chain(figure, model, examples),
+        "embeddings": lambda figure: _embeddings(figure, model),
+    }
+    if model.config.method.learned:
+        drawings["separation"] = lambda figure: _separation(figure, run)
+    if model.config.method.embedding == "prototype":
+        drawings["prototypes"] = lambda figure: _prototypes(figure, model)
+    return [draw(name, drawing) for name, drawing in drawings.items()]
+
+
+def draw(name: str, drawing: Draw) -> Picture:
+    """Draw one picture: the same bytes every time, whatever style the user has set.
 
     Raises:
         ConfigError: If matplotlib is not installed.
     """
     try:
-        import matplotlib
+        from matplotlib import style
+        from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("plots need matplotlib: pip install 'noprop[plots]'") from None
-    matplotlib.use("agg")
-    drawings: dict[str, Callable[[Any], None]] = {
-        "schedule": lambda figure: _schedule(figure, model),
-        "chain": lambda figure: _chain(figure, model, examples),
-        "embeddings": lambda figure: _embeddings(figure, model),
-    }
-    if any(e["event"] == "epoch" for e in read_metrics(run)):
-        drawings["curves"] = lambda figure: _curves(figure, run)
-    if len(model.method.blocks[0].network.latent_shape) == 3:
-        drawings["prototypes"] = lambda figure: _prototypes(figure, model)
-    out.mkdir(parents=True, exist_ok=True)
-    return [_save(out / f"{name}.png", draw) for name, draw in drawings.items()]
+    salt = {"svg.hashsalt": name, "svg.fonttype": "path"}
+    files = {"png": io.BytesIO(), "svg": io.BytesIO()}
+    # A letter that the font lacks is drawn as a box; the warning would help nobody.
+    with warnings.catch_warnings(action="ignore"), style.context(["default", salt]):
+        try:
+            figure = Figure(figsize=SIZE, layout="constrained")
+            drawing(figure)
+            for kind, file in files.items():
+                figure.savefig(file, format=kind, dpi=120)
+        except Exception as error:  # a picture less is no reason to lose the others
+            text = " ".join(str(error).split())[:300]
+            return Picture(name, trouble=text or type(error).__name__)
+    return Picture(name, files["png"].getvalue(), _element(name, files["svg"].getvalue()))
 
 
-def _save(path: Path, draw: Callable[[Any], None]) -> Path:
-    from matplotlib.figure import Figure
+def _element(name: str, content: bytes) -> str:
+    """An SVG file as an element of a page: ids of its own, without comments and metadata.
 
-    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
-    draw(figure)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        figure.savefig(temporary)
-        temporary.replace(path)
-    return path
+    Those would hold the texts of the figure once more, and the date.
+    """
+    svg = content.decode()
+    svg = re.sub(
+        r"<!--.*?-->\n?|<metadata>.*?</metadata>\n?", "", svg[svg.index("<svg") :], flags=re.S
+    )
+    svg = re.sub(r'\bid="', rf'id="{name}-', svg)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+
+
+def save_pictures(pictures: list[Picture], out: Path) -> list[Path]:
+    """Write those that could be drawn as PNG files, and return their paths.
+
+    Raises:
+        RunError: If the disk is full or the folder cannot be written.
+    """
+    drawn = {out / f"{p.name}.png": p.png for p in pictures if p.png}
+    for path, content in drawn.items():
+        write_whole(path, content)
+    return list(drawn)
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+def _epochs(run: Path) -> list[dict[str, Any]]:
+    events = [e for e in read_metrics(run) if isinstance(e, dict) and e.get("event") == "epoch"]
+    if not events:
+        raise ValueError("metrics.jsonl tells of no epoch")
+    return events
 
 
 def _curves(figure: Any, run: Path) -> None:
-    """Each unit's own loss, over its first: units differ by the weights of Eq. 8."""
+    """Each unit's own loss; blocks differ by the weights of Eq. 8, hence the logarithm."""
+    from matplotlib.cm import ScalarMappable
+
     values: dict[str, dict[int, tuple[float, float | None]]] = {}
-    for e in read_metrics(run):
-        if e["event"] == "epoch":
-            pair = (e["loss"], e["validation_loss"])
-            values.setdefault(e["unit"], {})[e["epoch"]] = pair
+    for e in _epochs(run):
+        pair = (e["loss"], e["validation_loss"])
+        values.setdefault(e["unit"], {})[e["epoch"]] = pair
+    blocks = {int(n[6:]): v for n, v in values.items() if n.startswith("block-")}
+    others = {n: v for n, v in values.items() if not n.startswith("block-")}
+    colors = _colors_by_t(max(blocks, default=1))
     axes = figure.subplots(1, 2, sharey=True)
-    names = sorted(values, key=lambda n: int(n[6:]) if n.startswith("block-") else 10**9)
-    for i, name in enumerate(names):
-        color = f"C{i % 10}"
-        epochs = sorted(values[name])
-        for axis, which in zip(axes, (0, 1), strict=True):
-            y = [values[name][e][which] for e in epochs]
-            if all(v is not None for v in y):
-                axis.plot(epochs, y, marker=".", color=color, label=name)
-    for axis, title in zip(axes, ("training", "validation"), strict=True):
-        axis.set(title=f"{title} loss of each unit", xlabel="epoch", yscale="log")
+    for axis, which in zip(axes, (0, 1), strict=True):
+        for t in sorted(blocks):
+            look = {"color": colors[1](colors[0](t)), "rasterized": len(blocks) > FEW_LINES}
+            _line(axis, blocks[t], which, look | ({"label": "block-1"} if len(blocks) == 1 else {}))
+        for unit, points in others.items():
+            _line(axis, points, which, {"color": "black", "linestyle": "--", "label": unit})
+        axis.set(title=f"{('training', 'validation')[which]} loss", xlabel="epoch", yscale="log")
+        axis.xaxis.get_major_locator().set_params(**WHOLE)
     axes[0].set_ylabel("nats")
-    axes[1].legend(fontsize=7, ncols=2)
+    if others or len(blocks) == 1:
+        axes[0].legend()
+    if len(blocks) > 1:
+        bar = figure.colorbar(ScalarMappable(*colors), ax=axes, label="block t")
+        bar.locator.set_params(integer=True, steps=[1, 2, 5, 10])
+
+
+def _colors_by_t(last: int) -> tuple[Any, Any]:
+    """Colours of blocks 1..T: viridis without its yellow, which is faint on white."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap, Normalize
+
+    part = matplotlib.colormaps["viridis"](torch.linspace(0, 0.88, 256).numpy())
+    return Normalize(1, last), ListedColormap(part)
+
+
+def _line(axis: Any, points: dict[int, Any], which: int, look: dict[str, Any]) -> None:
+    epochs = sorted(points)
+    y = [points[e][which] for e in epochs]
+    if all(v is not None for v in y):
+        axis.plot(epochs, y, marker="." if len(epochs) <= 30 else None, linewidth=1.2, **look)
+
+
+def _separation(figure: Any, run: Path) -> None:
+    """Least distance and lengths of learned embeddings after each epoch; epoch 0 is their start."""
+    points: dict[int, tuple[float, float, float]] = {}
+    start = run / "embedding.safetensors"
+    if start.exists():
+        lengths, distance = separation(load_tensors(start)[0]["weight"])
+        points[0] = (distance, lengths.min().item(), lengths.max().item())
+    found = [e for e in _epochs(run) if e.get("embedding")]
+    if not found:
+        raise ValueError("metrics.jsonl tells nothing of the embeddings")
+    for e in found:  # of all units of an epoch, the last to finish stays
+        s = e["embedding"]
+        points[e["epoch"]] = (s["least_distance"], s["least_length"], s["greatest_length"])
+    epochs = sorted(points)
+    distance, least, greatest = zip(*(points[e] for e in epochs), strict=True)
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, distance, marker=_marker(epochs))
+    change = f"{distance[0]:.3g} → {distance[-1]:.3g}"
+    left.set(title=f"least distance: {change}", ylabel="min ‖u_i - u_j‖")
+    right.fill_between(epochs, least, greatest, alpha=0.25, linewidth=0)
+    for values, name, style in ((greatest, "greatest", "-"), (least, "least", "--")):
+        right.plot(epochs, values, style, color="C0", marker=_marker(epochs), label=name)
+    right.set(title="lengths ‖u_y‖")
+    right.legend()
+    for axis in (left, right):
+        axis.set(xlabel="epoch", ylim=(0, None))  # from 0, so that a collapse is seen as one
+        axis.xaxis.get_major_locator().set_params(**WHOLE)
+
+
+def _marker(points: Any) -> str | None:
+    return "." if len(points) <= FEW_LINES else None
+
+
+# -- the chain -------------------------------------------------------------------------------------
 
 
 def _schedule(figure: Any, model: Model) -> None:
-    gamma, k = model.method.gamma, model.method.coefficients
+    gamma, k = model.method.gamma.cpu(), model.method.coefficients
     left, right = figure.subplots(1, 2)
-    left.plot(alpha_bar(gamma).numpy(), marker=".", label="ᾱ, signal power")
-    left.plot(alpha_bar(-gamma).numpy(), marker=".", label="1 - ᾱ, noise power")
+    for name, values in (("ᾱ, signal power", gamma), ("1 - ᾱ, noise power", -gamma)):
+        left.plot(alpha_bar(values).numpy(), marker=_marker(gamma), label=name)
     left.set(title="schedule: t = 0 is noise", xlabel="t", ylim=(0, 1))
-    left.legend()
     steps = range(1, len(k) + 1)
     for name, values in (
         ("a, of the guess", k.a),
         ("b, of the latent", k.b),
         ("√c, noise", k.c.sqrt()),
     ):
-        right.plot(steps, values.numpy(), marker=".", label=name)
+        right.plot(steps, values.cpu().numpy(), marker=_marker(gamma), label=name)
     right.set(title="one step of the chain", xlabel="t", ylim=(0, 1))
-    right.legend()
+    for axis in (left, right):
+        axis.legend()
+        axis.xaxis.get_major_locator().set_params(**WHOLE)
 
 
 def _chain(figure: Any, model: Model, examples: Examples) -> None:
     """One input, its latent step by step as nearness to each class, and each block's guess."""
-    x = inputs(model, examples.x[:1])
-    draws = generator(model.config.train.seed, "plot", device=model.device)
-    p = model.method.predict(x, draws, prepared=prepare(model, x))
-    weight = model.method.embedding.weight.detach()
-    z = p.latents[:, 0]
-    cosine = (
-        torch.nn.functional.normalize(z, dim=1) @ torch.nn.functional.normalize(weight, dim=1).T
-    )
-    guesses = p.path[:, 0]
-    raw, names = examples.x[0], model.task.class_names
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.6, 1.6))
-    if raw.ndim == 3:
-        image = raw.permute(1, 2, 0).cpu().numpy()
-        left.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray")
-    left.set(title=f"x, a {names[int(examples.y[0])]}", xticks=[], yticks=[])
-    few = len(names) <= 20
+    if len(examples) == 0:
+        raise ValueError("there is no example to follow")
+    cosine, guesses = _follow(model, examples.x[:1])
+    names, label = model.task.class_names, int(examples.y[0])
+    shown = _likeliest(guesses, label)
+    right = _input_beside(figure, examples.x[0], f"x: {_short(names[label])}")
     panels = (
-        (middle, cosine.cpu(), "latent z_t: cosine to each u_y", "RdBu_r", -1, 0),
-        (right, guesses.cpu(), "block t's probabilities", "viridis", 0, 1),
+        (cosine, "latent z_t: cosine to each u_y", "RdBu_r", -1, 0),
+        (guesses, "block t's probabilities", "viridis", 0, 1),
     )
-    for axis, values, title, colors, low, first in panels:
-        extent = (first - 0.5, first + len(values) - 0.5, len(names) - 0.5, -0.5)
+    axes = right.subplots(1, 2, sharey=True)
+    for axis, (values, title, colors, low, first) in zip(axes, panels, strict=True):
+        extent = (first - 0.5, first + len(values) - 0.5, len(shown) - 0.5, -0.5)
         drawn = axis.imshow(
-            values.T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1, extent=extent,
-            origin="upper", interpolation="nearest",
+            values[:, shown].T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1,
+            extent=extent, interpolation="nearest",
         )  # fmt: skip
         axis.set(title=title, xlabel="t")
-        if few:
-            axis.set_yticks(range(len(names)), names)
-        figure.colorbar(drawn, ax=axis)
-    figure.suptitle("a label appears out of noise")
+        axis.xaxis.get_major_locator().set_params(**WHOLE)
+        right.colorbar(drawn, ax=axis)
+    axes[0].set_yticks(range(len(shown)), [_short(names[i]) for i in shown])
+    axes[0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
+    axes[1].tick_params(labelleft=False)
+    few = f" ({len(shown)} likeliest of {len(names)} classes)" if len(shown) < len(names) else ""
+    figure.suptitle("a label appears out of noise" + few)
+
+
+def _follow(model: Model, raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine of z_t to each class, shape (T + 1, m), and block t's guess, shape (T, m)."""
+    x = inputs(model, raw)
+    draws = generator(model.config.train.seed, "plot", device=model.device)
+    p = model.method.predict(x, draws, prepared=prepare(model, x))
+    unit = torch.nn.functional.normalize(model.method.embedding.weight.detach(), dim=1)
+    cosine = torch.nn.functional.normalize(p.latents[:, 0], dim=1) @ unit.T
+    return cosine.cpu(), p.path[:, 0].float().cpu()
+
+
+def _likeliest(guesses: Tensor, label: int) -> list[int]:
+    """All classes where few; else the label and those that some block thinks likeliest."""
+    if guesses.shape[1] <= MANY_CLASSES:
+        return list(range(guesses.shape[1]))
+    best = guesses.max(dim=0).values
+    best[label] = torch.inf
+    return sorted(best.topk(12).indices.tolist())
+
+
+def _input_beside(figure: Any, raw: Tensor, title: str) -> Any:
+    """Draw x on the left, where it is an image, and return the rest of the figure."""
+    if raw.ndim != 3:
+        return figure
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 3.4))
+    axis = left.subplots()
+    _image(axis, raw.cpu())
+    axis.set(title=title, xticks=[], yticks=[])
+    return right
+
+
+def _image(axis: Any, image: Tensor) -> None:
+    """An image (C, H, W), uint8 or stretched to its own range."""
+    if image.dtype != torch.uint8:
+        low, high = image.min(), image.max()
+        image = (image - low) / (high - low).clamp_min(1e-9)
+    pixels = image.permute(1, 2, 0).numpy()
+    axis.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray")
+
+
+def _short(name: str, length: int = 16) -> str:
+    """A class name as matplotlib can set it in one line: a ``$`` would begin a formula."""
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    name = name if len(name) <= length else name[: length - 1] + "…"
+    return name.replace("$", r"\$")
+
+
+# -- the embeddings --------------------------------------------------------------------------------
 
 
 def _embeddings(figure: Any, model: Model) -> None:
     weight = model.method.embedding.weight.detach().cpu().double()
+    names = [_short(n, 12) for n in model.task.class_names]
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
     left, right = figure.subplots(1, 2)
-    figure.colorbar(left.imshow(distances.numpy(), cmap="magma"), ax=left)
-    left.set(title="distances between embeddings", xlabel="class", ylabel="class")
-    right.bar(range(len(weight)), weight.norm(dim=1).numpy())
+    shown = left.imshow(distances.numpy(), cmap="magma", vmin=0, interpolation="nearest")
+    figure.colorbar(shown, ax=left)
+    left.set(title="distances ‖u_i - u_j‖", xlabel="class", ylabel="class")
+    right.bar(range(len(weight)), weight.norm(dim=1).numpy(), width=0.9)
     right.set(title="lengths ‖u_y‖", xlabel="class")
+    right.margins(x=0.01)
+    if len(names) <= MANY_CLASSES:
+        left.set_yticks(range(len(names)), names)
+        for axis in (left, right):
+            rotation = 90 if max(map(len, names)) > 2 else 0
+            axis.set_xticks(range(len(names)), names, rotation=rotation)
 
 
 def _prototypes(figure: Any, model: Model) -> None:
     """The first hundred classes' prototypes, each stretched to its own range."""
-    shape = model.method.blocks[0].network.latent_shape
-    images = model.method.embedding.weight.detach().cpu().unflatten(1, shape)[:100]
-    columns = 10
-    axes = figure.subplots(-(-len(images) // columns), columns, squeeze=False).ravel()
+    weight = model.method.embedding.weight.detach().cpu()
+    images = weight.unflatten(1, model.task.shape)[:100]
+    rows = -(-len(images) // 10)
+    figure.set_size_inches(9, 0.25 + 1.1 * rows)
+    axes = figure.subplots(rows, 10, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, image, name in zip(axes, images, model.task.class_names, strict=False):
-        low, high = image.min(), image.max()
-        pixels = ((image - low) / (high - low).clamp_min(1e-9)).permute(1, 2, 0)
-        axis.imshow(
-            pixels.numpy() if pixels.shape[2] == 3 else pixels[:, :, 0].numpy(), cmap="gray"
-        )
-        axis.set_title(name, fontsize=6)
+        _image(axis, image)
+        axis.set_title(_short(name, 13), fontsize=7)

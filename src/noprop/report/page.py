@@ -1,0 +1,115 @@
+"""A run as one page: ``report.html``, which needs no network and no file beside it.
+
+Everything on it that a stranger may have named (classes, recipes, files) is escaped; the figures
+are SVG elements whose text is paths. The same run gives the same bytes.
+"""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from noprop.errors import ConfigError
+from noprop.report.plots import Picture, draw
+from noprop.report.tables import MODE_NAMES
+from noprop.training.checkpoint import write_whole
+from noprop.training.runs import Model
+
+__all__ = ["write_page"]
+
+
+def write_page(run: Path, model: Model, pictures: list[Picture], path: Path) -> Path:
+    """Write the page of a run.
+
+    Args:
+        run: the run folder, for its results, configuration and environment.
+        model: the trained model.
+        pictures: of the run; those that could not be drawn are named, with the reason.
+        path: of the page.
+
+    Raises:
+        ConfigError: If jinja2 or matplotlib is not installed.
+        RunError: If the disk is full or the folder cannot be written.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined, TemplateError
+    except ImportError:
+        raise ConfigError("the page needs jinja2: pip install 'noprop[plots]'") from None
+    page = Environment(autoescape=True, undefined=StrictUndefined)
+    page.filters |= {"fixed": lambda v, n: f"{v:.{n}f}", "short": lambda v: f"{v:.4g}"}
+    source = (files("noprop.report") / "page.html.jinja").read_text(encoding="utf-8")
+    template = page.from_string(source)
+    results, no_results = _read(run / "evaluation.json")
+    content = _content(run, model, pictures)
+    try:
+        html = template.render(content | _results(content, results, no_results))
+    except (TemplateError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"evaluation.json is damaged ({type(error).__name__}: {error})."
+        html = template.render(content | _results(content, {}, reason))
+    write_whole(path, html.encode("utf-8", "replace"))
+    return path
+
+
+def _content(run: Path, model: Model, pictures: list[Picture]) -> dict[str, Any]:
+    """What the page shows besides results."""
+    environment, no_environment = _read(run / "environment.json")
+    configuration = run / "config.toml"
+    return {
+        "recipe": model.config.recipe,
+        "dataset": model.config.data.dataset,
+        "folder": run.resolve().name,
+        "classes": model.task.class_names,
+        "shape": " × ".join(map(str, model.task.shape)),
+        "blocks": getattr(model.config.method, "num_blocks", None),
+        "pictures": {p.name: p for p in pictures},
+        "environment": environment,
+        "no_environment": no_environment,
+        "configuration": (
+            configuration.read_text(encoding="utf-8", errors="replace")
+            if configuration.is_file()
+            else ""
+        ),
+    }
+
+
+def _results(content: dict[str, Any], results: dict[str, Any], reason: str) -> dict[str, Any]:
+    """What the page shows of an evaluation; where there is none, the reason."""
+    if not results:
+        return {"results": {}, "no_results": reason}
+    classes = len(content["classes"])
+    steps = draw("steps", lambda figure: _steps(figure, results, classes))
+    names = {
+        mode: str(MODE_NAMES.get(mode, mode)).replace("{samples}", str(results.get("samples", "?")))
+        for mode in results.get("modes", ())
+    }
+    pictures = content["pictures"] | {steps.name: steps}
+    return {"results": results, "no_results": "", "names": names, "pictures": pictures}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """A JSON object, and nothing; or nothing, and the reason why."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, f"{path.name} is absent from the run folder."
+    except (OSError, ValueError) as error:
+        return {}, f"{path.name} cannot be read ({error})."
+    if not isinstance(value, dict) or not value:
+        return {}, f"{path.name} holds no results."
+    return value, ""
+
+
+def _steps(figure: Any, results: dict[str, Any], classes: int) -> None:
+    """Accuracy after each step of one chain, beside the last block alone and mere guessing."""
+    steps, alone = results["steps"], results["last_block_alone"]
+    figure.set_size_inches(9, 3.6)
+    axis = figure.subplots()
+    marker = "." if len(steps) <= 40 else None
+    axis.plot(range(len(steps)), steps, marker=marker, label="class nearest to z_t")
+    low, high = (alone["accuracy"] + sign * alone["accuracy_se"] for sign in (-1, 1))
+    axis.axhspan(low, high, color="C1", alpha=0.25, linewidth=0)
+    axis.axhline(alone["accuracy"], color="C1", linestyle="--", label="last block alone, on noise")
+    axis.axhline(100 / classes, color="grey", linestyle=":", label=f"one of {classes} classes")
+    axis.set(xlabel="t, steps of the chain done", ylabel="accuracy %", ylim=(-2, 102))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)

@@ -1,0 +1,316 @@
+"""The pictures and the page of a run: what they say, and that nobody's name becomes HTML."""
+
+import builtins
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from noprop.build import Task, build_embedding, build_method
+from noprop.config import RunConfig, replace, to_toml
+from noprop.data import Examples, Normalization
+from noprop.errors import ConfigError
+from noprop.report import page as page_module
+from noprop.report import plots
+from noprop.report.page import write_page
+from noprop.report.plots import Picture, draw, draw_run, save_pictures
+from noprop.training.checkpoint import save_tensors
+from noprop.training.evaluate import evaluate
+from noprop.training.runs import Model
+
+matplotlib = pytest.importorskip("matplotlib")
+EVIL = (
+    "<script>alert(1)</script>",
+    "$\\frac{$",
+    "two\nlines $",
+    "--><script>",
+    "\ud800\x00",
+    "a" * 300,
+)
+LEARNED = {"method.embedding": "orthogonal", "method.learned": True}
+
+
+def untrained(classes: tuple[str, ...] = ("cat", "dog"), **changes) -> Model:
+    """A model as training would leave it, but for the training."""
+    small = {"method.num_blocks": 2, "method.encoder": "mlp", "train.device": "cpu"}
+    small |= {"evaluation.runs": 2, "train.precision": "float32"}
+    config = replace(RunConfig(), {**small, **changes})
+    task = Task((1, 8, 8), classes, Normalization((0.5,), (0.2,)))
+    method = build_method(config, task, build_embedding(config, task, None))
+    for unit in method.units:
+        unit.module.eval()
+    return Model(config, task, method, torch.device("cpu"), False)
+
+
+def some_examples(model: Model, count: int = 6) -> Examples:
+    x = torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    return Examples(x.to(torch.uint8), torch.arange(count) % model.task.num_classes)
+
+
+def epoch(unit: str, number: int, loss: float, distance: float | None = None) -> dict:
+    event = {"event": "epoch", "unit": unit, "epoch": number, "loss": loss}
+    event["validation_loss"] = 2 * loss
+    if distance is not None:
+        keys = ("least_distance", "least_length", "greatest_length")
+        event["embedding"] = dict(zip(keys, (distance, distance, 2 * distance), strict=True))
+    return event
+
+
+def write_run(folder: Path, model: Model, distances: tuple[float, ...] = ()) -> Path:
+    """A run folder with all that a page reads."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.toml").write_text(to_toml(model.config))
+    (folder / "environment.json").write_text(json.dumps({"device": "cpu", "by": "<b>me</b>"}))
+    results = evaluate(model, some_examples(model))
+    (folder / "evaluation.json").write_text(json.dumps(results))
+    units = [unit.name for unit in model.method.units]
+    events = [
+        epoch(unit, number, 1 / number, distances[number - 1] if distances else None)
+        for number in range(1, max(2, len(distances)) + 1)
+        for unit in units
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    return folder
+
+
+def page_of(run: Path, model: Model) -> str:
+    pictures = draw_run(run, model, some_examples(model))
+    return write_page(run, model, pictures, run / "report.html").read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """The tags and ids of a page, its references, its text, and its ``data`` values."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.values: list[float] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"):
+                self.references.append(value or "")
+            elif name == "id":
+                self.ids.append(value or "")
+            elif name == "value" and tag == "data":
+                self.values.append(float(value or "nan"))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict:
+    """Every figure as it stood when it was drawn, by name."""
+    figures: dict = {}
+    original = draw
+
+    def kept(name, drawing):
+        def keep(figure):
+            figures[name] = figure
+            drawing(figure)
+
+        return original(name, keep)
+
+    monkeypatch.setattr(plots, "draw", kept)
+    monkeypatch.setattr(page_module, "draw", kept)
+    return figures
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_evaluation_says(tmp_path):
+    model = untrained()
+    run = write_run(tmp_path / "run", model)
+    results = json.loads((run / "evaluation.json").read_text())
+    page = Page(page_of(run, model))
+    modes = results["modes"]
+    expected = [modes[results["default"]]["accuracy"]]
+    expected += [m[key] for m in modes.values() for key in ("accuracy", "log_loss")]
+    expected += [results["calibration_error"], results["last_block_alone"]["accuracy"]]
+    expected += results["elbo"].values()
+    assert page.values == expected
+    for m in modes.values():
+        assert f"{m['accuracy']:.2f} ± {m['accuracy_se']:.2f}" in page.text
+        assert f"{m['log_loss']:.4f} ± {m['log_loss_se']:.4f}" in page.text
+    assert f"{model.config.evaluation.samples} chains averaged" in page.text
+    assert to_toml(model.config) in page.text
+    assert "<b>me</b>" in page.text  # of environment.json: text, no tag
+    assert "b" not in page.tags
+
+
+def test_names_of_strangers_stay_text(tmp_path):
+    """Classes, recipe, data set and folder are another's words; figures are drawn all the same."""
+    recipe = "</title><script>alert(2)</script>"
+    model = untrained(EVIL, recipe=recipe, **{"data.dataset": "<img src=x>"})
+    run = write_run(tmp_path / "<script src=y>", model)
+    html = page_of(run, model)
+    page = Page(html)
+    assert not {"script", "img", "link", "iframe", "object", "base"} & set(page.tags)
+    assert EVIL[0] in page.text
+    assert "<script src=y>" in page.text
+    assert page.text.count(recipe) >= 2
+    assert "cannot be drawn" not in html
+    assert page.tags.count("svg") == 5
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    """No reference leaves it, no id stands twice, and each figure's references are its own."""
+    model = untrained(**LEARNED)
+    html = page_of(write_run(tmp_path / "run", model, (1.0, 0.5)), model)
+    page = Page(html)
+    assert page.references
+    assert all(r.startswith(("#", "data:image/png;base64,")) for r in page.references)
+    inside = [r[1:] for r in page.references if r.startswith("#")]
+    inside += re.findall(r"url\(#([^)]*)\)", html)
+    assert set(inside) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"url\((?!#)|@import", html)
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    """Under another style too, with another's mathtext and fonts."""
+    model = untrained(**LEARNED)
+    run = write_run(tmp_path / "run", model, (1.0, 0.5))
+    examples = some_examples(model)
+    first = draw_run(run, model, examples)
+    path = write_page(run, model, first, run / "report.html")
+    before = path.read_bytes()
+    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 20}):
+        again = draw_run(run, model, examples)
+        write_page(run, model, again, path)
+    assert again == first
+    assert path.read_bytes() == before
+
+
+def test_a_run_without_results_says_so(tmp_path):
+    model = untrained()
+    run = write_run(tmp_path / "run", model)
+    for name in ("evaluation.json", "environment.json", "config.toml", "metrics.jsonl"):
+        (run / name).unlink()
+    text = Page(page_of(run, model)).text
+    assert "evaluation.json is absent" in text
+    assert "environment.json is absent" in text
+    assert "config.toml cannot be read" in text
+    assert "“curves” cannot be drawn: metrics.jsonl tells of no epoch" in text
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "null", '{"modes": 3}', '{"modes": {}, "default": "x"}']
+)
+def test_a_damaged_evaluation_is_named(tmp_path, content):
+    model = untrained()
+    run = write_run(tmp_path / "run", model)
+    (run / "evaluation.json").write_text(content)
+    text = Page(page_of(run, model)).text
+    assert "There are no results: evaluation.json" in text
+
+
+# -- the pictures ----------------------------------------------------------------------------------
+
+
+def test_learned_distances_are_those_of_the_events(tmp_path, drawn):
+    """Epoch 0 is the start; of the units of one epoch the last stands; the axis begins at 0."""
+    model = untrained(**LEARNED)
+    run = write_run(tmp_path / "run", model, (0.7, 0.3, 0.01))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(epoch("readout", 3, 1.0, 0.02)) + "\n")
+    save_tensors(run / "embedding.safetensors", {"weight": torch.eye(2)}, {})
+    draw_run(run, model, some_examples(model))
+    distance, lengths = drawn["separation"].axes
+    assert list(distance.lines[0].get_xdata()) == [0, 1, 2, 3]
+    assert list(distance.lines[0].get_ydata()) == pytest.approx([2**0.5, 0.7, 0.3, 0.02])
+    greatest, least = (list(line.get_ydata()) for line in lengths.lines)
+    assert greatest == pytest.approx([1, 1.4, 0.6, 0.04])
+    assert least == pytest.approx([1, 0.7, 0.3, 0.02])
+    assert distance.get_ylim()[0] == lengths.get_ylim()[0] == 0
+
+
+def test_fixed_embeddings_have_no_separation(tmp_path):
+    model = untrained()
+    pictures = draw_run(write_run(tmp_path / "run", model), model, some_examples(model))
+    assert [p.name for p in pictures] == ["curves", "schedule", "chain", "embeddings"]
+
+
+def test_a_hundred_blocks_have_no_hundred_legends(tmp_path, drawn):
+    """One curve a block and one for the readout, which alone is named; colour tells t."""
+    model = untrained()
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(epoch(unit, number, 1 / number)) + "\n"
+            for unit in [*(f"block-{t}" for t in range(1, 101)), "readout"]
+            for number in (1, 2)
+        )
+    )
+    picture = draw_run(tmp_path, model, some_examples(model))[0]
+    left, right, bar = drawn["curves"].axes
+    assert len(left.lines) == len(right.lines) == 101
+    assert [t.get_text() for t in left.get_legend().get_texts()] == ["readout"]
+    assert bar.get_ylim() == (1, 100)
+    assert len({line.get_color() for line in left.lines[:100]}) > 90
+    assert list(right.lines[0].get_ydata()) == [2, 1]
+    assert len(picture.svg) < 400_000
+
+
+def test_of_many_classes_the_likeliest_are_named(tmp_path, drawn):
+    names = tuple(f"class {i}" for i in range(100))
+    model = untrained(names)
+    examples = Examples(some_examples(model).x[:1], torch.tensor([57]))
+    draw_run(tmp_path, model, examples)
+    labels = [t.get_text() for t in drawn["chain"].axes[1].get_yticklabels()]
+    assert len(labels) == 12
+    assert "class 57" in labels
+    cosine, guesses = plots._follow(model, examples.x)
+    assert cosine.shape == (3, 100)
+    assert f"class {int(guesses.max(0).values.argmax())}" in labels
+    assert torch.equal(guesses.sum(1), guesses.sum(1).clamp(0.999, 1.001))
+
+
+def test_the_chain_and_its_control_are_drawn(tmp_path, drawn):
+    model = untrained()
+    run = write_run(tmp_path / "run", model)
+    results = json.loads((run / "evaluation.json").read_text())
+    page_of(run, model)
+    steps, alone, chance = drawn["steps"].axes[0].lines
+    assert list(steps.get_ydata()) == results["steps"]
+    assert alone.get_ydata()[0] == results["last_block_alone"]["accuracy"]
+    assert chance.get_ydata()[0] == 50
+
+
+def test_what_cannot_be_drawn_is_named_and_the_rest_is_there(tmp_path):
+    model = untrained()
+    run = write_run(tmp_path / "run", model)
+    nothing: Tensor = torch.zeros(0, 1, 8, 8, dtype=torch.uint8)
+    empty = Examples(nothing, torch.zeros(0, dtype=torch.int64))
+    pictures = {p.name: p for p in draw_run(run, model, empty)}
+    assert pictures.pop("chain") == Picture("chain", trouble="there is no example to follow")
+    assert all(p.svg.startswith("<svg") and not p.trouble for p in pictures.values())
+    paths = save_pictures([*pictures.values(), Picture("chain", trouble="why")], tmp_path / "out")
+    assert {p.name for p in paths} == {f"{name}.png" for name in pictures}
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
+def test_without_the_extra_there_is_one_clear_line(tmp_path, monkeypatch, name):
+    model = untrained()
+    run = write_run(tmp_path / "run", model)
+    original = builtins.__import__
+
+    def absent(module, *rest, **named):
+        if module.partition(".")[0] == name:
+            raise ImportError(name)
+        return original(module, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ConfigError, match=rf"need.? {name}: pip install 'noprop\[plots\]'"):
+        page_of(run, model)
