@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
+from noprop.methods.dt import DiscreteNoProp
 from noprop.training.loop import GroupTrainer, make_optimizer
 
 BATCH = 128
@@ -48,6 +49,7 @@ def train(mode: str, num_blocks: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for t in range(1, num_blocks + 1):
                 method = build_method(config, task, embedding, only=f"block-{t}")
+                assert isinstance(method, DiscreteNoProp)
                 trainer = GroupTrainer(
                     config,
                     method,
@@ -62,6 +64,7 @@ def train(mode: str, num_blocks: int) -> None:
                 trainer.run()
     elif mode == "backprop":
         method = build_method(config, task, embedding)
+        assert isinstance(method, DiscreteNoProp)
         optimizer = make_optimizer(config.train, [p for u in method.units for p in u.parameters])
         k = method.coefficients.to("cpu", torch.float32)
         for batch in torch.arange(2 * BATCH).split(BATCH):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from noprop.build import Task, build_embedding, build_method, use_bf16
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
+from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
 from noprop.training.loop import make_optimizer
 
@@ -31,6 +32,7 @@ def our_step(x: Tensor, y: Tensor) -> Callable[[int], None]:
     config = replace(RunConfig(), {"method.num_blocks": 10})
     task = Task((1, 28, 28), tuple("0123456789"), Normalization((0.13,), (0.31,)))
     method = build_method(config, task, build_embedding(config, task, None), only="block-5")
+    assert isinstance(method, DiscreteNoProp)
     unit = method.blocks[0]
     unit.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(config.train, unit.parameters)

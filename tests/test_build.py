@@ -17,13 +17,16 @@ from noprop.build import (
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError
+from noprop.methods.dt import DiscreteNoProp
 
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization((0.25,), (2.0,)))
 
 
 def built(only: str | None = None, /, **changes):
     config = replace(RunConfig(), {"method.num_blocks": 4, **changes})
-    return build_method(config, TASK, build_embedding(config, TASK, None), only=only)
+    method = build_method(config, TASK, build_embedding(config, TASK, None), only=only)
+    assert isinstance(method, DiscreteNoProp)
+    return method
 
 
 def states(method) -> dict[str, dict[str, torch.Tensor]]:

@@ -8,6 +8,7 @@ import torch
 from noprop.build import Task, build_embedding, build_method, load_data
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
+from noprop.methods.dt import DiscreteNoProp
 from noprop.training.runs import create_run, train_run
 
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
@@ -18,6 +19,7 @@ def make(**changes):
     config = replace(RunConfig(), {"method.num_blocks": 3, **changes})
     task = Task((1, 8, 8), tuple("0123456789"), Normalization((0.0,), (1.0,)))
     method = build_method(config, task, build_embedding(config, task, None))
+    assert isinstance(method, DiscreteNoProp)
     x = torch.empty(32, 1, 8, 8).normal_(generator=torch.Generator().manual_seed(0))
     return method, x, torch.arange(32) % 10
 
@@ -61,6 +63,7 @@ def test_blocks_meet_at_inference_what_they_were_trained_on(tmp_path):
     g = torch.Generator().manual_seed(0)
     prepared = model.method.prepare(x)
     p = model.method.predict(x, g, prepared=prepared)
+    assert isinstance(model.method, DiscreteNoProp)
     level = torch.sigmoid(-model.method.gamma).float()
     u = model.method.embedding(data.test.y)
     for t in range(11):
@@ -69,6 +72,6 @@ def test_blocks_meet_at_inference_what_they_were_trained_on(tmp_path):
         assert (p.latents[t].mean(0) - mean).abs().max() < 5 / len(u) ** 0.5 + 0.02
         assert abs(p.latents[t].square().mean() / square - 1) < 0.25
     accuracy = p.steps[-1].eq(data.test.y).float().mean()
-    alone = model.method.last_block_alone(g, prepared[-1]).eq(data.test.y).float().mean()
+    alone = model.method.control(g, prepared).eq(data.test.y).float().mean()
     assert accuracy > 0.95
     assert alone < accuracy - 0.3

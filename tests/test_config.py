@@ -10,17 +10,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noprop.config import (
-    DTConfig,
     RunConfig,
     fields_of,
     from_mapping,
     from_toml,
+    methods_with,
     parse_value,
     replace,
     to_mapping,
     to_toml,
 )
 from noprop.errors import ConfigError
+from noprop.method_config import DTConfig
 
 FIELDS = [name for name, *_ in fields_of()]
 positive = st.floats(1e-300, 1e300)
@@ -74,7 +75,9 @@ def test_every_field_has_a_default_and_a_help_text():
     for name, _, default, text in fields_of():
         assert default is not dataclasses.MISSING, name
         assert text, name
-        assert replace(RunConfig(), {name: default}) == RunConfig()
+        owner = next(iter(methods_with(name.removeprefix("method."))), "dt")
+        config = replace(RunConfig(), {"method.name": owner})
+        assert replace(config, {name: default}) == config
 
 
 @given(st.sampled_from(FIELDS), st.integers(0, 30), st.sampled_from("qxz_"))
@@ -133,7 +136,7 @@ def test_a_field_in_the_wrong_table_is_found(wrong, near):
         ("method.sigma", 0.0),
         ("method.sigma", math.inf),
         ("method.dim", 0),
-        ("method.name", "ct"),
+        ("method.name", "nt"),
         ("data.validation", 1.0),
         ("data.image_size", 0),
         ("data.color", "blue"),

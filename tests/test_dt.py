@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from noprop.averaging import fit_path_weights
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.embeddings import Embedding, one_hot_embeddings, random_embeddings
-from noprop.methods.dt import DiscreteNoProp, fit_path_weights
+from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import DiscreteBlock
 from noprop.readouts import SoftmaxReadout
 from noprop.schedules import cosine_gamma
@@ -44,6 +45,7 @@ def make(kind: str = "one-hot", num_blocks: int = T):
     config = replace(RunConfig(), {"method.num_blocks": num_blocks, **KINDS[kind]})
     task = Task((1, 8, 8), tuple("0123456789"), Normalization((0.0,), (1.0,)))
     method = build_method(config, task, build_embedding(config, task, None))
+    assert isinstance(method, DiscreteNoProp)
     return method, torch.empty(24, 1, 8, 8).normal_(generator=rng()), torch.arange(24) % 10
 
 
@@ -256,6 +258,7 @@ def test_one_chain_is_a_sample_of_the_posterior_and_every_block_s_mean_is_it():
     method = known([Bayes(gamma[t], weight) for t in range(blocks)], weight)
     p = method.predict(table.log(), rng(5), samples=5000)
     torch.testing.assert_close(p.probabilities, table, atol=0.035, rtol=0)
+    assert p.path is not None
     assert (p.path - table).abs().max() < 0.035
     single = method.predict(table.log().repeat_interleave(5000, 0), rng(6)).single.argmax(1)
     frequency = F.one_hot(single.view(3, 5000), 3).float().mean(1)
@@ -337,6 +340,7 @@ def test_the_parts_of_a_prediction_are_what_they_say():
     assert one.steps.shape == (T + 1, 24)
     method.path_weights = torch.tensor([0.5, 0.2, 0.3])
     path = method.predict(x, rng(1), average="path")
+    assert path.path is not None
     by_hand = sum(w * p for w, p in zip([0.5, 0.2, 0.3], path.path, strict=True))
     torch.testing.assert_close(path.probabilities, by_hand)
     for p in (one.probabilities, path.probabilities, *path.path):
@@ -366,12 +370,12 @@ def test_the_control_reads_noise_alone():
     y = torch.randint(10, (n,), generator=rng(1))
     last = Known()
     control = known([*networks[:-1], last], weight)
-    control.last_block_alone(rng(2), torch.zeros(n, 10))
+    control.control(rng(2), [torch.zeros(n, 10)])
     (z,) = last.seen
     assert abs(z.mean().item()) * z.numel() ** 0.5 < 5
     assert abs(z.square().mean().item() - 1) * (z.numel() / 2) ** 0.5 < 5
     method = known(networks, weight)
-    alone = method.last_block_alone(rng(3), torch.zeros(n, 10))
+    alone = method.control(rng(3), [torch.zeros(n, 10)])
     assert alone.eq(y).float().mean() < 0.2
     assert method.blocks[-1].error(torch.zeros(n, 10), y, rng(4)) < 0.1
 
@@ -430,6 +434,7 @@ def test_trained_on_a_known_posterior_the_chain_samples_it(tmp_path: Path):
     )  # fmt: skip
     task = Task((4,), ("a", "b", "c"), Normalization.of(part.x))
     method = build_method(config, task, build_embedding(config, task, None))
+    assert isinstance(method, DiscreteNoProp)
     trainer = GroupTrainer(
         config, method, method.units, part, part.take(torch.arange(0)), task.normalization,
         bf16=False, checkpoint=tmp_path / "c.safetensors", emit=lambda event: None,

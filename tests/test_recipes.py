@@ -1,8 +1,10 @@
 """Recipes: valid, buildable, and the paper's where they say so."""
 
+from typing import Any
+
 import pytest
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import Task, build_embedding, build_method, unit_names
 from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
@@ -28,35 +30,67 @@ def test_toml_brings_back_every_recipe(tmp_path, name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_names_itself_and_builds(name):
-    """One block of it: the others have the same layers."""
+    """Two blocks of a chain: the others have the same layers."""
     config = find_recipe(name)
     assert config.recipe == name
     assert config.data.dataset in (*SOURCES, "digits")
     shape, classes = SHAPES[config.data.dataset]
     channels = (0.5,) * shape[0]
     task = Task(shape, tuple(map(str, range(classes))), Normalization(channels, channels))
-    method = build_method(config, task, build_embedding(config, task, None), only="block-1")
-    assert [unit.name for unit in method.units] == ["block-1", "readout"]
+    if hasattr(config.method, "num_blocks"):
+        config = replace(config, {"method.num_blocks": 2})
+    method = build_method(config, task, build_embedding(config, task, None))
+    assert [unit.name for unit in method.units] == unit_names(config)
     assert bool(method.shared_parameters) == config.method.learned
 
 
-@pytest.mark.parametrize("name", [n for n in RECIPES if n != "digits-dt"])
+# Table 4: epochs, optimizer, T, η.
+MNIST = {"backprop": (100, "adamw", 10), "dt": (100, "adamw", 10), "adjoint": (2, "adamw", 1000),
+         "ct": (100, "adam", 1000), "fm": (100, "adam", 1000)}  # fmt: skip
+CIFAR10 = {"backprop": (150, "adamw", 10), "dt": (150, "adamw", 10), "adjoint": (4, "adamw", 1000),
+           "ct": (500, "adam", 1000), "fm": (500, "adam", 1000)}  # fmt: skip
+CIFAR100 = {"backprop": (150, "adamw", 10), "dt": (150, "adamw", 10), "adjoint": (4, "adamw", 1000),
+            "ct": (1000, "adam", 1000), "fm": (1000, "adam", 1000)}  # fmt: skip
+TABLE_4 = {"mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
+PAPERS = [n for n, c in RECIPES.items() if c.data.dataset in TABLE_4 and not n.endswith("-best")]
+
+
+@pytest.mark.parametrize("name", PAPERS)
 def test_recipes_of_the_paper_have_its_settings(name):
-    """SPEC section 9: T 10, η 0.1, AdamW at 1e-3 and 1e-3, batches of 128, no augmentation."""
+    """Table 4, and the rest of SPEC section 9: one batch size, rate and decay; no augmentation."""
     config = RECIPES[name]
-    m, t = config.method, config.train
-    assert (m.num_blocks, m.eta, m.dropout, m.offset) == (10, 0.1, 0.2, 0.008)
-    assert (t.optimizer, t.lr, t.weight_decay, t.batch_size) == ("adamw", 1e-3, 1e-3, 128)
+    m: Any = config.method
+    t = config.train
+    dataset, _, kind = name.partition("-")
+    method, _, kind = kind.partition("-")
+    epochs, optimizer, steps = TABLE_4[dataset][method]
+    assert m.name == method
+    assert (t.epochs, t.optimizer) == (epochs, optimizer)
+    assert (m.num_blocks if method in ("dt", "backprop") else m.steps) == steps
+    assert (t.lr, t.weight_decay, t.batch_size) == (1e-3, 1e-3, 128)
     assert (t.order, t.crop_padding, t.flip) == ("sequential", 0, False)
-    assert t.epochs == (100 if "mnist" in name else 150)
-    kind = name.partition("-dt")[2]
-    assert m.readout == ("radial" if kind == "-radial" else "softmax")
-    embeddings = {"-d20": ("orthogonal", True, 20), "-prototype": ("prototype", True, None)}
+    assert (m.dropout, getattr(m, "offset", 0.008)) == (0.2, 0.008)
+    if method in ("dt", "ct"):
+        assert m.eta == {"dt": 0.1, "ct": 1.0}[method]
+        assert (m.weighting, m.objective) == ("snr", "l2")
+    if method == "ct":
+        assert (m.schedule, m.sampler) == ("learned", "ancestral")
+    assert m.readout == ("radial" if kind.endswith("radial") else "softmax")
+    kind = kind.removesuffix("radial").removesuffix("-")
+    embeddings = {"d20": ("orthogonal", True, 20), "prototype": ("prototype", True, None)}
     assert (m.embedding, m.learned, m.dim) == embeddings.get(kind, ("one-hot", False, None))
 
 
+def test_every_cell_of_table_1_has_a_recipe():
+    for dataset in TABLE_4:
+        for method in ("backprop", "dt", "ct", "fm"):
+            for kind in ("", "-d20", "-prototype"):
+                assert f"{dataset}-{method}{kind}" in PAPERS
+        assert f"{dataset}-adjoint" in PAPERS
+
+
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("digit-dt", "digits-dt"), ("cifar10", "cifar10-dt"), ("mnist_dt", "mnist")]
+    ("wrong", "near"), [("digit-dt", "digits-dt"), ("cifar10", "cifar10-"), ("mnist_dt", "mnist")]
 )
 def test_an_unknown_recipe_is_answered_with_the_nearest(wrong, near):
     with pytest.raises(ConfigError, match=f"unknown recipe '{wrong}'; did you mean {near}"):

@@ -12,7 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noprop.build import RunData, build_embedding, build_method, choose_device, load_data
+from noprop.build import (
+    RunData,
+    build_embedding,
+    build_method,
+    choose_device,
+    load_data,
+    unit_names,
+)
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
@@ -27,6 +34,7 @@ from noprop.training.runs import (
     open_run,
     save_model,
     train_run,
+    training_cost,
 )
 
 __all__ = ["TrainedModel", "free_folder", "load", "resume", "train"]
@@ -55,7 +63,7 @@ class TrainedModel:
         *,
         samples: int | None = None,
         noise: bool = True,
-        average: str = "path",
+        average: str | None = None,
         seed: int = 0,
     ) -> Tensor:
         """Class probabilities, shape (N, m), on the CPU.
@@ -65,12 +73,18 @@ class TrainedModel:
             samples: K, chains to average; the run's ``evaluation.samples`` unless given. 1 with
                 ``average="readout"`` is the paper's single run, a sample from p(y|x).
             noise: without it, the mean chain.
-            average: ``path``, weighted as the validation part chose, or ``readout``.
+            average: ``path``, weighted as the validation part chose, or ``readout``; ``path``
+                unless given, where the method has one.
             seed: of the chains.
 
         Raises:
             DataError: If ``x`` has another shape or type than the model was trained on.
+            ConfigError: If the method cannot average so.
         """
+        try:
+            self.model.method.averages(average)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         x = torch.as_tensor(x)
         shape = self.model.task.shape
         if tuple(x.shape[1:]) != shape or x.dtype not in (torch.uint8, torch.float32):
@@ -145,7 +159,7 @@ def train(
     # What cannot be built is found here, before a run folder is there for it.
     choose_device(config.train.device)
     embedding = build_embedding(config, data.task, None)
-    build_method(config, data.task, embedding, factory=encoder, only="block-1")
+    build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
     path = Path(folder) if folder else free_folder(config.recipe)
     create_run(path, config)
     return _finish(path, config, data, emit, encoder)
@@ -176,6 +190,8 @@ def _finish(
     emit({"event": "evaluating"})
     choose_weights(model, data.validation)
     results = evaluate(model, data.test) | {"part": "test"}
+    if training := training_cost(path):
+        results["training"] = training
     write_whole(path / "evaluation.json", _json(results))
     save_model(path, model)
     emit({"event": "evaluated", "results": results})

@@ -6,7 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from noprop.config import DTConfig, RunConfig
+from noprop.config import RunConfig
+from noprop.continuous_schedules import (
+    ContinuousSchedule,
+    CosineSchedule,
+    LearnedSchedule,
+    LinearSchedule,
+)
 from noprop.data import Examples, Normalization, hold_out, load_dataset
 from noprop.embeddings import (
     Embedding,
@@ -17,8 +23,21 @@ from noprop.embeddings import (
 )
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
+from noprop.method_config import (
+    AdjointConfig,
+    BackpropConfig,
+    CTConfig,
+    DTConfig,
+    FMConfig,
+    MethodConfig,
+)
+from noprop.methods.adjoint import NeuralODE, SolverUnit
+from noprop.methods.backprop import BackpropChain, ChainUnit
+from noprop.methods.base import Method
+from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
 from noprop.methods.dt import DiscreteNoProp
-from noprop.networks import DiscreteBlock
+from noprop.methods.fm import FlowNoProp, VelocityUnit
+from noprop.networks import ContinuousBlock, DiscreteBlock
 from noprop.randomness import derive_seed, generator, seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
 from noprop.schedules import cosine_gamma
@@ -63,7 +82,7 @@ def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
     """Read, split and measure the data set of a run; pixels stay uint8."""
     c = config.data
     dataset = load_dataset(c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color)
-    parts = hold_out(dataset, c.validation, config.train.seed)
+    parts = hold_out(dataset, c.validation, config.train.seed, train_size=c.train_size)
     task = Task(dataset.shape, dataset.class_names, Normalization.of(parts.train.x))
     return RunData(task, parts.train, parts.validation, parts.test)
 
@@ -102,8 +121,10 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 def unit_names(config: RunConfig) -> list[str]:
-    """``block-1`` … ``block-T``, ``readout``."""
-    return [f"block-{t}" for t in range(1, config.method.num_blocks + 1)] + ["readout"]
+    """``block-1`` … ``block-T`` and ``readout`` for DT, ``network`` for every other method."""
+    if isinstance(config.method, DTConfig):
+        return [f"block-{t}" for t in range(1, config.method.num_blocks + 1)] + ["readout"]
+    return ["network"]
 
 
 def build_embedding(config: RunConfig, task: Task, train: Examples | None) -> Embedding:
@@ -143,52 +164,137 @@ def build_method(
     *,
     factory: EncoderFactory | None = None,
     only: str | None = None,
-) -> DiscreteNoProp:
-    """The method of a run, freshly initialised; each unit's start depends on its name alone.
+) -> Method:
+    """The method of a run, freshly initialised; each part's start depends on its name alone.
 
     Args:
         config: the run.
         task: what is classified.
         embedding: W_Embed; the method shares it.
         factory: makes the user's own encoder, for ``method.encoder = "custom"``.
-        only: build this unit and leave every other without weights, so that training one block
-            needs the memory of one.
+        only: of NoProp-DT, build this unit and leave every other without weights, so that training
+            one block needs the memory of one.
+
+    Raises:
+        ConfigError: If the settings do not fit together or do not suit the data.
     """
+    parts = _Parts(config, task, embedding, factory, only)
     c = config.method
-    latent = task.shape if c.embedding == "prototype" else (embedding.weight.shape[1],)
-
-    def block(name: str) -> DiscreteBlock | None:
-        if only not in (None, name):
-            return None
-        with seeded(derive_seed(config.train.seed, "init", block=name)):
-            return DiscreteBlock(
-                task.shape,
-                latent,
-                task.num_classes,
-                encoder=c.encoder,
-                dropout=c.dropout,
-                factory=factory,
-            )
-
     try:
-        gamma = cosine_gamma(c.num_blocks, offset=c.offset, epsilon=c.epsilon)
-        blocks = [block(name) for name in unit_names(config)[:-1]]
+        if isinstance(c, DTConfig):
+            return _discrete(c, parts)
+        if isinstance(c, CTConfig):
+            return _continuous(c, parts)
+        if isinstance(c, FMConfig):
+            return _flow(c, parts)
+        if isinstance(c, BackpropConfig):
+            blocks = [parts.discrete_block(f"block-{t}") for t in range(1, c.num_blocks + 1)]
+            unit = ChainUnit(blocks, parts.readout(), embedding, mixing=c.mixing)
+            return BackpropChain(unit)
+        assert isinstance(c, AdjointConfig)
+        network = parts.continuous_block(latent_dropout=0.0)
+        solver = SolverUnit(network, parts.readout(), embedding, steps=c.steps, gradient=c.gradient)
+        return NeuralODE(solver)
     except ValueError as error:
         raise ConfigError(f"method: {error}") from None
-    with seeded(derive_seed(config.train.seed, "init", block="readout")):
-        readout = _readout(c, embedding.weight.detach())
+
+
+def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:
+    names = unit_names(parts.config)[:-1]
     return DiscreteNoProp(
-        blocks,
-        embedding,
-        readout,
-        gamma,
+        [parts.discrete_block(n) if parts.only in (None, n) else None for n in names],
+        parts.embedding,
+        parts.readout(),
+        cosine_gamma(c.num_blocks, offset=c.offset, epsilon=c.epsilon),
         eta=c.eta,
+        weighting=c.weighting,
+        objective=c.objective,
         # In Algorithm 1 the readout takes a step beside every block's step.
-        readout_passes=c.num_blocks if config.train.order == "sequential" else 1,
+        readout_passes=c.num_blocks if parts.config.train.order == "sequential" else 1,
     )
 
 
-def _readout(config: DTConfig, weight: Tensor) -> Readout:
-    if config.readout == "softmax":
-        return SoftmaxReadout(weight, config.readout_start)
-    return RadialReadout(weight, config.readout_start, config.sigma)
+def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
+    schedule: ContinuousSchedule
+    if c.schedule == "learned":
+        schedule = LearnedSchedule(c.gamma_noise, c.gamma_clean, c.gamma_room)
+    else:
+        fixed = LinearSchedule if c.schedule == "linear" else CosineSchedule
+        schedule = fixed(c.gamma_noise, c.gamma_clean)
+    unit = DenoiserUnit(
+        parts.continuous_block(),
+        parts.readout(),
+        schedule,
+        parts.embedding,
+        eta=c.eta,
+        weighting=c.weighting,
+        objective=c.objective,
+        time_sampling=c.time_sampling,
+    )
+    return ContinuousNoProp(unit, steps=c.steps, sampler=c.sampler)
+
+
+def _flow(c: FMConfig, parts: "_Parts") -> FlowNoProp:
+    unit = VelocityUnit(
+        parts.continuous_block(),
+        parts.readout(),
+        parts.embedding,
+        sigma=c.path_sigma,
+        anchor=c.anchor == "always" or (c.anchor == "learned" and c.learned),
+    )
+    return FlowNoProp(unit, steps=c.steps, sampler=c.sampler, tolerance=c.tolerance)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Networks and readouts as a configuration wants them, each seeded by its own name."""
+
+    config: RunConfig
+    task: Task
+    embedding: Embedding
+    factory: EncoderFactory | None
+    only: str | None
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(d,), or an image's where d is that of an image (Section 2.2.1)."""
+        dim, shape = self.embedding.weight.shape[1], self.task.shape
+        kind = self.config.method.embedding
+        as_large = len(shape) == 3 and dim == torch.Size(shape).numel() and kind != "one-hot"
+        return shape if as_large or kind == "prototype" else (dim,)
+
+    def discrete_block(self, name: str) -> DiscreteBlock:
+        """A block of Fig. 5, left."""
+        c: MethodConfig = self.config.method
+        with seeded(derive_seed(self.config.train.seed, "init", block=name)):
+            return DiscreteBlock(
+                self.task.shape,
+                self.latent_shape,
+                self.task.num_classes,
+                encoder=c.encoder,
+                dropout=c.dropout,
+                factory=self.factory,
+            )
+
+    def continuous_block(self, latent_dropout: float | None = None) -> ContinuousBlock:
+        """The network of Fig. 5, right."""
+        c: MethodConfig = self.config.method
+        with seeded(derive_seed(self.config.train.seed, "init", block="network")):
+            return ContinuousBlock(
+                self.task.shape,
+                self.latent_shape,
+                self.task.num_classes,
+                encoder=c.encoder,
+                dropout=c.dropout,
+                latent_dropout=latent_dropout,
+                factory=self.factory,
+            )
+
+    def readout(self) -> Readout:
+        """The readout as it is before training."""
+        c: MethodConfig = self.config.method
+        weight = self.embedding.weight.detach()
+        with seeded(derive_seed(self.config.train.seed, "init", block="readout")):
+            if c.readout == "softmax":
+                return SoftmaxReadout(weight, c.readout_start)
+            return RadialReadout(weight, c.readout_start, c.sigma)

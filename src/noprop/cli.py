@@ -17,7 +17,7 @@ from noprop.recipes import RECIPES, find_recipe
 
 __all__ = ["main"]
 
-SKIPPED = {"recipe", "method.name"}
+SKIPPED = {"recipe"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,8 +38,10 @@ def option_names() -> dict[str, str]:
     """Option by dotted field: its last part, with the table's name where two share one."""
     names = [n for n, *_ in fields_of() if n not in SKIPPED]
     count = Counter(n.rpartition(".")[2] for n in names)
-    options = {}
+    options = {"method.name": "--method"}
     for name in names:
+        if name in options:
+            continue
         section, _, last = name.rpartition(".")
         alone = count[last] == 1 or section == "train"
         options[name] = "--" + (last if alone else f"{section}-{last}").replace("_", "-")
@@ -87,7 +89,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     predict.add_argument("files", type=Path, nargs="+", metavar="FILE")
     predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
     predict.add_argument("--samples", type=int, help="K, chains to average [as configured]")
-    predict.add_argument("--average", choices=("path", "readout"), default="path")
+    predict.add_argument(
+        "--average", choices=("path", "readout"), help="[path, where the method has one]"
+    )
     predict.add_argument("--no-noise", action="store_true", help="run the mean chain")
     predict.add_argument("--seed", type=int, default=0, help="of the chains [0]")
     predict.add_argument("--top", type=int, default=3, help="classes to show [3]")

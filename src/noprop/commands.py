@@ -8,25 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from noprop import api
-from noprop.build import Task, build_embedding, build_method, load_data
+from noprop.build import load_data
 from noprop.config import RunConfig
 from noprop.data import (
     SOURCES,
-    Normalization,
     inspect_sources,
     load_dataset,
     read_inputs,
     search_path,
 )
-from noprop.diffusion import denoising_weights
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
+from noprop.report.description import describe as description
 from noprop.report.progress import ProgressReport
 from noprop.report.tables import description_text, evaluation_text, table
-from noprop.schedules import alpha_bar, snr
 from noprop.training.runs import open_run
 
 __all__ = ["data", "describe", "evaluate", "plot", "predict", "train"]
@@ -125,64 +121,10 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def describe(arguments: argparse.Namespace) -> int:
     """``noprop describe``."""
-    about = description(arguments.configuration())
+    config = arguments.configuration()
+    about = description(config, *_shape(config))
     print(json.dumps(about, indent=1) if arguments.json else description_text(about))
     return 0
-
-
-def description(config: RunConfig) -> dict[str, Any]:
-    """Units, parameters, memory and schedule, without reading a catalogue data set."""
-    shape, classes = _shape(config)
-    names = tuple(str(i) for i in range(classes))
-    task = Task(shape, names, Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
-    if config.method.encoder == "custom":
-        raise ConfigError("method.encoder: describe knows only the encoders that ship")
-    method = build_method(config, task, build_embedding(config, task, None))
-    k, gamma = method.coefficients, method.gamma
-    weights = denoising_weights(gamma, config.method.eta)
-    levels = [
-        {
-            "t": t,
-            "alpha_bar": alpha_bar(gamma)[t].item(),
-            "snr": snr(gamma)[t].item(),
-            **{n: getattr(k, n)[t - 1].item() if t else None for n in ("a", "b", "c")},
-            "weight": weights[t - 1].item() if t else None,
-        }
-        for t in range(len(gamma))
-    ]
-    units = [
-        {"name": u.name, "parameters": sum(p.numel() for p in u.parameters)} for u in method.units
-    ]
-    # Weights, gradients and two moments, four bytes each, and what the backward pass keeps.
-    activations = _activations(method.blocks[0].network, shape, config.train.batch_size)
-    return {
-        "recipe": config.recipe,
-        "dataset": config.data.dataset,
-        "shape": list(shape),
-        "classes": classes,
-        "units": units,
-        "shared_parameters": sum(p.numel() for p in method.shared_parameters),
-        "unit_memory_mb": (16 * units[0]["parameters"] + activations) / 1e6,
-        "schedule": levels,
-    }
-
-
-def _activations(network: Any, shape: tuple[int, ...], batch: int) -> int:
-    """Bytes that one forward pass of a batch leaves for the backward pass, counted, in float32."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(
-            torch.zeros(2, *network.latent_shape).flatten(1),
-            network.context(torch.zeros(2, *shape)),
-        )
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    return sum(n for pointer, n in kept.items() if pointer not in parameters) * batch // 2
 
 
 def _shape(config: RunConfig) -> tuple[tuple[int, ...], int]:

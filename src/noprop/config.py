@@ -15,13 +15,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from noprop.errors import ConfigError
+from noprop.method_config import (
+    METHODS,
+    STRICT,
+    AdjointConfig,
+    BackpropConfig,
+    CTConfig,
+    DTConfig,
+    FMConfig,
+    Positive,
+    described,
+)
 
 __all__ = [
-    "DTConfig",
     "DataConfig",
     "EvaluationConfig",
     "RunConfig",
@@ -29,87 +39,63 @@ __all__ = [
     "fields_of",
     "from_mapping",
     "from_toml",
+    "methods_with",
     "parse_value",
     "replace",
     "to_mapping",
     "to_toml",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-STRICT = ConfigDict(extra="forbid")
-
-
-def _help(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+AnyMethod = Annotated[
+    DTConfig | CTConfig | FMConfig | BackpropConfig | AdjointConfig, Field(discriminator="name")
+]
 
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Which examples, and how they are divided."""
 
-    dataset: str = _help("digits", "name, folder of class folders, or .npz file")
-    image_size: Positive | None = _help(
+    dataset: str = described("digits", "name, folder of class folders, or .npz file")
+    image_size: Positive | None = described(
         None, "side in pixels that a folder's images are resized to"
     )
-    color: Literal["auto", "grey", "rgb"] = _help("auto", "how a folder's images are read")
-    validation: Annotated[float, Field(ge=0, lt=1)] = _help(
+    color: Literal["auto", "grey", "rgb"] = described("auto", "how a folder's images are read")
+    validation: Annotated[float, Field(ge=0, lt=1)] = described(
         0.1, "fraction of the training set held out for choosing, stratified"
     )
-
-
-@dataclass(frozen=True, config=STRICT)
-class DTConfig:
-    """NoProp with discrete time."""
-
-    name: Literal["dt"] = _help("dt", "the method")
-    num_blocks: Annotated[int, Field(ge=1, le=10_000)] = _help(10, "T, blocks of the chain")
-    eta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _help(
-        0.1, "weight of the denoising terms (Eq. 8)"
+    train_size: Positive | None = described(
+        None, "train on so many examples only, stratified; validation and test stay whole"
     )
-    embedding: Literal["one-hot", "orthogonal", "random", "prototype"] = _help(
-        "one-hot", "class embeddings, or what learned ones start from"
-    )
-    learned: bool = _help(False, "train the embeddings (all kinds but one-hot)")
-    dim: Positive | None = _help(None, "d of orthogonal and random embeddings; 20 unless given")
-    offset: Annotated[float, Field(gt=0, lt=1)] = _help(0.008, "s of the cosine schedule")
-    epsilon: Annotated[float, Field(gt=0, lt=0.5)] = _help(1e-6, "bound on ᾱ and 1 - ᾱ")
-    readout: Literal["softmax", "radial"] = _help("softmax", "kind of readout (Eqs. 14-16)")
-    readout_start: Literal["nearest", "random"] = _help(
-        "nearest", "start the readout as the nearest-embedding classifier, or at random"
-    )
-    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = _help(
-        None, "σ of the radial readout"
-    )
-    encoder: Literal["auto", "conv", "small", "mlp", "custom"] = _help(
-        "auto", "image path: Fig. 5, small convolutions, MLP, or a function given as encoder"
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = _help(0.2, "probability of dropping a feature")
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     """How the units are trained."""
 
-    epochs: Positive = _help(5, "passes over the training set")
-    batch_size: Annotated[int, Field(ge=2)] = _help(128, "examples a step")
-    order: Literal["sequential", "parallel"] = _help(
+    epochs: Positive = described(5, "passes over the training set")
+    batch_size: Annotated[int, Field(ge=2)] = described(128, "examples a step")
+    order: Literal["sequential", "parallel"] = described(
         "sequential", "Algorithm 1 (block after block in each epoch), or all blocks on each batch"
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = _help("adamw", "one of these for each unit")
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _help(1e-3, "learning rate")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _help(1e-3, "weight decay")
-    crop_padding: Annotated[int, Field(ge=0)] = _help(0, "augment: random crops, padded by this")
-    flip: bool = _help(False, "augment: mirror half of the images")
-    seed: Annotated[int, Field(ge=0)] = _help(0, "of everything random")
-    device: str = _help("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "float32", "bf16"] = _help(
+    optimizer: Literal["adamw", "adam", "sgd"] = described("adamw", "one of these for each unit")
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = described(1e-3, "learning rate")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = described(
+        1e-3, "weight decay"
+    )
+    crop_padding: Annotated[int, Field(ge=0)] = described(
+        0, "augment: random crops, padded by this"
+    )
+    flip: bool = described(False, "augment: mirror half of the images")
+    seed: Annotated[int, Field(ge=0)] = described(0, "of everything random")
+    device: str = described("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "float32", "bf16"] = described(
         "auto", "bf16 where the device has instructions for it"
     )
-    channels_last: bool = _help(True, "memory order of images; faster on CPU and CUDA")
-    workers: Annotated[int, Field(ge=0)] = _help(
+    channels_last: bool = described(True, "memory order of images; faster on CPU and CUDA")
+    workers: Annotated[int, Field(ge=0)] = described(
         0, "worker processes, one thread each; 0 takes one a core"
     )
-    checkpoint_every: Annotated[float, Field(ge=0)] = _help(
+    checkpoint_every: Annotated[float, Field(ge=0)] = described(
         20.0, "seconds of training between checkpoints"
     )
 
@@ -118,18 +104,18 @@ class TrainConfig:
 class EvaluationConfig:
     """How the trained chain is read."""
 
-    samples: Positive = _help(5, "K, chains to average")
-    runs: Positive = _help(5, "inference runs behind each mean ± standard error")
-    batch_size: Positive = _help(500, "examples at a time")
+    samples: Positive = described(5, "K, chains to average")
+    runs: Positive = described(5, "inference runs behind each mean ± standard error")
+    batch_size: Positive = described(500, "examples at a time")
 
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """Everything a run depends on."""
 
-    recipe: str = _help("custom", "the recipe it began as")
+    recipe: str = described("custom", "the recipe it began as")
     data: DataConfig = field(default_factory=DataConfig)
-    method: DTConfig = field(default_factory=DTConfig)
+    method: AnyMethod = field(default_factory=DTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -140,18 +126,46 @@ class RunConfig:
             raise ConfigError(
                 f"method.dim: {self.method.embedding} embeddings have the dimension they have"
             )
+        if isinstance(self.method, CTConfig):
+            room = 2 * self.method.gamma_room if self.method.schedule == "learned" else 0.0
+            if not self.method.gamma_noise - self.method.gamma_clean > room:
+                raise ConfigError(
+                    "method.gamma_noise: must exceed gamma_clean"
+                    + (" by more than twice gamma_room" if room else "")
+                    + f", got {self.method.gamma_noise} and {self.method.gamma_clean}"
+                )
 
 
 # -- fields by dotted name ----------------------------------------------------------------------
 
 
 def fields_of(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """Every leaf field: its dotted name, type, default and help."""
+    """Every leaf field: its dotted name, type, default and help; those of all methods once each."""
     for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(f.type):
+        if f.name == "method":
+            yield from _method_fields()
+        elif dataclasses.is_dataclass(f.type):
             yield from fields_of(f.type, f"{prefix}{f.name}.")
         else:
             yield prefix + f.name, f.type, f.default, f.metadata.get("help", "")
+
+
+def _method_fields() -> Iterator[tuple[str, Any, Any, str]]:
+    """A field that not every method has says which do; ``name`` comes first."""
+    yield "method.name", Literal[*METHODS], "dt", "the method: " + ", ".join(METHODS)
+    seen = {"name"}
+    for cls in METHODS.values():
+        for f in dataclasses.fields(cls):
+            if f.name not in seen:
+                seen.add(f.name)
+                owners = methods_with(f.name)
+                some = f"{', '.join(owners)}: " if len(owners) < len(METHODS) else ""
+                yield f"method.{f.name}", f.type, f.default, some + f.metadata.get("help", "")
+
+
+def methods_with(name: str) -> list[str]:
+    """The methods that have a field."""
+    return [m for m, cls in METHODS.items() if name in {f.name for f in dataclasses.fields(cls)}]
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -194,6 +208,12 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """
     known = [n for n, *_ in fields_of()]
     mapping = to_mapping(config)
+    method = changes.get("method.name", config.method.name)
+    if method != config.method.name:
+        # Another method: what was chosen goes with it, where it has such a field; defaults do not.
+        chosen = {f.name for f in dataclasses.fields(config.method) if _differs(config.method, f)}
+        own = {f.name for f in dataclasses.fields(METHODS.get(method, DTConfig))}
+        mapping["method"] = {k: v for k, v in mapping["method"].items() if k in chosen & own}
     for name, value in changes.items():
         if name not in known:
             raise ConfigError(unknown_field(name, known))
@@ -203,6 +223,10 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
             table = table.setdefault(part, {})
         table[last] = value
     return from_mapping(mapping)
+
+
+def _differs(config: Any, f: Any) -> bool:
+    return getattr(config, f.name) != f.default
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
@@ -223,17 +247,31 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "") -> RunConfig:
         ConfigError: One line naming the field, what was wanted and what came.
     """
     where = f"{source}: " if source else ""
+    filled = dict(mapping)
+    if isinstance(filled.get("method"), Mapping):
+        filled["method"] = {"name": "dt"} | dict(filled["method"])
     try:
-        return TypeAdapter(RunConfig).validate_python(dict(mapping))
+        return TypeAdapter(RunConfig).validate_python(filled)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-        # pydantic adds the member of a union that failed, as in method.sigma.float
-        name = next((n for n, *_ in fields_of() if f"{name}.".startswith(f"{n}.")), name)
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise ConfigError(where + unknown_field(name, [n for n, *_ in fields_of()])) from None
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise ConfigError(f"{where}{name}: {message}, got {first['input']!r}") from None
+        raise ConfigError(where + _first_error(error)) from None
+
+
+def _first_error(error: ValidationError) -> str:
+    """One line: the field, what was wanted and what came."""
+    first = error.errors()[0]
+    parts = [part for part in first["loc"] if isinstance(part, str)]
+    method = parts.pop(1) if parts[0] == "method" and len(parts) > 1 else "dt"
+    name = ".".join(parts)
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        if parts[0] == "method" and (owners := methods_with(parts[-1])):
+            return f"{name}: is no field of method {method}; it belongs to {', '.join(owners)}"
+        return unknown_field(name, [n for n, *_ in fields_of()])
+    if first["type"].startswith("union_tag"):
+        return f"method.name: wanted one of {', '.join(METHODS)}, got {first['input']['name']!r}"
+    # pydantic adds the member of a union that failed, as in method.sigma.float
+    name = next((n for n, *_ in fields_of() if f"{name}.".startswith(f"{n}.")), name)
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{name}: {message}, got {first['input']!r}"
 
 
 def to_toml(config: RunConfig) -> str:

@@ -70,17 +70,18 @@ def step_coefficients(gamma: Float[Tensor, " levels"]) -> StepCoefficients:
 
 def sample_latent(
     u: Float[Tensor, "batch dim"],
-    gamma: Float[Tensor, ""],
+    gamma: Float[Tensor, ""] | Float[Tensor, " batch"],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch dim"]:
     r"""Draw $z \sim q(z | y) = \mathcal{N}(\sqrt{\bar\alpha}\, u_y, (1 - \bar\alpha) I)$ (Eq. 6).
 
     Args:
         u: embeddings of the batch's labels, shape (B, d).
-        gamma: $-\log\mathrm{SNR}$ of the level, a scalar shared by the batch.
+        gamma: $-\log\mathrm{SNR}$ of the level: a scalar shared by the batch, or one each, (B,).
         generator: source of the noise, on the device of ``u``.
     """
     noise = torch.empty_like(u).normal_(generator=generator)
+    gamma = gamma[..., None]  # (B, 1): a level of its own for each row
     return torch.sigmoid(-gamma).sqrt() * u + torch.sigmoid(gamma).sqrt() * noise
 
 

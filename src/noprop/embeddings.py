@@ -140,9 +140,13 @@ class Embedding(nn.Module):
 
     def expectation(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch dim"]:
         """û = softmax(logits) @ W_Embed, a convex combination of the embeddings (Section 3.1)."""
-        # Autocast would round û to bf16, and with it every small error that the loss is made of.
-        with torch.autocast(logits.device.type, enabled=False):
-            return logits.to(self.weight.dtype).softmax(dim=1) @ self.weight
+        return self.combination(logits.to(self.weight.dtype).softmax(dim=1))
+
+    def combination(self, weights: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch dim"]:
+        """Weights @ W_Embed, for weights of any sign and size, as those of a velocity."""
+        # Autocast would round it to bf16, and with it every small error that a loss is made of.
+        with torch.autocast(weights.device.type, enabled=False):
+            return weights.to(self.weight.dtype) @ self.weight
 
 
 def nearest_class(

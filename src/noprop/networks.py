@@ -104,7 +104,8 @@ class DiscreteBlock(nn.Module):
 class ContinuousBlock(nn.Module):
     """The network of NoProp-CT and -FM (Fig. 5, right): logits from z_t, x and t.
 
-    Arguments as for :class:`DiscreteBlock`; no batch norm, and a time path.
+    Arguments as for :class:`DiscreteBlock`; no batch norm, and a time path. ``latent_dropout`` is
+    that of a latent that is an image, ``dropout`` unless given.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class ContinuousBlock(nn.Module):
         *,
         encoder: EncoderKind = "auto",
         dropout: float = 0.2,
+        latent_dropout: float | None = None,
         factory: EncoderFactory | None = None,
     ):
         super().__init__()
@@ -122,7 +124,8 @@ class ContinuousBlock(nn.Module):
         self.image = Features(
             shape, kind=encoder, dropout=dropout, batch_norm=False, factory=factory
         )
-        self.latent = _latent_features(latent_shape, dropout, batch_norm=False)
+        drop = dropout if latent_dropout is None else latent_dropout
+        self.latent = _latent_features(latent_shape, drop, batch_norm=False)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, WIDTH), nn.ReLU())
         self.head = Head(3 * WIDTH, num_classes, batch_norm=False)
 

@@ -1,7 +1,17 @@
-r"""Ways from noise to a label embedding. Each walks the levels, asking a denoiser.
+r"""Ways from noise to a label embedding. Each walks the levels, asking a denoiser or a velocity.
 
-A denoiser is called with the index of the step and the latent before it, and returns the guess
-$\hat u$ of the embedding; whatever it reads of $x$ it has prepared beforehand, once for all steps.
+Both are called with the index of a level and the latent there; whatever they read of $x$ and $t$
+was prepared beforehand, once for all steps. ``observe`` is called with the index and the latent of
+every level, to record a trajectory.
+
+The chain of Eq. 3 draws noise at every step (``ancestral``). The probability-flow ODE has the same
+marginals and draws none: with $\lambda = -\gamma = \log\mathrm{SNR}$ for its time,
+
+.. math:: \frac{dz}{d\lambda} = \tfrac12 (\sqrt{\bar\alpha}\, \hat u - \bar\alpha z),
+
+which is
+$\dot z = \frac{\bar\alpha'}{2\sqrt{\bar\alpha}(1-\bar\alpha)}(\hat u - \sqrt{\bar\alpha} z)$ over
+$\dot\lambda = \bar\alpha' / (\bar\alpha(1 - \bar\alpha))$: one equation for every schedule.
 """
 
 from collections.abc import Callable
@@ -10,10 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Denoiser", "ancestral"]
+__all__ = ["Denoiser", "Observer", "Velocity", "ancestral", "euler", "heun", "probability_flow"]
 
 Denoiser = Callable[[int, Tensor], Tensor]
-"""(step, z) to û: step ``i`` of 0..T-1 leads from level ``i`` to ``i + 1``; z, û: (B, d)."""
+"""(i, z at level i) to û; z, û: (B, d). In a chain, step ``i`` leads from level i to i + 1."""
+
+Velocity = Callable[[int, Tensor], Tensor]
+"""(i, z at level i) to dz/ds at the time s_i; z, dz/ds: (B, d)."""
+
+Observer = Callable[[int, Tensor], None]
 
 
 def ancestral(
@@ -23,7 +38,7 @@ def ancestral(
     b: Float[Tensor, " steps"],
     c: Float[Tensor, " steps"],
     generator: torch.Generator | None = None,
-    observe: Callable[[int, Tensor], None] | None = None,
+    observe: Observer | None = None,
 ) -> Float[Tensor, "batch dim"]:
     r"""The generative chain $z_t = a_t \hat u_t(z_{t-1}) + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$.
 
@@ -37,7 +52,7 @@ def ancestral(
         c: variance $c_t$ of the noise added, shape (T,).
         generator: source of the noise, on the device of ``z``. Without one the chain is the *mean
             chain*: every step returns the mean of its Gaussian.
-        observe: called with $t$ and $z_t$ for $t = 0, \dots, T$, to record a trajectory.
+        observe: called with $t$ and $z_t$ for $t = 0, \dots, T$.
 
     Returns:
         $z_T$, shape (B, d).
@@ -49,6 +64,70 @@ def ancestral(
         z = a[i] * denoise(i, z) + b[i] * z
         if generator is not None:
             z = z + deviation[i] * torch.empty_like(z).normal_(generator=generator)
+        if observe:
+            observe(i + 1, z)
+    return z
+
+
+def probability_flow(denoise: Denoiser, gamma: Float[Tensor, " levels"]) -> Velocity:
+    r"""The probability-flow ODE of a denoiser, in the time $\lambda = -\gamma$ (see above).
+
+    Args:
+        denoise: the guess at each level.
+        gamma: $\gamma$ of the levels, in the precision of the latents, shape (T + 1,).
+
+    Returns:
+        $dz/d\lambda$, for :func:`euler` or :func:`heun` at the times ``-gamma``.
+    """
+    power = torch.sigmoid(-gamma)
+    root = power.sqrt()
+    return lambda i, z: 0.5 * (root[i] * denoise(i, z) - power[i] * z)
+
+
+def euler(
+    velocity: Velocity,
+    z: Float[Tensor, "batch dim"],
+    times: Float[Tensor, " levels"],
+    observe: Observer | None = None,
+) -> Float[Tensor, "batch dim"]:
+    """Follow dz/ds with one evaluation a step: order 1.
+
+    Args:
+        velocity: dz/ds at a level.
+        z: the latent at the first level, shape (B, d).
+        times: s of the levels, rising, shape (T + 1,).
+        observe: called with each level.
+
+    Returns:
+        The latent at the last level, shape (B, d).
+    """
+    step = times.diff()
+    if observe:
+        observe(0, z)
+    for i in range(len(step)):
+        z = z + step[i] * velocity(i, z)
+        if observe:
+            observe(i + 1, z)
+    return z
+
+
+def heun(
+    velocity: Velocity,
+    z: Float[Tensor, "batch dim"],
+    times: Float[Tensor, " levels"],
+    observe: Observer | None = None,
+) -> Float[Tensor, "batch dim"]:
+    """Follow dz/ds with two evaluations a step, the trapezoid on Euler's guess: order 2.
+
+    Arguments as for :func:`euler`.
+    """
+    step = times.diff()
+    if observe:
+        observe(0, z)
+    for i in range(len(step)):
+        first = velocity(i, z)
+        second = velocity(i + 1, z + step[i] * first)
+        z = z + step[i] * 0.5 * (first + second)
         if observe:
             observe(i + 1, z)
     return z

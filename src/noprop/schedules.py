@@ -4,6 +4,10 @@ Time runs one way everywhere: $t = 0$ is noise and $t = T$ the clean embedding, 
 $\bar\alpha_t$ and $\mathrm{SNR}(t) = \bar\alpha_t / (1 - \bar\alpha_t) = e^{-\gamma_t}$ rise and
 $\gamma_t$ falls. From $\gamma$ both $\bar\alpha$ = ``sigmoid(-gamma)`` and $1 - \bar\alpha$ =
 ``sigmoid(gamma)`` keep all their digits at both ends, which no schedule held as $\bar\alpha$ can.
+
+Discrete time has levels $t = 0, \dots, T$. In continuous time $t \in [0, 1]$ and a schedule also
+has a slope $\gamma'(t) < 0$; the one that is learned has weights and lives in
+:mod:`noprop.continuous_schedules`.
 """
 
 import math
@@ -12,7 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["alpha_bar", "cosine_gamma", "snr"]
+__all__ = [
+    "alpha_bar",
+    "cosine_gamma",
+    "cosine_gamma_at",
+    "linear_gamma_at",
+    "snr",
+    "snr_slope",
+]
 
 
 def cosine_gamma(
@@ -56,6 +67,44 @@ def cosine_gamma(
     return gamma
 
 
+def linear_gamma_at(
+    t: Float[Tensor, "*times"], noise: float, clean: float
+) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
+    r"""$\gamma(t)$ on a straight line from ``noise`` at t = 0 to ``clean`` at t = 1, and its slope.
+
+    Args:
+        t: times in [0, 1].
+        noise: $\gamma(0)$.
+        clean: $\gamma(1)$, below ``noise``.
+
+    Returns:
+        $\gamma(t)$ and $\gamma'(t)$, each of the shape of ``t``.
+    """
+    return noise + (clean - noise) * t, torch.full_like(t, clean - noise)
+
+
+def cosine_gamma_at(
+    t: Float[Tensor, "*times"], noise: float, clean: float
+) -> tuple[Float[Tensor, "*times"], Float[Tensor, "*times"]]:
+    r"""The cosine schedule in continuous time, from ``noise`` at t = 0 to ``clean`` at t = 1.
+
+    $\bar\alpha = \cos^2\theta(t)$ with $\theta$ on a straight line between the angles of both ends:
+    $\gamma = 2\log\tan\theta$ and $\gamma' = 4\theta' / \sin 2\theta$. Choosing the ends by their
+    $\gamma$ needs no clamp, under which the slope would be 0.
+
+    Args:
+        t: times in [0, 1].
+        noise: $\gamma(0)$.
+        clean: $\gamma(1)$, below ``noise``.
+
+    Returns:
+        $\gamma(t)$ and $\gamma'(t)$, each of the shape of ``t``.
+    """
+    first, last = (math.atan(math.exp(end / 2)) for end in (noise, clean))
+    theta = first + (last - first) * t
+    return 2 * torch.log(torch.tan(theta)), 4 * (last - first) / torch.sin(2 * theta)
+
+
 def alpha_bar(gamma: Float[Tensor, "*levels"]) -> Float[Tensor, "*levels"]:
     r"""Signal power $\bar\alpha$ in (0, 1); the complement is ``alpha_bar(-gamma)``."""
     return torch.sigmoid(-gamma)
@@ -64,3 +113,10 @@ def alpha_bar(gamma: Float[Tensor, "*levels"]) -> Float[Tensor, "*levels"]:
 def snr(gamma: Float[Tensor, "*levels"]) -> Float[Tensor, "*levels"]:
     r"""Signal-to-noise ratio $\bar\alpha / (1 - \bar\alpha) = e^{-\gamma}$, a ratio of powers."""
     return torch.exp(-gamma)
+
+
+def snr_slope(
+    gamma: Float[Tensor, "*times"], slope: Float[Tensor, "*times"]
+) -> Float[Tensor, "*times"]:
+    r"""$\mathrm{SNR}'(t) = -\gamma'(t)\, e^{-\gamma(t)}$, above 0 where $\gamma$ falls (Eq. 9)."""
+    return -slope * torch.exp(-gamma)

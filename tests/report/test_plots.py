@@ -239,7 +239,7 @@ def test_learned_distances_are_those_of_the_events(tmp_path, drawn):
 def test_fixed_embeddings_have_no_separation(tmp_path):
     model = untrained()
     pictures = draw_run(write_run(tmp_path / "run", model), model, some_examples(model))
-    assert [p.name for p in pictures] == ["curves", "schedule", "chain", "embeddings"]
+    assert [p.name for p in pictures] == ["curves", "chain", "embeddings", "schedule"]
 
 
 def test_a_hundred_blocks_have_no_hundred_legends(tmp_path, drawn):
@@ -270,7 +270,9 @@ def test_of_many_classes_the_likeliest_are_named(tmp_path, drawn):
     labels = [t.get_text() for t in drawn["chain"].axes[1].get_yticklabels()]
     assert len(labels) == 12
     assert "class 57" in labels
-    cosine, guesses = plots._follow(model, examples.x)
+    cosine, guesses, last = plots._follow(model, examples.x)
+    assert guesses is not None
+    assert last == 2
     assert cosine.shape == (3, 100)
     assert f"class {int(guesses.max(0).values.argmax())}" in labels
     assert torch.equal(guesses.sum(1), guesses.sum(1).clamp(0.999, 1.001))

@@ -13,6 +13,7 @@ from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization, batch_indices
 from noprop.errors import RunError, TrainingError
 from noprop.methods.base import LossTerms
+from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors, save_tensors
@@ -46,6 +47,7 @@ def trainer(folder: Path, emit=quiet, only: str | None = None, /, **changes):
     """A trainer of all units, or of one, on 72 noise images: four mini-batches and a remainder."""
     config = replace(RunConfig(), {**SMALL, **changes})
     method = build_method(config, TASK, build_embedding(config, TASK, None))
+    assert isinstance(method, DiscreteNoProp)
     units = [u for u in method.units if only in (None, u.name)]
     return GroupTrainer(
         config, method, units, DATA, DATA.take(torch.arange(8)), TASK.normalization,
@@ -129,6 +131,7 @@ def test_unit_by_unit_is_algorithm_1(tmp_path):
 
     config = replace(RunConfig(), {**SMALL, **changes})
     method = build_method(config, TASK, build_embedding(config, TASK, None))
+    assert isinstance(method, DiscreteNoProp)
     optimizers = {
         unit.name: torch.optim.AdamW(unit.parameters, lr=1e-3, weight_decay=1e-3, fused=True)
         for unit in method.units

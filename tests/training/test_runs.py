@@ -273,6 +273,7 @@ def test_a_loaded_model_predicts_the_same_bits(finished):
     model.method.path_weights = torch.tensor([0.25, 0.75])
     save_model(folder, model)
     loaded = load_model(folder)
+    assert loaded.method.path_weights is not None
     assert torch.equal(loaded.method.path_weights, model.method.path_weights)
     assert loaded.task == model.task
     x = model.task.normalization.apply(load_data(model.config).test.x[:50])

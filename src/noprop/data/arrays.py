@@ -168,8 +168,14 @@ def stratified_split(
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> Splits:
+def hold_out(dataset: Dataset, fraction: float, seed: int, train_size: int | None = None) -> Splits:
     """Hold a stratified ``fraction`` of the training part out as validation; the test part stays.
+
+    Args:
+        dataset: as it was read.
+        fraction: of the training part, in [0, 1).
+        seed: of the choice.
+        train_size: keep about so many of the other training examples, stratified; all without it.
 
     Raises:
         ValueError: If ``fraction`` is not in [0, 1).
@@ -177,6 +183,9 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Splits:
     kept, held_out = stratified_split(dataset.train.y, fraction, seed)
     device = dataset.train.y.device
     train, validation = dataset.train.take(kept.to(device)), dataset.train.take(held_out.to(device))
+    if train_size is not None and train_size < len(train):
+        _, chosen = stratified_split(train.y, train_size / len(train), seed)
+        train = train.take(chosen.to(device))
     return Splits(train, validation, dataset.test)
 
 

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from noprop.embeddings import Embedding
+
 __all__ = ["LossTerms", "Method", "Prediction", "Unit"]
 
 
@@ -65,27 +67,37 @@ class Prediction:
 
     Attributes:
         probabilities: p(y|x) as the chosen way of predicting estimates it, shape (B, m).
-        single: the same from the first chain's readout alone, the paper's protocol, shape (B, m).
-        path: each block's own class probabilities, averaged over the chains, shape (T, B, m).
-        steps: class whose embedding is nearest to z_t, in the first chain, shape (T + 1, B).
-        latents: z_t of the first chain, shape (T + 1, B, d).
+        single: the same from the first chain's end alone, the paper's protocol, shape (B, m).
+        path: probabilities guessed on the way, averaged over the chains, for each block or stretch
+            of steps, shape (P, B, m); None for a method whose steps guess none.
+        times: t of the levels kept, in 0..T for blocks and [0, 1] for continuous time, shape (L,).
+        steps: class whose embedding is nearest to z_t, in the first chain, shape (L, B).
+        latents: z_t of the first chain, shape (L, B, d).
+        evaluations: how often the chain's network was asked.
     """
 
     probabilities: Float[Tensor, "batch classes"]
     single: Float[Tensor, "batch classes"]
-    path: Float[Tensor, "steps batch classes"]
+    path: Float[Tensor, "stretches batch classes"] | None
+    times: Float[Tensor, " levels"]
     steps: Int64[Tensor, "levels batch"]
     latents: Float[Tensor, "levels batch dim"]
+    evaluations: int
 
 
 class Method(ABC):
     """Units, the parameters they share, and prediction.
 
     Attributes:
+        embedding: W_Embed.
         shared: module whose parameters are shared; it may have none.
+        path_weights: of the path average, one for each entry of ``Prediction.path``, uniform until
+            they are fitted; None for a method without a path.
     """
 
+    embedding: Embedding
     shared: nn.Module
+    path_weights: Tensor | None = None
 
     @property
     @abstractmethod
@@ -102,6 +114,17 @@ class Method(ABC):
         own = (p for unit in self.units for p in unit.parameters)
         return (*own, *self.shared_parameters)
 
+    def averages(self, average: str | None) -> str:
+        """The way to average, ``path`` unless told otherwise where there is a path.
+
+        Raises:
+            ValueError: If this method has no such way.
+        """
+        known = ("readout",) if self.path_weights is None else ("path", "readout")
+        if average not in (None, *known):
+            raise ValueError(f"average must be {' or '.join(map(repr, known))}, got {average!r}")
+        return average or known[0]
+
     @abstractmethod
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Any:
         """All that prediction takes from x, to be reused by any number of chains."""
@@ -114,7 +137,41 @@ class Method(ABC):
         *,
         samples: int = 1,
         noise: bool = True,
-        average: str = "readout",
+        average: str | None = "readout",
         prepared: Any = None,
     ) -> Prediction:
-        """Run the chain; see the method for the ways to average."""
+        """Class probabilities of a batch, from x and noise alone.
+
+        One chain with noise (the paper's protocol) is one *sample* from p(y|x).
+
+        Args:
+            x: inputs, normalised as in training.
+            generator: source of all noise, on the device of ``x``.
+            samples: K, how many chains to average; x's features are computed once for all of them.
+            noise: whether the chain draws; without, it is the mean chain from z_0 = 0.
+            average: ``readout`` for the readout of the chain's end; ``path``, where a method has
+                one, for the mean over chains and steps of the guesses on the way, weighted by
+                ``path_weights``; None for the method's own default.
+            prepared: the result of :meth:`prepare`, where it is at hand.
+
+        Raises:
+            ValueError: If ``samples`` or ``average`` is out of range.
+        """
+
+    def control(self, generator: torch.Generator, prepared: Any) -> Int64[Tensor, " batch"] | None:
+        """What the last step alone answers on z ~ N(0, I), or None where that says nothing.
+
+        A chain that works denoises step by step; one whose schedule runs backwards leaves all the
+        work to its last step, which this shows.
+        """
+        return None
+
+    def bound(
+        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+    ) -> dict[str, float] | None:
+        """The terms of a bound on -log p(y|x) in nats, or None for a method that has none."""
+        return None
+
+    def facts(self) -> dict[str, float | list[float]]:
+        """Numbers to log after every epoch beside the losses, such as those of a schedule."""
+        return {}

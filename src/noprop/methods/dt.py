@@ -8,13 +8,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.diffusion import denoising_weights, prior_kl, sample_latent, step_coefficients
-from noprop.embeddings import Embedding, nearest_class
+from noprop.embeddings import Embedding
 from noprop.methods.base import LossTerms, Method, Prediction, Unit
+from noprop.methods.chains import ChainRecord, check_samples, start
 from noprop.networks import DiscreteBlock
+from noprop.objectives import Objective, Weighting, denoising_error, level_weight
 from noprop.readouts import Readout
 from noprop.samplers import ancestral
 
-__all__ = ["Block", "DiscreteNoProp", "ReadoutUnit", "fit_path_weights"]
+__all__ = ["Block", "DiscreteNoProp", "ReadoutUnit"]
 
 
 class Block(Unit):
@@ -28,6 +30,8 @@ class Block(Unit):
         embedding: W_Embed, shared.
         gamma: the whole schedule, shape (T + 1,).
         eta: η of Eq. 8.
+        weighting: of the block's error; a constant factor, since a block knows one level only.
+        objective: the error: squared, of the embedding, or the cross-entropy of the logits.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class Block(Unit):
         embedding: Embedding,
         gamma: Float[Tensor, " levels"],
         eta: float,
+        weighting: Weighting = "snr",
+        objective: Objective = "l2",
     ):
         self.name = f"block-{t}"
         self.module = network
@@ -44,23 +50,29 @@ class Block(Unit):
         self.embedding = embedding
         # Algorithm 1 as printed samples z_t but reads z_{t-1}: the latent drawn here is z_{t-1}.
         self.gamma = gamma[t - 1].float()
-        self.weight = float(denoising_weights(gamma, eta)[t - 1])
+        weights = level_weight(weighting, gamma[1:], denoising_weights(gamma, 1.0))
+        self.weight = eta * float(weights[t - 1])
+        self.objective: Objective = objective
         self.coupling = 1 / (gamma.shape[0] - 1)
 
     def error(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        objective: Objective = "l2",
     ) -> Float[Tensor, ""]:
-        """Mean over the batch of ‖û_t - u_y‖², before its weight."""
-        u = self.embedding(y)
-        z = sample_latent(u, self.gamma.to(u.device), generator)
+        """Mean over the batch of ‖û_t - u_y‖², or of the cross-entropy, before its weight."""
+        z = sample_latent(self.embedding(y), self.gamma.to(y.device), generator)
         logits = self.network(z, self.network.context(x, generator), generator)
-        return (self.embedding.expectation(logits) - u).square().sum(dim=1).mean()
+        return denoising_error(logits, y, self.embedding, objective).mean()
 
     def loss(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
         """The denoising term of this block."""
-        return LossTerms({"denoising": self.weight * self.error(x, y, generator)})
+        error = self.error(x, y, generator, self.objective)
+        return LossTerms({"denoising": self.weight * error})
 
 
 class ReadoutUnit(Unit):
@@ -105,6 +117,8 @@ class DiscreteNoProp(Method):
         readout: p_out(y | z).
         gamma: -log SNR at t = 0..T, shape (T + 1,), falling strictly.
         eta: η of Eq. 8.
+        weighting: see :class:`Block`.
+        objective: see :class:`Block`.
         readout_passes: how often the readout sees the labels in an epoch; in Algorithm 1 once a
             block.
     """
@@ -117,6 +131,8 @@ class DiscreteNoProp(Method):
         gamma: Float[Tensor, " levels"],
         *,
         eta: float = 0.1,
+        weighting: Weighting = "snr",
+        objective: Objective = "l2",
         readout_passes: int = 1,
     ):
         self.embedding = embedding
@@ -124,7 +140,7 @@ class DiscreteNoProp(Method):
         self.gamma = gamma
         self.coefficients = step_coefficients(gamma)
         self.blocks = [
-            Block(t, network, embedding, gamma, eta)
+            Block(t, network, embedding, gamma, eta, weighting, objective)
             for t, network in enumerate(blocks, start=1)
             if network is not None
         ]
@@ -151,72 +167,43 @@ class DiscreteNoProp(Method):
         *,
         samples: int = 1,
         noise: bool = True,
-        average: str = "readout",
+        average: str | None = "readout",
         prepared: Sequence[Float[Tensor, "batch width"]] | None = None,
     ) -> Prediction:
-        """Class probabilities of a batch, from x and noise alone.
+        """See :meth:`Method.predict`; one block a step.
 
-        One chain with noise (the paper's protocol) is one *sample* from p(y|x).
-
-        Args:
-            x: inputs, normalised as in training.
-            generator: source of z_0 and of the steps' noise, on the device of ``x``.
-            samples: K, how many chains to average; x's features are computed once for all of them.
-            noise: whether the chain draws; without, it is the mean chain from z_0 = 0.
-            average: ``readout`` for the readout of z_T, or ``path`` for the mean over chains and
-                blocks of the blocks' own probabilities, weighted by ``path_weights``. Differs from
-                the paper: along a chain every block's expected guess is the same p(y|x), so their
-                mean estimates it with less variance.
-            prepared: the result of :meth:`prepare`, where it is at hand.
-
-        Raises:
-            ValueError: If ``samples`` or ``average`` is out of range.
+        ``path`` averages the blocks' own probabilities. Differs from the paper: along a chain every
+        block's expected guess is the same p(y|x), so their mean estimates it with less variance.
         """
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
-        if average not in ("readout", "path"):
-            raise ValueError(f"average must be 'readout' or 'path', got {average!r}")
-        chains = samples if noise else 1
+        check_samples(samples)
+        average = self.averages(average)
+        chains, draws = (samples, generator) if noise else (1, None)
         weight = self.embedding.weight
-        batch = x.shape[0]
         contexts = self.prepare(x) if prepared is None else prepared
-        shape = (chains * batch, weight.shape[1])
-        z = torch.zeros(shape, device=x.device)
-        if noise:
-            z.normal_(generator=generator)
-        path: list[Tensor] = []
-        latents: list[Tensor] = []
+        record = ChainRecord(len(self.blocks), chains, x.shape[0], len(self.blocks))
 
         def denoise(step: int, z: Tensor) -> Tensor:
             context = contexts[step].repeat(chains, 1)
             p = self.blocks[step].network(z, context).float().softmax(dim=1)
-            path.append(p.unflatten(0, (chains, batch)).mean(dim=0))
+            record.guess(step, p)
             return p @ weight
 
         k = self.coefficients.to(x.device, torch.float32)
-        z = ancestral(
-            denoise, z, k.a, k.b, k.c, generator if noise else None,
-            lambda t, z: latents.append(z[:batch]),
-        )  # fmt: skip
-        blocks = torch.stack(path)
-        p = self.readout.readout(z, weight).softmax(dim=1)
-        probabilities = p.unflatten(0, (chains, batch)).mean(dim=0)
-        if average == "path":
-            probabilities = torch.einsum("t,tbm->bm", self.path_weights.to(x.device), blocks)
-        steps = torch.stack([nearest_class(level, weight) for level in latents])
-        return Prediction(probabilities, p[:batch], blocks, steps, torch.stack(latents))
+        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
+        z = ancestral(denoise, z, k.a, k.b, k.c, draws, record.observe)
+        ends = self.readout.readout(z, weight).softmax(dim=1)
+        path_weights = self.path_weights if average == "path" else None
+        blocks = len(self.blocks)
+        return record.prediction(ends, weight, path_weights, blocks, longest=blocks)
 
     @torch.no_grad()
-    def last_block_alone(
-        self, generator: torch.Generator, context: Float[Tensor, "batch width"]
+    def control(
+        self, generator: torch.Generator, prepared: Sequence[Float[Tensor, "batch width"]]
     ) -> Int64[Tensor, " batch"]:
-        """The control: block T on z ~ N(0, I), its guess taken as the answer.
-
-        A chain that works denoises step by step; one whose schedule runs backwards leaves all the
-        work to its last block, which this shows. ``context`` is the last of :meth:`prepare`.
-        """
-        z = torch.empty(context.shape[0], self.embedding.weight.shape[1], device=context.device)
-        z.normal_(generator=generator)
+        """The control: block T on z ~ N(0, I), its guess taken as the answer."""
+        context = prepared[-1]
+        dim = self.embedding.weight.shape[1]
+        z = start(1, context.shape[0], dim, generator, context.device)
         return self.blocks[-1].network(z, context).argmax(dim=1)
 
     @torch.no_grad()
@@ -235,24 +222,3 @@ class DiscreteNoProp(Method):
             for w, b in zip(weights, self.blocks, strict=True)
         )
         return {name: float(v) for name, v in terms.items()} | {"denoising": float(denoising)}
-
-
-def fit_path_weights(
-    path: Float[Tensor, "steps batch classes"], y: Int64[Tensor, " batch"], iterations: int = 500
-) -> Float[Tensor, " steps"]:
-    """Weights over blocks, ≥ 0 with sum 1, of least log-loss for the mixture Σ_t w_t p_t(y|x).
-
-    Expectation maximisation: the problem is concave in w, each iteration lowers the loss, and no
-    step size is chosen. Fit on the validation split.
-
-    Args:
-        path: each block's class probabilities, shape (T, B, m).
-        y: labels, shape (B,).
-        iterations: of EM.
-    """
-    likelihood = path.double().clamp_min(1e-12)[:, torch.arange(y.shape[0], device=y.device), y]
-    weights = torch.full((path.shape[0],), 1 / path.shape[0], dtype=torch.float64, device=y.device)
-    for _ in range(iterations):
-        joint = weights[:, None] * likelihood
-        weights = (joint / joint.sum(dim=0)).mean(dim=1)
-    return weights.float()

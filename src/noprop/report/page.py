@@ -18,6 +18,24 @@ from noprop.training.runs import Model
 __all__ = ["write_page"]
 
 
+CAPTIONS = {
+    "curves": "Loss of each unit after each epoch.",
+    "schedule": "What the method told of itself after each epoch.",
+}
+OTHER_CAPTIONS = {
+    "dt": {
+        "curves": "Loss of each unit after each epoch. A block's loss carries its weight "
+        "(T/2) η (SNR(t) - SNR(t-1)) of Eq. 8, so late blocks stand higher.",
+        "schedule": "Signal and noise in the latent at t, and the three coefficients of one step.",
+    },
+    "ct": {
+        "schedule": "The noise schedule after each epoch. A weight that explodes shows in the "
+        "greatest SNR′, a schedule that collapses in ends that approach each other.",
+    },
+    "backprop": {"schedule": "How much of its guess each block mixes into the latent."},
+}
+
+
 def write_page(run: Path, model: Model, pictures: list[Picture], path: Path) -> Path:
     """Write the page of a run.
 
@@ -56,6 +74,8 @@ def _content(run: Path, model: Model, pictures: list[Picture]) -> dict[str, Any]
     configuration = run / "config.toml"
     return {
         "recipe": model.config.recipe,
+        "method": model.config.method.name,
+        "captions": CAPTIONS | OTHER_CAPTIONS.get(model.config.method.name, {}),
         "dataset": model.config.data.dataset,
         "folder": run.resolve().name,
         "classes": model.task.class_names,
@@ -101,15 +121,19 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 def _steps(figure: Any, results: dict[str, Any], classes: int) -> None:
     """Accuracy after each step of one chain, beside the last block alone and mere guessing."""
-    steps, alone = results["steps"], results["last_block_alone"]
+    steps, alone = results["steps"], results.get("last_block_alone")
+    times = results.get("times") or range(len(steps))
     figure.set_size_inches(9, 3.6)
     axis = figure.subplots()
     marker = "." if len(steps) <= 40 else None
-    axis.plot(range(len(steps)), steps, marker=marker, label="class nearest to z_t")
-    low, high = (alone["accuracy"] + sign * alone["accuracy_se"] for sign in (-1, 1))
-    axis.axhspan(low, high, color="C1", alpha=0.25, linewidth=0)
-    axis.axhline(alone["accuracy"], color="C1", linestyle="--", label="last block alone, on noise")
+    axis.plot(times, steps, marker=marker, label="class nearest to z_t")
+    if alone:
+        low, high = (alone["accuracy"] + sign * alone["accuracy_se"] for sign in (-1, 1))
+        axis.axhspan(low, high, color="C1", alpha=0.25, linewidth=0)
+        name = "last step alone, on noise"
+        axis.axhline(alone["accuracy"], color="C1", linestyle="--", label=name)
     axis.axhline(100 / classes, color="grey", linestyle=":", label=f"one of {classes} classes")
-    axis.set(xlabel="t, steps of the chain done", ylabel="accuracy %", ylim=(-2, 102))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="t", ylabel="accuracy %", ylim=(-2, 102))
+    if times[-1] > 1:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)

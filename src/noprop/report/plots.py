@@ -18,6 +18,7 @@ from torch import Tensor
 from noprop.data import Examples
 from noprop.embeddings import separation
 from noprop.errors import ConfigError
+from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
 from noprop.schedules import alpha_bar
 from noprop.training.checkpoint import load_tensors, write_whole
@@ -64,10 +65,14 @@ def draw_run(run: Path, model: Model, examples: Examples) -> list[Picture]:
     """
     drawings: dict[str, Draw] = {
         "curves": lambda figure: _curves(figure, run),
-        "schedule": lambda figure: _schedule(figure, model),
         "chain": lambda figure: _chain(figure, model, examples),
         "embeddings": lambda figure: _embeddings(figure, model),
     }
+    method = model.method
+    if isinstance(method, DiscreteNoProp):
+        drawings["schedule"] = lambda figure: _schedule(figure, method)
+    elif method.facts():
+        drawings["schedule"] = lambda figure: _facts(figure, run)
     if model.config.method.learned:
         drawings["separation"] = lambda figure: _separation(figure, run)
     if model.config.method.embedding == "prototype":
@@ -216,8 +221,8 @@ def _marker(points: Any) -> str | None:
 # -- the chain -------------------------------------------------------------------------------------
 
 
-def _schedule(figure: Any, model: Model) -> None:
-    gamma, k = model.method.gamma.cpu(), model.method.coefficients
+def _schedule(figure: Any, method: DiscreteNoProp) -> None:
+    gamma, k = method.gamma.cpu(), method.coefficients
     left, right = figure.subplots(1, 2)
     for name, values in (("ᾱ, signal power", gamma), ("1 - ᾱ, noise power", -gamma)):
         left.plot(alpha_bar(values).numpy(), marker=_marker(gamma), label=name)
@@ -235,43 +240,82 @@ def _schedule(figure: Any, model: Model) -> None:
         axis.xaxis.get_major_locator().set_params(**WHOLE)
 
 
+def _facts(figure: Any, run: Path) -> None:
+    """What a method told of itself after every epoch: lists as curves, numbers over the epochs."""
+    found = {e["epoch"]: e["facts"] for e in _epochs(run) if e.get("facts")}
+    if not found:
+        raise ValueError("metrics.jsonl tells no facts of the method")
+    last = found[max(found)]
+    lists = [name for name, value in last.items() if isinstance(value, list)]
+    numbers = [name for name, value in last.items() if not isinstance(value, list)]
+    axes = figure.subplots(1, len(lists) + bool(numbers), squeeze=False)[0]
+    for axis, name in zip(axes, lists, strict=False):
+        shades = _colors_by_t(max(len(found), 2))
+        for place, epoch in enumerate(sorted(found), start=1):
+            values = found[epoch][name]
+            ends = (0.0, 1.0) if name == "gamma" else (1, len(values))
+            t = torch.linspace(*ends, len(values)).tolist()
+            label = f"epoch {epoch}" if epoch in (min(found), max(found)) else None
+            axis.plot(t, values, color=shades[1](shades[0](place)), label=label)
+        title = {"gamma": "γ(t): t = 0 is noise", "mixing": "α_t of each block"}.get(name, name)
+        axis.set(title=title, xlabel="t")
+        axis.legend()
+    for name, words in (
+        ("alpha_bar_0", "ᾱ(0)"),
+        ("alpha_bar_1", "1 - ᾱ(1)"),
+        ("max_snr_slope", "max SNR′(t)"),
+    ):
+        if name in numbers:
+            values = [found[e][name] for e in sorted(found)]
+            values = [1 - v for v in values] if name == "alpha_bar_1" else values
+            axes[-1].plot(sorted(found), values, marker=_marker(found), label=words)
+    if numbers:
+        axes[-1].set(title="its ends and greatest weight", xlabel="epoch", yscale="log")
+        axes[-1].xaxis.get_major_locator().set_params(**WHOLE)
+        axes[-1].legend()
+
+
 def _chain(figure: Any, model: Model, examples: Examples) -> None:
-    """One input, its latent step by step as nearness to each class, and each block's guess."""
+    """One input, its latent step by step as nearness to each class, and the guesses on the way."""
     if len(examples) == 0:
         raise ValueError("there is no example to follow")
-    cosine, guesses = _follow(model, examples.x[:1])
+    cosine, guesses, last = _follow(model, examples.x[:1])
     names, label = model.task.class_names, int(examples.y[0])
-    shown = _likeliest(guesses, label)
+    shown = _likeliest(cosine if guesses is None else guesses, label)
     right = _input_beside(figure, examples.x[0], f"x: {_short(names[label])}")
-    panels = (
-        (cosine, "latent z_t: cosine to each u_y", "RdBu_r", -1, 0),
-        (guesses, "block t's probabilities", "viridis", 0, 1),
-    )
-    axes = right.subplots(1, 2, sharey=True)
+    panels = [(cosine, "latent z_t: cosine to each u_y", "RdBu_r", -1, 0.0)]
+    if guesses is not None:
+        discrete = isinstance(model.method, DiscreteNoProp)
+        title = "block t's probabilities" if discrete else "probabilities guessed on the way"
+        panels.append((guesses, title, "viridis", 0, last / len(guesses)))
+    axes = right.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (values, title, colors, low, first) in zip(axes, panels, strict=True):
-        extent = (first - 0.5, first + len(values) - 0.5, len(shown) - 0.5, -0.5)
+        half = (last - first) / max(1, len(values) - 1) / 2 or 0.5
+        extent = (first - half, last + half, len(shown) - 0.5, -0.5)
         drawn = axis.imshow(
             values[:, shown].T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1,
             extent=extent, interpolation="nearest",
         )  # fmt: skip
         axis.set(title=title, xlabel="t")
-        axis.xaxis.get_major_locator().set_params(**WHOLE)
+        if last > 1:
+            axis.xaxis.get_major_locator().set_params(**WHOLE)
         right.colorbar(drawn, ax=axis)
+        axis.tick_params(labelleft=axis is axes[0])
     axes[0].set_yticks(range(len(shown)), [_short(names[i]) for i in shown])
     axes[0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
-    axes[1].tick_params(labelleft=False)
     few = f" ({len(shown)} likeliest of {len(names)} classes)" if len(shown) < len(names) else ""
     figure.suptitle("a label appears out of noise" + few)
 
 
-def _follow(model: Model, raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine of z_t to each class, shape (T + 1, m), and block t's guess, shape (T, m)."""
+def _follow(model: Model, raw: Tensor) -> tuple[Tensor, Tensor | None, float]:
+    """Cosine of z_t to each class, (L, m), the guesses on the way, (P, m), and the last time."""
     x = inputs(model, raw)
     draws = generator(model.config.train.seed, "plot", device=model.device)
     p = model.method.predict(x, draws, prepared=prepare(model, x))
     unit = torch.nn.functional.normalize(model.method.embedding.weight.detach(), dim=1)
     cosine = torch.nn.functional.normalize(p.latents[:, 0], dim=1) @ unit.T
-    return cosine.cpu(), p.path[:, 0].float().cpu()
+    guesses = None if p.path is None else p.path[:, 0].float().cpu()
+    return cosine.cpu(), guesses, p.times[-1].item()
 
 
 def _likeliest(guesses: Tensor, label: int) -> list[int]:

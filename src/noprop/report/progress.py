@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from noprop.report.tables import duration
+
 __all__ = ["ProgressReport"]
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
@@ -61,6 +63,8 @@ class ProgressReport:
             self._line(f"{event['group']} is trained already")
         elif kind == "progress":
             self._progress(event)
+        elif kind == "epoch" and event.get("facts"):
+            self._line(f"epoch {event['epoch']}: {facts_text(event['facts'])}")
         elif kind == "trained":
             self._trained(event)
         elif kind == "evaluating":
@@ -120,11 +124,14 @@ class ProgressReport:
             print(text, file=sys.stderr, flush=True)
 
 
-def duration(seconds: float) -> str:
-    """Such as ``40 s``, ``3 min 5 s`` or ``2 h 10 min``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+FACTS = {"alpha_bar_0": "ᾱ(0)", "alpha_bar_1": "ᾱ(1)", "max_snr_slope": "max SNR′", "mixing": "α_t"}
+
+
+def facts_text(facts: dict[str, Any]) -> str:
+    """A method's numbers of one epoch in a line; long lists are for the plots."""
+    shown = []
+    for name, value in facts.items():
+        values = value if isinstance(value, list) else [value]
+        if len(values) <= 10:
+            shown.append(f"{FACTS.get(name, name)} " + " ".join(f"{v:.4g}" for v in values))
+    return ", ".join(shown)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["description_text", "evaluation_text", "table"]
+__all__ = ["description_text", "duration", "evaluation_text", "table"]
 
 MODE_NAMES = {
     "single": "one chain (the paper's protocol)",
@@ -27,7 +27,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def evaluation_text(results: dict[str, Any]) -> str:
-    """An evaluation as a person reads it."""
+    """An evaluation as a person reads it; what a method does not have is left out."""
     rows = []
     for mode, s in results["modes"].items():
         name = MODE_NAMES[mode].format(samples=results["samples"])
@@ -39,23 +39,29 @@ def evaluation_text(results: dict[str, Any]) -> str:
                 _pm(s, "log_loss", 4),
             ]
         )
-    alone, elbo = results["last_block_alone"], results["elbo"]
-    steps = " ".join(f"{value:.1f}" for value in results["steps"])
-    return "\n".join(
-        [
-            f"{results['examples']} {results['part']} examples, "
-            f"mean ± standard error of {results['runs']} runs",
-            "",
-            table(["prediction (* is the default)", "accuracy %", "log-loss nats"], rows),
-            "",
-            f"accuracy % after each step of one chain, t = 0 to T: {steps}",
-            f"control, last block alone on noise: {_pm(alone, 'accuracy', 2)} %",
-            f"calibration error of the default: {100 * results['calibration_error']:.2f} %",
-            f"bound on -log p(y|x), nats: {elbo['total']:.4g} = classification "
-            f"{elbo['classification']:.4g} + prior {elbo['prior']:.4g} + denoising "
-            f"{elbo['denoising']:.4g}",
-        ]
-    )
+    steps, times = (" ".join(f"{v:.3g}" for v in results[k]) for k in ("steps", "times"))
+    lines = [
+        f"{results['examples']} {results['part']} examples, "
+        f"mean ± standard error of {results['runs']} runs",
+        "",
+        table(["prediction (* is the default)", "accuracy %", "log-loss nats"], rows),
+        "",
+        f"accuracy % of one chain, by the nearest embedding: {steps}",
+        f"  at t = {times}",
+        f"network evaluations in one chain: {results['evaluations']}",
+        f"calibration error of the default: {100 * results['calibration_error']:.2f} %",
+    ]
+    if alone := results.get("last_block_alone"):
+        lines.append(f"control, last step alone on noise: {_pm(alone, 'accuracy', 2)} %")
+    if elbo := results.get("elbo"):
+        terms = " + ".join(f"{k} {v:.4g}" for k, v in elbo.items() if k != "total")
+        lines.append(f"bound on -log p(y|x), nats: {elbo['total']:.4g} = {terms}")
+    if training := results.get("training"):
+        lines.append(
+            f"training took {duration(training['seconds'])}; peak memory "
+            f"{training['peak_memory_mb']:.0f} MB ({training['memory_counter']})"
+        )
+    return "\n".join(lines)
 
 
 def _pm(values: dict[str, float], name: str, digits: int) -> str:
@@ -66,26 +72,38 @@ def description_text(about: dict[str, Any]) -> str:
     """A run before it is trained: its units, parameters, memory and schedule."""
     units = [[u["name"], f"{u['parameters']:,}"] for u in about["units"]]
     shared = about["shared_parameters"]
-    levels = [
-        [
-            str(level["t"]),
-            *(f"{level[k]:.4g}" if level[k] is not None else "" for k in ("alpha_bar", "snr")),
-            *(f"{level[k]:.4f}" if level[k] is not None else "" for k in ("a", "b", "c")),
-            f"{level['weight']:.4g}" if level["weight"] is not None else "",
-        ]
-        for level in about["schedule"]
+    apart = "nothing, so units train apart" if len(units) > 1 else "nothing"
+    lines = [
+        f"{about['recipe']}: {about['method']} on {about['dataset']}, inputs {about['shape']}, "
+        f"{about['classes']} classes",
+        "",
+        table(["unit", "parameters"], units),
+        f"shared (W_Embed): {shared:,}" if shared else f"shared: {apart}",
+        "",
+        f"memory of training one unit: about {about['unit_memory_mb']:.0f} MB "
+        f"(weights, gradients, optimizer, activations of a batch)",
     ]
-    return "\n".join(
-        [
-            f"{about['recipe']}: {about['dataset']}, inputs {about['shape']}, "
-            f"{about['classes']} classes",
-            "",
-            table(["unit", "parameters"], units),
-            f"shared (W_Embed): {shared:,}" if shared else "shared: nothing, so units train apart",
-            "",
-            f"memory of training one unit: about {about['unit_memory_mb']:.0f} MB "
-            f"(weights, gradients, optimizer, activations of a batch)",
-            "",
-            table(["t", "ᾱ", "SNR", "a", "b", "c", "loss weight"], levels),
-        ]
-    )
+    if about["schedule"]:
+        keys = list(about["schedule"][0])
+        levels = [[_cell(k, level[k]) for k in keys] for level in about["schedule"]]
+        lines += ["", table([HEADS.get(k) or k for k in keys], levels)]
+    return "\n".join(lines)
+
+
+HEADS = {"alpha_bar": "ᾱ", "snr": "SNR", "snr_slope": "SNR′", "weight": "loss weight"}
+
+
+def _cell(key: str, value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if key in "abc" else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Such as ``40 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

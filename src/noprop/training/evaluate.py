@@ -1,4 +1,4 @@
-"""What a trained chain knows, read four ways, and what each part of it does.
+"""What a trained chain knows, read in several ways, and what each part of it does.
 
 One chain with noise is a sample from p(y|x) (the paper's protocol); the mean of K chains, the path
 average and the mean chain estimate p(y|x) itself. Images are read once: their features serve all.
@@ -12,22 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noprop.averaging import calibration_error, fit_path_weights
 from noprop.data import Examples
-from noprop.methods.dt import fit_path_weights
 from noprop.randomness import generator
 from noprop.training.runs import Model
 
 __all__ = [
     "Score",
-    "calibration_error",
     "choose_weights",
     "default_mode",
     "evaluate",
     "inputs",
+    "modes_of",
     "prepare",
 ]
 
 MODES = ("single", "samples", "path", "path-fitted", "mean", "mean-path-fitted")
+PATHLESS = ("single", "samples", "mean")
 
 
 @dataclass
@@ -51,29 +52,28 @@ def _mean_and_error(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
-def calibration_error(probabilities: Tensor, y: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: Σ over bins of share times |accuracy - confidence|."""
-    confidence, label = probabilities.max(dim=1)
-    index = (confidence * bins).long().clamp(max=bins - 1)
-    gap = (label == y).double() - confidence.double()
-    sums = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, index, gap)
-    return sums.abs().sum().item() / len(y)
-
-
 def choose_weights(model: Model, validation: Examples) -> None:
     """Fit the weights of the path average on the validation part, from one set of chains.
 
-    Without a validation part they stay uniform.
+    Without a validation part they stay uniform. A method without a path has none.
     """
-    if len(validation) == 0:
+    if len(validation) == 0 or model.method.path_weights is None:
         return
     path = torch.cat(list(_paths(model, validation)), dim=1)
     model.method.path_weights = fit_path_weights(path, validation.y.to(path.device)).cpu()
 
 
+def modes_of(model: Model) -> tuple[str, ...]:
+    """The ways of predicting that the method has."""
+    return PATHLESS if model.method.path_weights is None else MODES
+
+
 def default_mode(model: Model) -> str:
-    """How ``predict`` answers unless told otherwise: the fitted path average over K chains."""
-    return "path-fitted"
+    """How ``predict`` answers unless told otherwise.
+
+    The fitted path average over K chains; their mean for a method without a path.
+    """
+    return "samples" if model.method.path_weights is None else "path-fitted"
 
 
 def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
@@ -85,11 +85,12 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
 
     Returns:
         ``modes``: accuracy and log-loss of each way of predicting, mean and standard error over
-        runs; ``steps``: accuracy after each step of one chain; ``last_block_alone``;
-        ``calibration_error`` of the default; ``elbo``: three terms and their sum in nats.
+        runs; ``times`` and ``steps``: accuracy at levels of one chain; ``evaluations`` of the
+        network in one chain; ``calibration_error`` of the default. Where the method has them,
+        ``last_block_alone``, ``elbo``: its terms and their sum in nats, and ``path_weights``.
     """
     runs = model.config.evaluation.runs
-    scores = {mode: Score() for mode in MODES}
+    scores = {mode: Score() for mode in modes_of(model)}
     steps: list[Tensor] = []
     alone: list[float] = []
     errors: list[float] = []
@@ -98,72 +99,86 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
     for run in range(runs):
         parts = [chunk[run] for chunk in chunks]
         y = torch.cat([p["y"] for p in parts])
-        for mode in MODES:
+        for mode, score in scores.items():
             p = torch.cat([part[mode] for part in parts])
-            scores[mode].accuracy.append(100 * (p.argmax(1) == y).double().mean().item())
+            score.accuracy.append(100 * (p.argmax(1) == y).double().mean().item())
             likelihood = p[torch.arange(len(y), device=p.device), y].double()
-            scores[mode].log_loss.append(-likelihood.clamp_min(1e-12).log().mean().item())
+            score.log_loss.append(-likelihood.clamp_min(1e-12).log().mean().item())
         labels = torch.cat([part["steps"] for part in parts], dim=1)
         steps.append(100 * (labels == y).double().mean(dim=1))
-        guesses = torch.cat([part["alone"] for part in parts])
-        alone.append(100 * (guesses == y).double().mean().item())
+        if parts[0]["alone"] is not None:
+            guesses = torch.cat([part["alone"] for part in parts])
+            alone.append(100 * (guesses == y).double().mean().item())
         default = torch.cat([part[default_mode(model)] for part in parts])
         errors.append(calibration_error(default, y))
         shares = [len(part["y"]) / len(y) for part in parts]
-        bounds.append(
-            {
-                k: sum(s * part["bound"][k] for s, part in zip(shares, parts, strict=True))
-                for k in parts[0]["bound"]
-            }
-        )
-    elbo = {k: _mean_and_error([b[k] for b in bounds])[0] for k in bounds[0]}
-    mean_alone, alone_se = _mean_and_error(alone)
-    return {
+        if parts[0]["bound"] is not None:
+            bounds.append(
+                {
+                    k: sum(s * part["bound"][k] for s, part in zip(shares, parts, strict=True))
+                    for k in parts[0]["bound"]
+                }
+            )
+    first = chunks[0][0]
+    results: dict[str, Any] = {
+        "method": model.config.method.name,
         "examples": len(examples),
         "runs": runs,
         "samples": model.config.evaluation.samples,
+        "evaluations": first["evaluations"],
         "default": default_mode(model),
         "modes": {mode: score.summary() for mode, score in scores.items()},
+        "times": first["times"],
         "steps": torch.stack(steps).mean(dim=0).tolist(),
-        "last_block_alone": {"accuracy": mean_alone, "accuracy_se": alone_se},
         "calibration_error": sum(errors) / runs,
-        "elbo": {**elbo, "total": sum(elbo.values())},
-        "path_weights": model.method.path_weights.tolist(),
     }
+    if alone:
+        mean_alone, alone_se = _mean_and_error(alone)
+        results["last_block_alone"] = {"accuracy": mean_alone, "accuracy_se": alone_se}
+    if bounds:
+        elbo = {k: _mean_and_error([b[k] for b in bounds])[0] for k in bounds[0]}
+        results["elbo"] = {**elbo, "total": sum(elbo.values())}
+    if model.method.path_weights is not None:
+        results["path_weights"] = model.method.path_weights.tolist()
+    return results
 
 
 def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> Iterator[list[dict[str, Any]]]:
     """For each chunk of the examples, one result per run; the images are read once for all runs."""
     size = model.config.evaluation.batch_size
-    seed, device = model.config.train.seed, model.device
-    weights = model.method.path_weights.to(device)
+    seed, device, method = model.config.train.seed, model.device, model.method
     pairs = zip(examples.x.split(size), examples.y.split(size), strict=True)
     for index, (x, y) in enumerate(pairs):
         x, y = inputs(model, x), y.to(device)
         prepared = prepare(model, x)
-        still = model.method.predict(x, generator(0, "unused"), noise=False, prepared=prepared)
+        still = method.predict(x, generator(0, "unused"), noise=False, prepared=prepared)
         results = []
         for run in range(runs):
             draws = generator(seed, "inference", run, f"batch-{index}", device)
-            p = model.method.predict(
-                x, draws, samples=model.config.evaluation.samples, prepared=prepared
-            )
+            p = method.predict(x, draws, samples=model.config.evaluation.samples, prepared=prepared)
             with torch.autocast(device.type, torch.bfloat16, enabled=model.bf16):
-                bound = model.method.bound(x, y, draws) if run == 0 else results[0]["bound"]
-            results.append(
-                {
-                    "y": y,
-                    "single": p.single,
-                    "samples": p.probabilities,
+                bound = method.bound(x, y, draws) if run == 0 else results[0]["bound"]
+            result: dict[str, Any] = {
+                "y": y,
+                "single": p.single,
+                "samples": p.probabilities,
+                "mean": still.probabilities,
+                "times": p.times.tolist(),
+                "steps": p.steps,
+                "alone": method.control(draws, prepared),
+                "bound": bound,
+                "evaluations": p.evaluations,
+            }
+            if method.path_weights is not None:
+                assert p.path is not None
+                assert still.path is not None
+                weights = method.path_weights.to(p.path)
+                result |= {
                     "path": p.path.mean(dim=0),
                     "path-fitted": torch.einsum("t,tbm->bm", weights, p.path),
-                    "mean": still.probabilities,
                     "mean-path-fitted": torch.einsum("t,tbm->bm", weights, still.path),
-                    "steps": p.steps,
-                    "alone": model.method.last_block_alone(draws, prepared[-1]),
-                    "bound": bound,
                 }
-            )
+            results.append(result)
         yield results
 
 
@@ -174,7 +189,9 @@ def _paths(model: Model, examples: Examples) -> Iterator[Tensor]:
         x = inputs(model, x)
         prepared = prepare(model, x)
         samples = model.config.evaluation.samples
-        yield model.method.predict(x, draws, samples=samples, prepared=prepared).path
+        path = model.method.predict(x, draws, samples=samples, prepared=prepared).path
+        assert path is not None
+        yield path
 
 
 def prepare(model: Model, x: Tensor) -> Any:

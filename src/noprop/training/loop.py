@@ -28,6 +28,7 @@ from noprop.errors import RunError, TrainingError
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.checkpoint import flatten, load_tensors, save_tensors, unflatten
+from noprop.training.measure import peak_memory, reset_peak
 
 __all__ = ["GroupTrainer", "Update", "make_optimizer"]
 
@@ -141,6 +142,7 @@ class GroupTrainer:
             raise
 
     def _run(self) -> None:
+        reset_peak(self.device)
         started = saved = time.monotonic()
         reported = 0.0
         running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
@@ -167,7 +169,16 @@ class GroupTrainer:
                 saved = now
         self._save_finite(self.update(self.total - 1))
         names = [unit.name for unit in self.units]
-        self.emit({"event": "trained", "units": names, "seconds": time.monotonic() - started})
+        memory, counter = peak_memory(self.device)
+        self.emit(
+            {
+                "event": "trained",
+                "units": names,
+                "seconds": time.monotonic() - started,
+                "peak_memory_mb": memory,
+                "memory_counter": counter,
+            }
+        )
 
     def _between_steps(self, position: int) -> bool:
         """Whether no gradient of shared parameters waits for the rest of a mini-batch."""
@@ -266,6 +277,8 @@ class GroupTrainer:
                 "greatest_length": lengths.max().item(),
                 "least_distance": least,
             }
+        if facts := self.method.facts():
+            event["facts"] = facts
         self.emit(event)
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ from noprop.config import RunConfig, from_toml, to_toml
 from noprop.data import Normalization
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
-from noprop.methods.dt import DiscreteNoProp
+from noprop.methods.base import Method
 from noprop.training.checkpoint import (
     flatten,
     load_tensors,
@@ -48,6 +48,7 @@ __all__ = [
     "read_metrics",
     "save_model",
     "train_run",
+    "training_cost",
 ]
 
 Emit = Callable[[dict[str, Any]], None]
@@ -55,11 +56,11 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Model:
-    """A trained chain and what it needs to read raw inputs."""
+    """A trained method and what it needs to read raw inputs."""
 
     config: RunConfig
     task: Task
-    method: DiscreteNoProp
+    method: Method
     device: torch.device
     bf16: bool
 
@@ -224,12 +225,13 @@ def save_model(folder: Path, model: Model) -> None:
     for unit in model.method.units:
         tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
     save_tensors(folder / "model.safetensors", tensors, {"format": 1})
+    weights = model.method.path_weights
     about = {
         "format": 1,
         "shape": model.task.shape,
         "class_names": model.task.class_names,
         "normalization": asdict(model.task.normalization),
-        "path_weights": model.method.path_weights.tolist(),
+        "path_weights": None if weights is None else weights.tolist(),
     }
     write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
 
@@ -257,7 +259,7 @@ def load_model(
         about = json.loads(path.read_text())
         normal = Normalization(*(tuple(about["normalization"][k]) for k in ("mean", "std")))
         task = Task(tuple(about["shape"]), tuple(about["class_names"]), normal)
-        weights = torch.tensor(about["path_weights"])
+        weights = None if about["path_weights"] is None else torch.tensor(about["path_weights"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
     if device or config.train.device.startswith(("cuda", "mps")):
@@ -308,6 +310,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return events
+
+
+def training_cost(folder: Path) -> dict[str, Any]:
+    """What training took: seconds summed over the groups, and the peak memory of the largest.
+
+    Empty if the run tells of no group trained without an interruption.
+    """
+    events = [e for e in read_metrics(folder) if e.get("event") == "trained"]
+    if not events or any("peak_memory_mb" not in e for e in events):
+        return {}
+    largest = max(events, key=lambda e: e["peak_memory_mb"])
+    return {
+        "seconds": sum(e["seconds"] for e in events),
+        "peak_memory_mb": largest["peak_memory_mb"],
+        "memory_counter": largest["memory_counter"],
+    }
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""Weights for averaging several estimates of p(y|x), and how far a probability is off."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+__all__ = ["calibration_error", "fit_path_weights"]
+
+
+def fit_path_weights(
+    path: Float[Tensor, "steps batch classes"], y: Int64[Tensor, " batch"], iterations: int = 500
+) -> Float[Tensor, " steps"]:
+    """Weights over blocks, ≥ 0 with sum 1, of least log-loss for the mixture Σ_t w_t p_t(y|x).
+
+    Expectation maximisation: the problem is concave in w, each iteration lowers the loss, and no
+    step size is chosen. Fit on the validation split.
+
+    Args:
+        path: each block's class probabilities, shape (T, B, m).
+        y: labels, shape (B,).
+        iterations: of EM.
+    """
+    likelihood = path.double().clamp_min(1e-12)[:, torch.arange(y.shape[0], device=y.device), y]
+    weights = torch.full((path.shape[0],), 1 / path.shape[0], dtype=torch.float64, device=y.device)
+    for _ in range(iterations):
+        joint = weights[:, None] * likelihood
+        weights = (joint / joint.sum(dim=0)).mean(dim=1)
+    return weights.float()
+
+
+def calibration_error(
+    probabilities: Float[Tensor, "batch classes"], y: Int64[Tensor, " batch"], bins: int = 15
+) -> float:
+    """Expected calibration error: Σ over bins of share times |accuracy - confidence|, in [0, 1]."""
+    confidence, label = probabilities.max(dim=1)
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    gap = (label == y).double() - confidence.double()
+    sums = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, index, gap)
+    return sums.abs().sum().item() / len(y)

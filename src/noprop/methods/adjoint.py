@@ -1,0 +1,149 @@
+r"""The baseline: CT's network as a neural ODE, by the adjoint method (Chen et al., 2018)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from noprop.embeddings import Embedding
+from noprop.errors import ConfigError
+from noprop.methods.base import LossTerms, Method, Prediction, Unit
+from noprop.methods.chains import ChainRecord, check_samples, start
+from noprop.networks import ContinuousBlock
+from noprop.readouts import Readout
+from noprop.samplers import euler
+
+__all__ = ["NeuralODE", "SolverUnit"]
+
+
+class SolverUnit(Unit):
+    r"""The field $\dot z = f(z, x, t)$ and a linear readout of $z(1)$, from $z(0) \sim N(0, I)$.
+
+    f is the network's logits @ W_Embed, unrestricted as flow matching's velocity; the paper does
+    not say. The one term is ``classification``, the cross-entropy of the readout. Features of x are
+    computed once; the gradient that reaches them is part of what the solver returns.
+
+    The network's latent path must draw no dropout: a field that changes between the forward and
+    the backward solution has no adjoint.
+
+    Args:
+        network: the field.
+        readout: of z(1).
+        embedding: W_Embed.
+        steps: T, Euler steps of equal length.
+        gradient: ``adjoint``, by a second ODE backwards in time, in memory that does not depend
+            on T; or ``autograd``, through every step.
+
+    Raises:
+        ConfigError: If torchdiffeq is not installed.
+    """
+
+    name = "network"
+
+    def __init__(
+        self,
+        network: ContinuousBlock,
+        readout: Readout,
+        embedding: Embedding,
+        *,
+        steps: int = 1000,
+        gradient: Literal["adjoint", "autograd"] = "adjoint",
+    ):
+        try:
+            import torchdiffeq
+        except ImportError:
+            raise ConfigError(
+                "method adjoint needs torchdiffeq: pip install 'noprop[ode]'"
+            ) from None
+        self.solvers = torchdiffeq
+        self.network, self.readout, self.embedding = network, readout, embedding
+        self.module = nn.ModuleDict({"network": network, "readout": readout})
+        self.num_steps, self.gradient = steps, gradient
+
+    def solve(
+        self, z: Float[Tensor, "batch dim"], context: Float[Tensor, "batch width"]
+    ) -> Float[Tensor, "batch dim"]:
+        """z(1) from z(0), with the gradient of the chosen kind."""
+        network, weight = self.network, self.embedding.weight
+
+        def field(t: Tensor, z: Tensor) -> Tensor:
+            return network(z, context, network.time_context(t[None])) @ weight
+
+        times = torch.tensor([0.0, 1.0], device=z.device)
+        options = {"step_size": 1 / self.num_steps}
+        if self.gradient == "autograd":
+            levels = self.solvers.odeint(field, z, times, method="euler", options=options)
+        else:
+            inside = (network.latent, network.time, network.head)
+            parameters = [p for module in inside for p in module.parameters()]
+            # The features are no parameter, but f depends on them and so does the loss.
+            reached = [p for p in (*parameters, weight, context) if p.requires_grad]
+            levels = self.solvers.odeint_adjoint(
+                field, z, times, method="euler", options=options, adjoint_params=tuple(reached)
+            )
+        assert isinstance(levels, Tensor)
+        return levels[-1]
+
+    def loss(
+        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+    ) -> LossTerms:
+        """Cross-entropy of the readout at the end of the solution."""
+        z = start(1, len(y), self.embedding.weight.shape[1], generator, y.device)
+        context = self.network.context(x, generator).float()
+        # Backwards in time the field is evaluated outside of autocast: so it must be forwards.
+        with torch.autocast(z.device.type, enabled=False):
+            logits = self.readout(self.solve(z, context), self.embedding.weight)
+        return LossTerms({"classification": F.cross_entropy(logits, y)})
+
+
+class NeuralODE(Method):
+    """The baseline's ODE: one unit, ``network``; no guesses on the way, so no path to average.
+
+    Args:
+        unit: what is trained; its steps are those of inference too.
+    """
+
+    def __init__(self, unit: SolverUnit):
+        self.unit = unit
+        self.embedding = unit.embedding
+        self.shared: nn.Module = unit.embedding
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """``network`` alone."""
+        return [self.unit]
+
+    @torch.no_grad()
+    def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
+        """What the field takes from x."""
+        return self.unit.network.context(x).float()
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Float[Tensor, "batch ..."],
+        generator: torch.Generator,
+        *,
+        samples: int = 1,
+        noise: bool = True,
+        average: str | None = "readout",
+        prepared: Float[Tensor, "batch width"] | None = None,
+    ) -> Prediction:
+        """See :meth:`Method.predict`; the only noise is z(0)."""
+        check_samples(samples)
+        self.averages(average)
+        chains, draws = (samples, generator) if noise else (1, None)
+        network, weight, steps = self.unit.network, self.embedding.weight, self.unit.num_steps
+        context = (self.prepare(x) if prepared is None else prepared).repeat(chains, 1)
+        times = torch.linspace(0, 1, steps + 1, device=x.device)
+        table = network.time_context(times)
+        record = ChainRecord(steps, chains, x.shape[0], 1)
+        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
+        z = euler(
+            lambda i, z: network(z, context, table[i : i + 1]) @ weight, z, times, record.observe
+        )
+        ends = self.unit.readout(z, weight).softmax(dim=1)
+        return record.prediction(ends, weight, None, steps)

@@ -1,0 +1,121 @@
+r"""The baseline: NoProp-DT's blocks in a chain, trained by back-propagation (Eqs. 17-19)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from noprop.embeddings import Embedding
+from noprop.methods.base import LossTerms, Method, Prediction, Unit
+from noprop.methods.chains import ChainRecord, check_samples, start
+from noprop.networks import DiscreteBlock
+from noprop.readouts import Readout
+
+__all__ = ["BackpropChain", "ChainUnit"]
+
+
+class ChainUnit(Unit):
+    r"""All blocks, their mixing weights and the readout, trained by one backward pass.
+
+    $z_t = (1 - \alpha_t) z_{t-1} + \alpha_t \hat u_t(z_{t-1}, x)$ with $\alpha_t = \tanh(w_t)$
+    (Eq. 18) from $z_0 \sim \mathcal{N}(0, I)$ (Eq. 17). Its one term is ``classification``, the
+    cross-entropy of the readout on $z_T$.
+
+    Args:
+        blocks: T networks, each with weights of its own.
+        readout: p_out(y | z_T).
+        embedding: W_Embed; a learned one is reached through every û_t.
+        mixing: every $\alpha_t$ before training, in (0, 1); the paper does not give it.
+    """
+
+    name = "network"
+
+    def __init__(
+        self,
+        blocks: Sequence[DiscreteBlock],
+        readout: Readout,
+        embedding: Embedding,
+        *,
+        mixing: float = 0.5,
+    ):
+        self.blocks, self.readout, self.embedding = list(blocks), readout, embedding
+        self.w = nn.Parameter(torch.full((len(blocks),), mixing).atanh())
+        self.module = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "readout": readout})
+        self.module.register_parameter("w", self.w)
+
+    @property
+    def mixing(self) -> Float[Tensor, " steps"]:
+        r"""$\alpha_t$ in (-1, 1), shape (T,)."""
+        return self.w.tanh()
+
+    def loss(
+        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+    ) -> LossTerms:
+        """Cross-entropy at the end of the chain."""
+        dim = self.embedding.weight.shape[1]
+        z = start(1, len(y), dim, generator, y.device)
+        for alpha, block in zip(self.mixing, self.blocks, strict=True):
+            guess = self.embedding.expectation(block(z, block.context(x, generator), generator))
+            z = (1 - alpha) * z + alpha * guess
+        with torch.autocast(z.device.type, enabled=False):
+            logits = self.readout(z, self.embedding.weight)
+        return LossTerms({"classification": F.cross_entropy(logits, y)})
+
+
+class BackpropChain(Method):
+    """The baseline's chain: one unit, ``network``.
+
+    Its steps are not trained to guess the label, so there is no path to average.
+
+    Args:
+        unit: what is trained.
+    """
+
+    def __init__(self, unit: ChainUnit):
+        self.unit = unit
+        self.embedding = unit.embedding
+        self.shared: nn.Module = unit.embedding
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """``network`` alone."""
+        return [self.unit]
+
+    @torch.no_grad()
+    def prepare(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch width"]]:
+        """What each block takes from x."""
+        return [block.context(x).float() for block in self.unit.blocks]
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Float[Tensor, "batch ..."],
+        generator: torch.Generator,
+        *,
+        samples: int = 1,
+        noise: bool = True,
+        average: str | None = "readout",
+        prepared: Sequence[Float[Tensor, "batch width"]] | None = None,
+    ) -> Prediction:
+        """See :meth:`Method.predict`; the only noise is z_0."""
+        check_samples(samples)
+        self.averages(average)
+        chains, draws = (samples, generator) if noise else (1, None)
+        blocks, weight = self.unit.blocks, self.embedding.weight
+        contexts = self.prepare(x) if prepared is None else prepared
+        record = ChainRecord(len(blocks), chains, x.shape[0], len(blocks))
+        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
+        record.observe(0, z)
+        for i, (alpha, block) in enumerate(zip(self.unit.mixing, blocks, strict=True)):
+            guess = block(z, contexts[i].repeat(chains, 1)).softmax(dim=1) @ weight
+            z = (1 - alpha) * z + alpha * guess
+            record.observe(i + 1, z)
+        ends = self.unit.readout(z, weight).softmax(dim=1)
+        return record.prediction(ends, weight, None, len(blocks), longest=len(blocks))
+
+    @torch.no_grad()
+    def facts(self) -> dict[str, float | list[float]]:
+        r"""$\alpha_t$ of every block."""
+        return {"mixing": [round(alpha, 4) for alpha in self.unit.mixing.tolist()]}

@@ -1,0 +1,196 @@
+r"""NoProp-FM: flow matching from noise to the label's embedding (Eqs. 10-13, Algorithm 3)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from noprop.embeddings import Embedding, nearest_class
+from noprop.errors import ConfigError
+from noprop.flow import extrapolate, sample_path, target_velocity
+from noprop.methods.base import LossTerms, Method, Prediction, Unit
+from noprop.methods.chains import STRETCHES, ChainRecord, check_samples, start
+from noprop.networks import ContinuousBlock
+from noprop.readouts import Readout, nearest_embedding_logits
+from noprop.samplers import euler, heun
+
+__all__ = ["FlowNoProp", "VelocityUnit"]
+
+
+class VelocityUnit(Unit):
+    r"""The velocity network and the readout of Eq. 13.
+
+    Terms: ``flow``, ‖v(z_t, x, t) - (z_1 - z_0)‖² (Eq. 11), and ``classification``, the readout's
+    cross-entropy on $\tilde z_1$ = z_t + (1 - t) v (Eqs. 12, 13).
+
+    Differs from the paper where the anchor is off, as with fixed embeddings: the readout is trained
+    all the same, but on a copy of $\tilde z_1$ that carries no gradient, so that nothing else is
+    touched. It is what turns a velocity into class probabilities on the way.
+
+    Args:
+        network: weights of the embeddings in v, from z_t, x and t; any numbers, no softmax.
+        readout: p_out(y | z̃_1).
+        embedding: W_Embed, shared.
+        sigma: σ of the path (Eq. 10).
+        anchor: whether ``classification`` also trains the network and W_Embed.
+    """
+
+    name = "network"
+
+    def __init__(
+        self,
+        network: ContinuousBlock,
+        readout: Readout,
+        embedding: Embedding,
+        *,
+        sigma: float = 0.0,
+        anchor: bool = False,
+    ):
+        self.network, self.readout, self.embedding = network, readout, embedding
+        self.module = nn.ModuleDict({"network": network, "readout": readout})
+        self.sigma, self.anchor = sigma, anchor
+
+    def loss(
+        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+    ) -> LossTerms:
+        """The two terms, at one t ~ U(0, 1) for each example."""
+        z1 = self.embedding(y)
+        z0 = torch.empty_like(z1).normal_(generator=generator)
+        t = torch.rand(len(y), generator=generator, device=z1.device)
+        z = sample_path(z0, z1, t, self.sigma, generator)
+        context = self.network.context(x, generator)
+        logits = self.network(z, context, self.network.time_context(t), generator)
+        v = self.embedding.combination(logits)
+        guess, weight = extrapolate(z, t, v), self.embedding.weight
+        if not self.anchor:
+            guess, weight = guess.detach(), weight.detach()
+        with torch.autocast(v.device.type, enabled=False):
+            classification = F.cross_entropy(self.readout(guess, weight), y)
+        flow = (v - target_velocity(z0, z1)).square().sum(dim=1).mean()
+        return LossTerms({"flow": flow, "classification": classification})
+
+
+class FlowNoProp(Method):
+    """NoProp with flow matching: one unit, ``network``.
+
+    Args:
+        unit: what is trained.
+        steps: T of ``euler`` and ``heun``.
+        sampler: of the ODE; ``dopri5`` chooses its own steps.
+        tolerance: relative and absolute, of ``dopri5``.
+    """
+
+    def __init__(
+        self,
+        unit: VelocityUnit,
+        *,
+        steps: int = 1000,
+        sampler: Literal["euler", "heun", "dopri5"] = "euler",
+        tolerance: float = 1e-4,
+    ):
+        self.unit = unit
+        self.embedding = unit.embedding
+        self.shared: nn.Module = unit.embedding
+        self.num_steps = STRETCHES if sampler == "dopri5" else steps
+        self.sampler, self.tolerance = sampler, tolerance
+        stretches = min(STRETCHES, self.num_steps)
+        self.path_weights = torch.full((stretches,), 1 / stretches)
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """``network`` alone."""
+        return [self.unit]
+
+    @torch.no_grad()
+    def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
+        """What the network takes from x: the only part of prediction with convolutions."""
+        return self.unit.network.context(x).float()
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Float[Tensor, "batch ..."],
+        generator: torch.Generator,
+        *,
+        samples: int = 1,
+        noise: bool = True,
+        average: str | None = "readout",
+        prepared: Float[Tensor, "batch width"] | None = None,
+    ) -> Prediction:
+        r"""See :meth:`Method.predict`; the only noise is $z_0$.
+
+        The class of a chain is the embedding nearest to its end (Section 2.3.1), and its
+        probabilities are those of :func:`nearest_embedding_logits`. ``path`` averages the readout's
+        probabilities at $\tilde z_1$ over ten equal stretches of the chain.
+        """
+        check_samples(samples)
+        average = self.averages(average)
+        chains, draws = (samples, generator) if noise else (1, None)
+        network, weight = self.unit.network, self.embedding.weight
+        context = (self.prepare(x) if prepared is None else prepared).repeat(chains, 1)
+        times = torch.linspace(0, 1, self.num_steps + 1, device=x.device)
+        table = network.time_context(times)
+        record = ChainRecord(self.num_steps, chains, x.shape[0], STRETCHES)
+
+        def velocity(i: int, z: Tensor) -> Tensor:
+            v = network(z, context, table[i : i + 1]) @ weight
+            if i < self.num_steps:  # Heun asks once at t = 1
+                guess = extrapolate(z, times[i], v)
+                record.guess(i, self.unit.readout(guess, weight).softmax(dim=1))
+            return v
+
+        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
+        evaluations = self.num_steps * (2 if self.sampler == "heun" else 1)
+        if self.sampler == "dopri5":
+            levels, evaluations = self._adaptive(z, context, times)
+            for i, level in enumerate(levels):
+                record.observe(i, level)
+                if i < self.num_steps:
+                    velocity(i, level)
+            z, evaluations = levels[-1], evaluations + self.num_steps
+        else:
+            follow = euler if self.sampler == "euler" else heun
+            z = follow(velocity, z, times, record.observe)
+        ends = nearest_embedding_logits(z, weight).softmax(dim=1)
+        path_weights = self.path_weights if average == "path" else None
+        return record.prediction(ends, weight, path_weights, evaluations)
+
+    def _adaptive(
+        self,
+        z: Float[Tensor, "rows dim"],
+        context: Float[Tensor, "rows width"],
+        times: Float[Tensor, " levels"],
+    ) -> tuple[Float[Tensor, "levels rows dim"], int]:
+        """The levels by Dormand and Prince's method, and how often it asked the network."""
+        try:
+            from torchdiffeq import odeint
+        except ImportError:
+            raise ConfigError(
+                "sampler dopri5 needs torchdiffeq: pip install 'noprop[ode]'"
+            ) from None
+        asked = 0
+
+        def velocity(t: Tensor, z: Tensor) -> Tensor:
+            nonlocal asked
+            asked += 1
+            time = self.unit.network.time_context(t[None].float())
+            return self.unit.network(z, context, time) @ self.embedding.weight
+
+        tolerance = self.tolerance
+        levels = odeint(velocity, z, times, rtol=tolerance, atol=tolerance, method="dopri5")
+        assert isinstance(levels, Tensor)
+        return levels, asked
+
+    @torch.no_grad()
+    def control(
+        self, generator: torch.Generator, prepared: Float[Tensor, "batch width"]
+    ) -> Int64[Tensor, " batch"]:
+        """The control: where the last step leads from z ~ N(0, I)."""
+        network, weight = self.unit.network, self.embedding.weight
+        t = torch.tensor([1 - 1 / self.num_steps], device=prepared.device)
+        z = start(1, prepared.shape[0], weight.shape[1], generator, prepared.device)
+        v = network(z, prepared, network.time_context(t)) @ weight
+        return nearest_class(extrapolate(z, t[0], v), weight)

@@ -1,0 +1,193 @@
+"""What every method of the package must keep to: the contract, tried on all of them alike."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from noprop.build import Task, build_embedding, build_method, unit_names
+from noprop.config import RunConfig, replace
+from noprop.data import Normalization
+from noprop.methods.base import Method
+
+LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
+PROTOTYPE = {"method.embedding": "prototype", "method.learned": True}
+SMALL: dict[str, dict[str, Any]] = {
+    "dt": {"method.num_blocks": 3},
+    "ct": {"method.steps": 5},
+    "fm": {"method.steps": 5},
+    "backprop": {"method.num_blocks": 3},
+    "adjoint": {"method.steps": 5},
+}
+KINDS = {"one-hot": {}, "learned": LEARNED, "prototype": PROTOTYPE}
+CASES = [(method, kind) for method in SMALL for kind in KINDS]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make(name: str, kind: str = "one-hot", **changes: Any) -> tuple[Method, Tensor, Tensor]:
+    """The library's own method on 8×8 images, with a batch."""
+    config = replace(RunConfig(), {"method.name": name, **SMALL[name], **KINDS[kind], **changes})
+    task = Task((1, 8, 8), tuple("0123456789"), Normalization((0.0,), (1.0,)))
+    method = build_method(config, task, build_embedding(config, task, None))
+    assert [unit.name for unit in method.units] == unit_names(config)
+    return method, torch.empty(24, 1, 8, 8).normal_(generator=rng()), torch.arange(24) % 10
+
+
+def quiet(method: Method) -> None:
+    for unit in method.units:
+        unit.module.eval()
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_loss_reaches_its_own_unit_and_what_is_shared(name, kind):
+    """Locality, and that nothing is left out: every parameter is trained by some unit's loss."""
+    method, x, y = make(name, kind)
+    for unit in method.units:
+        for p in method.parameters():
+            p.grad = None
+        unit.loss(x, y, rng()).total.backward()
+        reached = {id(p) for p in method.parameters() if p.grad is not None}
+        assert reached == {id(p) for p in (*unit.parameters, *method.shared_parameters)}
+    weight = method.embedding.weight
+    assert list(method.shared_parameters) == ([] if kind == "one-hot" else [weight])
+
+
+def test_the_backward_pass_of_the_baseline_reaches_every_block_and_noprop_s_never_does():
+    """Of w_t and the blocks' weights, gradients that are not 0: the contrast of Fig. 2."""
+    baseline, x, y = make("backprop")
+    (unit,) = baseline.units
+    unit.loss(x, y, rng()).total.backward()
+    w = unit.module.get_parameter("w").grad
+    assert w is not None
+    assert (w != 0).all()
+    blocks = unit.module.get_submodule("blocks")
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
+        assert all(p.grad is not None for p in block.parameters())
+    noprop, x, y = make("dt")
+    noprop.units[1].loss(x, y, rng()).total.backward()
+    touched = [any(p.grad is not None for p in u.parameters) for u in noprop.units]
+    assert touched == [False, True, False, False]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("noise", [True, False])
+def test_prediction_never_sees_a_label(name, noise):
+    """Random labels on noise images score chance: |score| > 5 has probability < 6e-7 (slip 3)."""
+    method, _, _ = make(name)
+    assert not {"y", "labels", "target"} & set(inspect.signature(method.predict).parameters)
+    quiet(method)
+    n = 2000
+    x = torch.empty(n, 1, 8, 8).normal_(generator=rng(1))
+    y = torch.randint(10, (n,), generator=rng(2))
+    p = method.predict(x, rng(3), average=None, noise=noise).probabilities
+    score = (p.argmax(1).eq(y).double().mean().item() - 0.1) / (0.09 / n) ** 0.5
+    assert abs(score) < 5
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_prediction_is_a_function_of_x_and_the_generator_alone(name, kind):
+    """Same seed, same bits; no global random state is read or moved; other seeds differ."""
+    method, x, _ = make(name, kind)
+    quiet(method)
+    state = torch.get_rng_state()
+    first = method.predict(x, rng(1), samples=2)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(99)
+    again = method.predict(x, rng(1), samples=2)
+    torch.set_rng_state(state)
+    assert torch.equal(first.latents, again.latents)
+    assert torch.equal(first.probabilities, again.probabilities)
+    assert not torch.equal(first.latents, method.predict(x, rng(2)).latents)
+    still = method.predict(x, rng(1), noise=False)
+    assert torch.equal(still.latents, method.predict(x, rng(2), noise=False).latents)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_loss_is_a_function_of_its_batch_and_the_generator_alone(name):
+    """Noise, times and dropout come from the generator, also in training mode."""
+    method, x, y = make(name, "prototype")
+    for unit in method.units:
+        unit.module.train()
+        state = torch.get_rng_state()
+        first = unit.loss(x, y, rng(1)).total
+        assert torch.equal(state, torch.get_rng_state())
+        assert torch.equal(first, unit.loss(x, y, rng(1)).total)
+        if unit.name != "readout":
+            assert not torch.equal(first, unit.loss(x, y, rng(2)).total)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_features_are_computed_once_whatever_the_chains_and_steps(name):
+    """Sixteen chains cost one pass of convolutions a block; prepared features change no bit."""
+    method, x, _ = make(name)
+    quiet(method)
+    counts: list[int] = []
+    encoders = [
+        module.get_submodule("encoder")
+        for unit in method.units
+        for path, module in unit.module.named_modules()
+        if path.rpartition(".")[2] == "image"
+    ]
+    assert len(encoders) == (3 if name in ("dt", "backprop") else 1)
+    for index, encoder in enumerate(encoders):
+
+        def count(*_: object, index: int = index) -> None:
+            counts.append(index)
+
+        encoder.register_forward_hook(count)
+    fresh = method.predict(x, rng(), samples=16)
+    assert sorted(counts) == list(range(len(encoders)))
+    prepared = method.prepare(x)
+    counts.clear()
+    again = method.predict(x, rng(), samples=16, prepared=prepared)
+    assert not counts
+    assert torch.equal(fresh.probabilities, again.probabilities)
+    assert torch.equal(fresh.latents, again.latents)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_parts_of_a_prediction_are_what_they_say(name, kind):
+    method, x, _ = make(name, kind)
+    quiet(method)
+    one = method.predict(x, rng(1))
+    assert torch.equal(one.single, one.probabilities)
+    assert len(one.times) == len(one.steps) == len(one.latents)
+    assert one.times[0] == 0
+    assert one.evaluations == SMALL[name].get("method.steps", 3)
+    averaged = [one.probabilities]
+    if method.path_weights is None:
+        assert one.path is None
+        with pytest.raises(ValueError, match="average must be 'readout', got 'path'"):
+            method.predict(x, rng(1), average="path")
+    else:
+        stretches = len(method.path_weights)
+        method.path_weights = torch.arange(1.0, stretches + 1) / sum(range(1, stretches + 1))
+        path = method.predict(x, rng(1), average="path")
+        assert path.path is not None
+        by_hand = sum(w * p for w, p in zip(method.path_weights, path.path, strict=True))
+        torch.testing.assert_close(path.probabilities, by_hand)
+        averaged += [path.probabilities, *path.path]
+    for p in averaged:
+        torch.testing.assert_close(p.sum(1), torch.ones(24))
+        assert p.min() >= 0
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        method.predict(x, rng(1), samples=0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_mean_over_chains_is_that_of_the_single_ones(name):
+    """K chains as one batch: chain 1 is the single one, and the mean is over chains, not rows."""
+    method, x, _ = make(name)
+    quiet(method)
+    many = method.predict(x, rng(1), samples=3)
+    assert many.single.shape == many.probabilities.shape == (24, 10)
+    assert not torch.equal(many.single, many.probabilities)
+    alike = x[:1].repeat(24, 1, 1, 1)  # 24 answers for one image differ by their noise alone
+    few, more = (method.predict(alike, rng(1), samples=k).probabilities for k in (1, 40))
+    assert (more - more.mean(0)).abs().mean() < 0.5 * (few - few.mean(0)).abs().mean()
