@@ -42,6 +42,7 @@ from noprop.training.workers import Job, checkpoint_path, groups_of, train_group
 
 __all__ = [
     "Model",
+    "commit_of_package",
     "create_run",
     "load_model",
     "open_run",
@@ -338,11 +339,11 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         "device": str(choose_device(config.train.device)),
         "bf16": use_bf16(config.train.precision, choose_device(config.train.device)),
         "seed": config.train.seed,
-        "commit": _commit(),
+        "commit": commit_of_package(),
     }
 
 
-def _commit() -> str | None:
+def commit_of_package() -> str | None:
     """The commit of the package's own checkout, where it is one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
