@@ -69,7 +69,8 @@ class TrainedModel:
         """Class probabilities, shape (N, m), on the CPU.
 
         Args:
-            x: raw inputs as in the data set: uint8 images (N, C, H, W), or float32 features (N, …).
+            x: raw inputs of the kind the run was trained on: uint8 images (N, C, H, W), or float32
+                features (N, …).
             samples: K, chains to average; the run's ``evaluation.samples`` unless given. 1 with
                 ``average="readout"`` is the paper's single run, a sample from p(y|x).
             noise: without it, the mean chain.
@@ -78,7 +79,8 @@ class TrainedModel:
             seed: of the chains.
 
         Raises:
-            DataError: If ``x`` has another shape or type than the model was trained on.
+            DataError: If ``x`` has another shape or type than the model was trained on, or is not
+                finite.
             ConfigError: If the method cannot average so.
         """
         try:
@@ -86,12 +88,15 @@ class TrainedModel:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         x = torch.as_tensor(x)
-        shape = self.model.task.shape
-        if tuple(x.shape[1:]) != shape or x.dtype not in (torch.uint8, torch.float32):
+        shape, dtype = self.model.task.shape, self.model.task.dtype
+        came = str(x.dtype).removeprefix("torch.")
+        if tuple(x.shape[1:]) != shape or came != dtype:
             raise DataError(
-                f"x: wanted uint8 or float32 of shape (N, {', '.join(map(str, shape))}), "
-                f"got {x.dtype} of shape {tuple(x.shape)}"
+                f"x: wanted {dtype} of shape (N, {', '.join(map(str, shape))}), as the run was "
+                f"trained on, got {came} of shape {tuple(x.shape)}"
             )
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise DataError("x: wanted finite numbers, got NaN or infinity")
         parts = []
         for index, raw in enumerate(x.split(self.config.evaluation.batch_size)):
             batch = inputs(self.model, raw)

@@ -61,6 +61,7 @@ class Task:
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
     normalization: Normalization
+    dtype: str = "uint8"  # of an input as it is read: pixels, or "float32" features
 
     @property
     def num_classes(self) -> int:
@@ -83,7 +84,8 @@ def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
     c = config.data
     dataset = load_dataset(c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color)
     parts = hold_out(dataset, c.validation, config.train.seed, train_size=c.train_size)
-    task = Task(dataset.shape, dataset.class_names, Normalization.of(parts.train.x))
+    dtype = str(parts.train.x.dtype).removeprefix("torch.")
+    task = Task(dataset.shape, dataset.class_names, Normalization.of(parts.train.x), dtype)
     return RunData(task, parts.train, parts.validation, parts.test)
 
 

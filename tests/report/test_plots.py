@@ -220,7 +220,7 @@ def test_a_damaged_evaluation_is_named(tmp_path, content):
 
 
 def test_learned_distances_are_those_of_the_events(tmp_path, drawn):
-    """Epoch 0 is the start; of the units of one epoch the last stands; the axis begins at 0."""
+    """Epoch 0 is the start; of the units of one epoch the worst stands; the axis begins at 0."""
     model = untrained(**LEARNED)
     run = write_run(tmp_path / "run", model, (0.7, 0.3, 0.01))
     with open(run / "metrics.jsonl", "a") as file:
@@ -229,10 +229,10 @@ def test_learned_distances_are_those_of_the_events(tmp_path, drawn):
     draw_run(run, model, some_examples(model))
     distance, lengths = drawn["separation"].axes
     assert list(distance.lines[0].get_xdata()) == [0, 1, 2, 3]
-    assert list(distance.lines[0].get_ydata()) == pytest.approx([2**0.5, 0.7, 0.3, 0.02])
+    assert list(distance.lines[0].get_ydata()) == pytest.approx([2**0.5, 0.7, 0.3, 0.01])
     greatest, least = (list(line.get_ydata()) for line in lengths.lines)
     assert greatest == pytest.approx([1, 1.4, 0.6, 0.04])
-    assert least == pytest.approx([1, 0.7, 0.3, 0.02])
+    assert least == pytest.approx([1, 0.7, 0.3, 0.01])
     assert distance.get_ylim()[0] == lengths.get_ylim()[0] == 0
 
 

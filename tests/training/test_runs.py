@@ -1,8 +1,10 @@
 """A run folder: any number of processes, any kill, any damage, and what comes out of it."""
 
+import dataclasses
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ import pytest
 import torch
 
 from noprop.build import load_data
-from noprop.config import RunConfig, from_toml, replace
+from noprop.config import RunConfig, from_toml, replace, to_toml
+from noprop.data import Examples
 from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.training import workers as workers_module
 from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
@@ -78,6 +81,51 @@ def finished(tmp_path_factory):
     folder, events = tmp_path_factory.mktemp("runs") / "finished", []
     model = train(folder, configured(), events.append)
     return folder, model, events
+
+
+# -- what a checkpoint belongs to ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"train.lr": 2e-3}, {"method.offset": 0.01}, {"train.seed": 1}, {"data.validation": 0.2}],
+)
+def test_a_run_with_other_settings_or_data_is_not_taken_for_this_one(finished, tmp_path, changes):
+    """Though every checkpoint is there and complete: its weights came of something else."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    (folder / "config.toml").write_text(to_toml(replace(open_run(folder), changes)))
+    with pytest.raises(RunError, match="was trained with other settings"):
+        train(folder, open_run(folder))
+
+
+def test_a_checkpoint_of_half_a_training_on_other_data_is_refused(tmp_path):
+    config = configured(**{"train.checkpoint_every": 0.0})
+    data = load_data(config)
+
+    def stop(event: dict) -> None:
+        if event["event"] == "progress":
+            raise Killed
+
+    create_run(tmp_path / "run", config)
+    with pytest.raises(Killed):
+        train_run(tmp_path / "run", config, data, stop)
+    y = data.train.y.clone()
+    y[0] = (y[0] + 1) % 10
+    other = dataclasses.replace(data, train=Examples(data.train.x, y))
+    with pytest.raises(RunError, match="other settings or other data"):
+        train_run(tmp_path / "run", config, other, lambda event: None)
+    train_run(tmp_path / "run", config, data, lambda event: None)
+
+
+def test_how_and_where_a_run_goes_on_is_free(finished, tmp_path):
+    folder, model, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    changes = {"train.workers": 3, "train.checkpoint_every": 1.0, "evaluation.samples": 2}
+    events: list[dict] = []
+    config = replace(model.config, {**changes, "recipe": "another"})
+    train_run(tmp_path / "run", config, load_data(config), events.append)
+    assert [e["event"] for e in events] == ["found"] * 3 + ["started"]
 
 
 # -- partition and kills -------------------------------------------------------------------------

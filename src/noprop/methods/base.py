@@ -38,8 +38,10 @@ class Unit(ABC):
     Attributes:
         name: unique within the method, fit for a file name.
         module: holds the unit's parameters and buffers.
-        coupling: weight of this unit's loss where several descend shared parameters together.
+        coupling: weight of this unit's loss where all descend shared parameters on one mini-batch.
         passes: how often the unit goes over the training set in one epoch.
+        beside: whether, where parameters are shared, the unit takes a step beside every step of
+            the others, on the same mini-batch, as the readout does in Algorithm 1.
         reads_images: whether the loss looks at x at all; if not, x may be empty.
     """
 
@@ -47,6 +49,7 @@ class Unit(ABC):
     module: nn.Module
     coupling: float = 1.0
     passes: int = 1
+    beside: bool = False
     reads_images: bool = True
 
     @property

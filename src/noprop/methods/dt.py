@@ -82,6 +82,7 @@ class ReadoutUnit(Unit):
     """
 
     name = "readout"
+    beside = True
     reads_images = False
 
     def __init__(self, readout: Readout, embedding: Embedding, gamma: Float[Tensor, " levels"]):

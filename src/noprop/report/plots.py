@@ -186,7 +186,7 @@ def _line(axis: Any, points: dict[int, Any], which: int, look: dict[str, Any]) -
 
 
 def _separation(figure: Any, run: Path) -> None:
-    """Least distance and lengths of learned embeddings after each epoch; epoch 0 is their start."""
+    """Least distance and lengths of learned embeddings in each epoch; epoch 0 is their start."""
     points: dict[int, tuple[float, float, float]] = {}
     start = run / "embedding.safetensors"
     if start.exists():
@@ -195,9 +195,14 @@ def _separation(figure: Any, run: Path) -> None:
     found = [e for e in _epochs(run) if e.get("embedding")]
     if not found:
         raise ValueError("metrics.jsonl tells nothing of the embeddings")
-    for e in found:  # of all units of an epoch, the last to finish stays
-        s = e["embedding"]
-        points[e["epoch"]] = (s["least_distance"], s["least_length"], s["greatest_length"])
+    for e in found:  # the worst of an epoch: a collapse between two blocks must be seen
+        s, none = e["embedding"], (float("inf"), float("inf"), 0.0)
+        worst = points.get(e["epoch"], none)
+        points[e["epoch"]] = (
+            min(worst[0], s["least_distance"]),
+            min(worst[1], s["least_length"]),
+            max(worst[2], s["greatest_length"]),
+        )
     epochs = sorted(points)
     distance, least, greatest = zip(*(points[e] for e in epochs), strict=True)
     left, right = figure.subplots(1, 2)

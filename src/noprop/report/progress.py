@@ -63,8 +63,8 @@ class ProgressReport:
             self._line(f"{event['group']} is trained already")
         elif kind == "progress":
             self._progress(event)
-        elif kind == "epoch" and event.get("facts"):
-            self._line(f"epoch {event['epoch']}: {facts_text(event['facts'])}")
+        elif kind == "epoch":
+            self._epoch(event)
         elif kind == "trained":
             self._trained(event)
         elif kind == "evaluating":
@@ -89,6 +89,17 @@ class ProgressReport:
             self.live.update(self.overall, completed=self.share, note=self.summary())
         elif time.monotonic() - self.printed > PLAIN_EVERY:
             self._line(f"{100 * self.share:3.0f} %  {unit} {note}  {self.summary()}")
+
+    def _epoch(self, event: dict[str, Any]) -> None:
+        """Beside the loss: what the method tells of itself, and whether its embeddings collapse."""
+        told = [facts_text(event["facts"])] if event.get("facts") else []
+        if s := event.get("embedding"):
+            told.append(
+                f"embeddings {s['least_distance']:.3g} apart at least, "
+                f"{s['least_length']:.3g} to {s['greatest_length']:.3g} long"
+            )
+        if told:
+            self._line(f"epoch {event['epoch']}, {event['unit']}: {'; '.join(told)}")
 
     def _trained(self, event: dict[str, Any]) -> None:
         for unit in event["units"]:

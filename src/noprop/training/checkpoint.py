@@ -19,7 +19,14 @@ from torch import Tensor
 
 from noprop.errors import RunError
 
-__all__ = ["flatten", "load_tensors", "save_tensors", "unflatten", "write_whole"]
+__all__ = [
+    "check_fingerprint",
+    "flatten",
+    "load_tensors",
+    "save_tensors",
+    "unflatten",
+    "write_whole",
+]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -65,6 +72,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (SafetensorError, KeyError, ValueError) as error:
         raise RunError(f"{path}: is damaged or no checkpoint of noprop ({error})") from None
+
+
+def check_fingerprint(path: Path, about: Mapping[str, Any], mark: str) -> None:
+    """Refuse a checkpoint whose weights came of other settings or other data.
+
+    Raises:
+        RunError: If the fingerprint in its header is not ``mark``.
+    """
+    if about.get("fingerprint") != mark:
+        raise RunError(
+            f"{path}: was trained with other settings or other data than this run now has; put "
+            "them back, or begin a run of its own"
+        )
 
 
 def flatten(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -7,8 +7,10 @@ n.
 
 Two orders of the updates, which are different algorithms when something is shared:
 ``sequential`` (Algorithm 1) is, in each epoch, every mini-batch for block 1, then for block 2, …;
-``parallel`` shows each mini-batch to every unit, and moves shared parameters once a mini-batch, by
-the gradient of Eq. 8 (blocks weighted 1/T, the readout 1).
+shared parameters then descend Eq. 61, block t's loss and the readout's on one mini-batch, for
+without the readout's the embeddings collapse. ``parallel`` shows each mini-batch to every unit, and
+moves shared parameters once a mini-batch, by the gradient of Eq. 8 (blocks weighted 1/T, the
+readout 1).
 """
 
 import time
@@ -27,7 +29,13 @@ from noprop.embeddings import Embedding, separation
 from noprop.errors import RunError, TrainingError
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
-from noprop.training.checkpoint import flatten, load_tensors, save_tensors, unflatten
+from noprop.training.checkpoint import (
+    check_fingerprint,
+    flatten,
+    load_tensors,
+    save_tensors,
+    unflatten,
+)
 from noprop.training.measure import peak_memory, reset_peak
 
 __all__ = ["GroupTrainer", "Update", "make_optimizer"]
@@ -57,6 +65,7 @@ class GroupTrainer:
         normalization: of inputs.
         bf16: whether convolutions and products run in bf16.
         checkpoint: the group's file.
+        fingerprint: of the settings and the data; a checkpoint with another is refused.
         emit: called with every event.
     """
 
@@ -72,17 +81,22 @@ class GroupTrainer:
         bf16: bool,
         checkpoint: Path,
         emit: Callable[[Event], None],
+        fingerprint: str = "",
     ):
         self.config, self.c = config, config.train
         self.method, self.units = method, units
         self.train_part, self.validation = train, validation
         self.normalization, self.bf16 = normalization, bf16
-        self.checkpoint, self.emit = checkpoint, emit
+        self.checkpoint, self.emit, self.fingerprint = checkpoint, emit, fingerprint
         self.device = train.x.device
         self.batches = max(1, len(train) // self.c.batch_size)
         self.optimizers = [make_optimizer(self.c, unit.parameters) for unit in units]
         shared = method.shared_parameters
         self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
+        self.leading = [i for i, unit in enumerate(units) if not unit.beside]
+        self.beside = [i for i, unit in enumerate(units) if unit.beside]
+        # Algorithm 1 with something shared: a step of a block, and one of the readout beside it.
+        self.joined = bool(shared and self.leading) and self.c.order == "sequential"
         self.position = 0
         self.stepping = False  # inside an update: weights and position may disagree
         self.order: tuple[tuple[int, str], Int64[Tensor, "batches batch"]] | None = None
@@ -105,6 +119,12 @@ class GroupTrainer:
         if self.c.order == "parallel":
             batch, index = divmod(rest, len(self.units))
             return Update(epoch, index, 0, batch)
+        if self.joined:
+            pair, half = divmod(rest, 1 + len(self.beside))
+            place, batch = divmod(pair, self.batches)
+            if half == 0:
+                return Update(epoch, self.leading[place], 0, batch)
+            return Update(epoch, self.beside[half - 1], place, batch)
         for index, unit in enumerate(self.units):
             if rest < unit.passes * self.batches:
                 return Update(epoch, index, *divmod(rest, self.batches))
@@ -112,10 +132,12 @@ class GroupTrainer:
         raise AssertionError("an epoch's updates are those of its units")
 
     def indices(self, update: Update) -> Int64[Tensor, " batch"]:
-        """The examples of an update: its own shuffle in each pass, or one for all units."""
-        unit = self.units[update.index]
+        """The examples of an update: its own shuffle in each pass, or one for those joined."""
+        unit, turn = self.units[update.index], update.turn
+        if self.joined and unit.beside:
+            unit, turn = self.units[self.leading[turn]], 0
         alone = self.c.order == "sequential"
-        key = (update.epoch * unit.passes + update.turn, unit.name if alone else "")
+        key = (update.epoch * unit.passes + turn, unit.name if alone else "")
         if self.order is None or self.order[0] != key:
             shuffle = generator(self.c.seed, "order", *key)
             self.order = key, batch_indices(len(self.train_part), self.c.batch_size, shuffle)
@@ -182,11 +204,11 @@ class GroupTrainer:
 
     def _between_steps(self, position: int) -> bool:
         """Whether no gradient of shared parameters waits for the rest of a mini-batch."""
-        return (
-            self.shared_optimizer is None
-            or self.c.order == "sequential"
-            or position % len(self.units) == 0
-        )
+        if self.shared_optimizer is None:
+            return True
+        if self.c.order == "parallel":
+            return position % len(self.units) == 0
+        return not self.joined or position % (1 + len(self.beside)) == 0
 
     def _report_progress(self, at: Update, running: dict[str, list[Tensor]]) -> None:
         for name, losses in running.items():
@@ -234,7 +256,6 @@ class GroupTrainer:
         if unit.reads_images and (self.c.crop_padding or self.c.flip):
             x = augment(x, draws, padding=self.c.crop_padding, flip=self.c.flip)
         terms = self._loss(unit, x, self.train_part.y[indices], draws)
-        together = self.c.order == "parallel"
         held = [p.grad for p in self.method.shared_parameters]
         for p in self.method.shared_parameters:
             p.grad = None
@@ -242,13 +263,12 @@ class GroupTrainer:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.shared_optimizer:
-            if together:
-                for p, before in zip(self.method.shared_parameters, held, strict=True):
-                    if p.grad is not None:
-                        p.grad *= unit.coupling
-                    if before is not None:
-                        p.grad = before if p.grad is None else p.grad + before
-            if not together or at.index == len(self.units) - 1:
+            for p, before in zip(self.method.shared_parameters, held, strict=True):
+                if p.grad is not None and self.c.order == "parallel":
+                    p.grad *= unit.coupling
+                if before is not None:
+                    p.grad = before if p.grad is None else p.grad + before
+            if self._between_steps(self.position + 1):
                 self.shared_optimizer.step()
                 self.shared_optimizer.zero_grad(set_to_none=True)
         return terms
@@ -305,7 +325,11 @@ class GroupTrainer:
             tensors |= flatten(f"{unit.name}/optimizer", _optimizer_state(optimizer))
         if self.shared_optimizer:
             tensors |= flatten("shared-optimizer", _optimizer_state(self.shared_optimizer))
-        about = {"position": self.position, "total": self.total}
+        about = {
+            "position": self.position,
+            "total": self.total,
+            "fingerprint": self.fingerprint,
+        }
         save_tensors(self.checkpoint, tensors, about)
 
     def resume(self) -> None:
@@ -319,6 +343,7 @@ class GroupTrainer:
         tensors, about = load_tensors(self.checkpoint)
         if not {"position", "total"} <= about.keys():
             raise RunError(f"{self.checkpoint}: is no checkpoint of a training")
+        check_fingerprint(self.checkpoint, about, self.fingerprint)
         if about["total"] != self.total:
             raise RunError(
                 f"{self.checkpoint}: belongs to a training of {about['total']} updates, "

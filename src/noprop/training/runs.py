@@ -3,6 +3,7 @@
 Any process that finds the folder can go on with it, and reading it executes nothing.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -26,12 +27,13 @@ from noprop.build import (
     choose_device,
     use_bf16,
 )
-from noprop.config import RunConfig, from_toml, to_toml
-from noprop.data import Normalization
+from noprop.config import RunConfig, from_toml, to_mapping, to_toml
+from noprop.data import Examples, Normalization
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.methods.base import Method
 from noprop.training.checkpoint import (
+    check_fingerprint,
     flatten,
     load_tensors,
     save_tensors,
@@ -44,6 +46,7 @@ __all__ = [
     "Model",
     "commit_of_package",
     "create_run",
+    "fingerprint",
     "load_model",
     "open_run",
     "read_metrics",
@@ -147,17 +150,18 @@ def _train(
     embedding = _starting_embedding(folder, config, data)
     packed = folder / ".data.safetensors"
     parts = {"train": data.train, "validation": data.validation}
+    mark = fingerprint(config, data.train)
     tensors = {
         f"{name}/{axis}": getattr(part, axis) for name, part in parts.items() for axis in "xy"
     }
     save_tensors(packed, {**tensors, "embedding": embedding.weight}, {})
-    job = Job(config, data.task, folder, packed, factory)
+    job = Job(config, data.task, folder, packed, mark, factory)
     groups = groups_of(config)
     try:
         with _metrics(folder, emit) as record:
             left = []
             for group in groups:
-                if _is_finished(folder, group):
+                if _is_finished(folder, group, mark):
                     record({"event": "found", "group": group})
                 else:
                     left.append(group)
@@ -181,11 +185,30 @@ def _starting_embedding(folder: Path, config: RunConfig, data: RunData) -> Any:
     return embedding
 
 
-def _is_finished(folder: Path, group: str) -> bool:
+def fingerprint(config: RunConfig, train: Examples) -> str:
+    """A digest of all that a unit's weights depend on: its settings, and the training examples.
+
+    Where the examples lie, which device and how many workers train, and how the result is read
+    change nothing, so a run may go on with others.
+    """
+    mapping = to_mapping(config)
+    for name in ("recipe", "data", "evaluation"):
+        mapping.pop(name)
+    for name in ("device", "workers", "checkpoint_every"):
+        mapping["train"].pop(name)
+    digest = hashlib.blake2b(json.dumps(mapping, sort_keys=True).encode(), digest_size=16)
+    for part in (train.x, train.y):
+        digest.update(str(tuple(part.shape)).encode())
+        digest.update(part.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _is_finished(folder: Path, group: str, mark: str) -> bool:
     path = checkpoint_path(folder, group)
     if not path.exists():
         return False
     about = load_tensors(path)[1]
+    check_fingerprint(path, about, mark)
     return "position" in about and about["position"] == about.get("total")
 
 
@@ -231,6 +254,7 @@ def save_model(folder: Path, model: Model) -> None:
         "format": 1,
         "shape": model.task.shape,
         "class_names": model.task.class_names,
+        "dtype": model.task.dtype,
         "normalization": asdict(model.task.normalization),
         "path_weights": None if weights is None else weights.tolist(),
     }
@@ -259,7 +283,7 @@ def load_model(
     try:
         about = json.loads(path.read_text())
         normal = Normalization(*(tuple(about["normalization"][k]) for k in ("mean", "std")))
-        task = Task(tuple(about["shape"]), tuple(about["class_names"]), normal)
+        task = Task(tuple(about["shape"]), tuple(about["class_names"]), normal, about["dtype"])
         weights = None if about["path_weights"] is None else torch.tensor(about["path_weights"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None

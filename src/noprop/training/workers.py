@@ -40,6 +40,7 @@ class Job:
     task: Task
     folder: Path
     data: Path
+    fingerprint: str
     factory: EncoderFactory | None = None
 
 
@@ -95,6 +96,7 @@ def train_group(job: Job, group: str, emit: Emit) -> None:
         job.task.normalization,
         bf16=use_bf16(job.config.train.precision, device),
         checkpoint=checkpoint_path(job.folder, group),
+        fingerprint=job.fingerprint,
         emit=emit,
     )
     trainer.resume()
