@@ -16,7 +16,7 @@ from noprop.build import (
 )
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
-from noprop.errors import ConfigError
+from noprop.errors import ConfigError, DataError
 from noprop.methods.dt import DiscreteNoProp
 
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization((0.25,), (2.0,)))
@@ -112,6 +112,18 @@ def test_prototypes_are_normalised_training_images_of_their_class():
         torch.testing.assert_close(weight[label].double(), members[best])
 
 
+def test_equal_embeddings_are_refused_by_name():
+    """No latent could tell the two classes apart, and every readout's scale would be infinite."""
+    line = replace(RunConfig(), {"method.embedding": "orthogonal", "method.dim": 1})
+    with pytest.raises(ConfigError, match=r"two classes have the same embedding.* 1 dimension$"):
+        build_embedding(line, TASK, None)
+    x = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8)
+    x[7] = x[3]
+    config = replace(RunConfig(), {"method.embedding": "prototype"})
+    with pytest.raises(DataError, match="same embedding: the prototypes of 3 and 7 are the same"):
+        build_embedding(config, TASK, Examples(x, torch.arange(10)))
+
+
 def test_the_split_depends_on_the_seed_and_the_test_part_does_not():
     """Validation comes out of training; statistics are those of training alone."""
     a, b = (load_data(replace(RunConfig(), {"train.seed": seed})) for seed in (0, 1))
@@ -125,7 +137,7 @@ def test_the_split_depends_on_the_seed_and_the_test_part_does_not():
 
 def test_a_device_that_is_not_there_is_a_configuration_error():
     assert choose_device("cpu") == torch.device("cpu")
-    for name in ("abacus", "cuda:99"):
+    for name in ("abacus", "cuda:99", "meta", "cpu:0"):  # on "meta" every tensor is empty
         with pytest.raises(ConfigError, match=rf"train\.device: {name}") as caught:
             choose_device(name)
         assert "\n" not in str(caught.value)

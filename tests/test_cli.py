@@ -50,6 +50,8 @@ def line_of_error(capsys, *argv: str) -> str:
         (["train", "--resume", "absent"], ["absent", "no run folder"]),
         (["train", "--dataset", "no-such-set"], ["no-such-set"]),
         (["train", "--device", "abacus"], ["train.device", "abacus"]),
+        (["train", "--embedding", "orthogonal", "--dim", "1"], ["two classes have the same"]),
+        (["train", "--seed", "99999999999999999999999"], ["train.seed", "less than or equal"]),
         (["train", "--dataset", "digits", "--encoder", "nowhere:f"], ["--encoder", "nowhere"]),
         (["describe", "--epsilon", "0.4"], ["epsilon"]),
         (["evaluate", "absent"], ["absent", "no run folder"]),
@@ -62,6 +64,89 @@ def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, argv, words):
     for word in words:
         assert word in text
     assert not (tmp_path / "runs").exists()
+
+
+ENCODERS = """
+from torch import nn
+number = 3
+def broken(): raise ZeroDivisionError("by\\nzero")
+def none(): pass
+def narrow(): return nn.Sequential(nn.Flatten(), nn.Linear(5, 4))
+def fine(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+def wider(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("number", "number is int, not callable"),
+        ("broken", "making the encoder failed: ZeroDivisionError: by zero"),
+        ("none", "must be an nn.Module, got NoneType"),
+        ("narrow", "the encoder fails on a batch of shape (2, 1, 8, 8)"),
+        ("wider", "holds the weights of another architecture"),
+    ],
+)
+def test_an_encoder_of_ones_own_that_fails_is_one_line(
+    capsys, monkeypatch, tmp_path, function, words
+):
+    """When it is trained with, and when a run that was trained with another is given it."""
+    (tmp_path / "own_encoders.py").write_text(ENCODERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"own_encoders:{function}"
+    if function != "wider":
+        assert words in line_of_error(capsys, "train", *FAST, "--encoder", name)
+        assert not (tmp_path / "runs").exists()
+    assert main(["train", *FAST, "--run", "r", "--encoder", "own_encoders:fine"]) == 0
+    np.save("x.npy", np.zeros((2, 8, 8), np.uint8))
+    assert words in line_of_error(capsys, "predict", "r", "x.npy", "--encoder", name)
+
+
+def test_an_encoder_whose_module_fails_is_one_line(capsys, monkeypatch, tmp_path):
+    (tmp_path / "failing_encoders.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    text = line_of_error(capsys, "train", "--encoder", "failing_encoders:f")
+    assert "importing failing_encoders failed: ZeroDivisionError" in text
+
+
+def features(path: Path, dim: int = 5, classes: int = 3) -> Path:
+    """An .npz data set of tables."""
+    y = np.arange(60) % classes
+    x = np.random.default_rng(0).normal(size=(60, dim)) + y[:, None]
+    np.savez(path, x=x.astype(np.float32), y=y)
+    return path
+
+
+@pytest.mark.parametrize("option", [("--flip", "on"), ("--crop-padding", "2")])
+def test_features_are_not_augmented(capsys, monkeypatch, tmp_path, option):
+    monkeypatch.chdir(tmp_path)
+    file = features(tmp_path / "table.npz")
+    text = line_of_error(capsys, "train", *FAST, "--dataset", str(file), *option)
+    assert f"train.{option[0][2:].replace('-', '_')}: only images are augmented" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_equal_prototypes_are_found_before_there_is_a_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    file, y = tmp_path / "equal.npz", np.arange(60) % 3
+    np.savez(file, x=np.zeros((60, 5), np.float32), y=y)
+    text = line_of_error(capsys, "train", *FAST, "--dataset", str(file), "--embedding", "prototype")
+    assert "the prototypes of 0 and 1 are the same example" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_changed_since_training_is_named(capsys, tmp_path):
+    """Another shape, or other classes: evaluate and plot say which, and measure nothing."""
+    file, run = features(tmp_path / "table.npz"), str(tmp_path / "r")
+    assert main(["train", *FAST, "--dataset", str(file), "--run", run]) == 0
+    for changes, words in (
+        ({"dim": 6}, f"examples of shape (6,); {run} was trained on float32 of (5,)"),
+        ({"classes": 4}, f"classes 0, 1, 2, 3; {run} was trained on 0, 1, 2"),
+    ):
+        features(file, **changes)
+        for command in ("evaluate", "plot"):
+            assert words in line_of_error(capsys, command, run)
 
 
 def test_missing_data_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):

@@ -120,6 +120,7 @@ def test_a_field_in_the_wrong_table_is_found(wrong, near):
         ("train.lr", "fast"),
         ("train.weight_decay", -1.0),
         ("train.seed", -1),
+        ("train.seed", 2**63),
         ("train.order", "random"),
         ("train.optimizer", "adagrad"),
         ("train.precision", "float16"),

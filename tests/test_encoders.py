@@ -127,6 +127,34 @@ def test_an_encoder_without_features_is_refused(keep):
         Features((2, 3), factory=lambda: Total(keep))
 
 
+class Answers(nn.Module):
+    """Gives whatever it is told to."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(x)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda: {}["a"], "making the encoder failed: KeyError: 'a'"),
+        (lambda: torch.relu, "must be an nn.Module, got builtin_function"),
+        (lambda: nn.Linear(7, 2), r"fails on a batch of shape \(2, 2, 3\): RuntimeError: mat1"),
+        (lambda: Answers(lambda x: (x, x)), "of real numbers, got tuple"),
+        (lambda: Answers(lambda x: x.long()), "of real numbers, got torch.int64"),
+        (lambda: Answers(lambda x: x[:, :0]), r"features \(B, F\), got \(2, 0, 3\)"),
+    ],
+)
+def test_what_a_users_code_does_wrong_is_one_line(factory, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Features((2, 3), factory=factory)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,7 +4,7 @@ model = noprop.train("digits-dt")
 labels = model.predict(images).argmax(dim=1)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from noprop.build import (
     unit_names,
 )
 from noprop.config import RunConfig, replace
+from noprop.data import Examples
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
 from noprop.randomness import generator
@@ -124,10 +125,35 @@ class TrainedModel:
         """
         if part not in ("test", "validation", "train"):
             raise ConfigError(f"part must be test, validation or train, got {part!r}")
-        examples = getattr(load_data(self.config, data_dir), part)
+        examples = self.examples(part, data_dir)
         if len(examples) == 0:
             raise ConfigError(f"part: the {part} part of {self.config.data.dataset} is empty")
         return evaluate(self.model, examples) | {"part": part}
+
+    def examples(self, part: str, data_dir: Path | None = None) -> Examples:
+        """A part of the run's own data, read anew.
+
+        Raises:
+            DataError: If it is not to be had, or is no longer what the model was trained on.
+        """
+        data, task = load_data(self.config, data_dir), self.model.task
+        name = self.config.data.dataset
+        if (data.task.shape, data.task.dtype) != (task.shape, task.dtype):
+            raise DataError(
+                f"{name}: has {data.task.dtype} examples of shape {data.task.shape}; "
+                f"{self.folder} was trained on {task.dtype} of {task.shape}"
+            )
+        if data.task.class_names != task.class_names:
+            raise DataError(
+                f"{name}: has the classes {_some(data.task.class_names)}; {self.folder} was "
+                f"trained on {_some(task.class_names)}"
+            )
+        return getattr(data, part)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few, and how many."""
+    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
 
 
 def train(
@@ -163,10 +189,16 @@ def train(
     data = data or load_data(config, Path(data_dir) if data_dir else None)
     # What cannot be built is found here, before a run folder is there for it.
     choose_device(config.train.device)
-    embedding = build_embedding(config, data.task, None)
+    for field in ("crop_padding", "flip"):
+        if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
+            raise ConfigError(
+                f"train.{field}: only images are augmented, and {config.data.dataset} has features "
+                f"of shape {data.task.shape}"
+            )
+    embedding = build_embedding(config, data.task, data.train)
     build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
     path = Path(folder) if folder else free_folder(config.recipe)
-    create_run(path, config)
+    create_run(path, config, embedding)
     return _finish(path, config, data, emit, encoder)
 
 

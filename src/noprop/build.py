@@ -1,5 +1,6 @@
 """The one place where configuration becomes objects: data, networks, units, methods, devices."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from noprop.embeddings import (
     one_hot_embeddings,
     orthogonal_embeddings,
     random_embeddings,
+    separation,
 )
 from noprop.encoders import EncoderFactory
-from noprop.errors import ConfigError
+from noprop.errors import ConfigError, DataError
 from noprop.method_config import (
     AdjointConfig,
     BackpropConfig,
@@ -99,6 +101,8 @@ def choose_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError(f"train.device: {name} is none of auto, cpu, cuda, cuda:N and mps")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -137,14 +141,41 @@ def build_embedding(config: RunConfig, task: Task, train: Examples | None) -> Em
         task: what is classified.
         train: the training part, in which prototypes are searched; without it they are zeros, to be
             filled from a checkpoint.
+
+    Raises:
+        ConfigError: If two classes get the same embedding, for then no latent tells them apart.
+        DataError: If the reason is that two prototypes are the same image.
     """
     c, seed = config.method, generator(config.train.seed, "embedding")
     if c.embedding == "one-hot":
         return Embedding(one_hot_embeddings(task.num_classes), learned=False)
     if c.embedding == "prototype":
-        return Embedding(_prototypes(task, train), learned=c.learned)
+        weight = _prototypes(task, train)
+        if pair := _equal_rows(weight):
+            a, b = (task.class_names[i] for i in pair)
+            raise DataError(
+                f"method.embedding: two classes have the same embedding: the prototypes of {a} and "
+                f"{b} are the same example; learn from another start, or mend the data"
+            )
+        return Embedding(weight, learned=c.learned)
     start = orthogonal_embeddings if c.embedding == "orthogonal" else random_embeddings
-    return Embedding(start(task.num_classes, c.dim or 20, seed), learned=c.learned)
+    dim = c.dim or 20
+    weight = start(task.num_classes, dim, seed)
+    if _equal_rows(weight):
+        raise ConfigError(
+            f"method.dim: two classes have the same embedding: {task.num_classes} {c.embedding} "
+            f"embeddings do not fit into {dim} dimension{'s' * (dim > 1)}"
+        )
+    return Embedding(weight, learned=c.learned)
+
+
+def _equal_rows(weight: Tensor) -> tuple[int, int] | None:
+    """Two rows that are one point as far as float32 can tell, or None."""
+    lengths, least = separation(weight)
+    if least > 1e-6 * float(lengths.max()):
+        return None
+    distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+    return divmod(int(distances.fill_diagonal_(torch.inf).argmin()), len(weight))
 
 
 def _prototypes(task: Task, train: Examples | None) -> Tensor:
@@ -198,7 +229,7 @@ def build_method(
         solver = SolverUnit(network, parts.readout(), embedding, steps=c.steps, gradient=c.gradient)
         return NeuralODE(solver)
     except ValueError as error:
-        raise ConfigError(f"method: {error}") from None
+        raise ConfigError(f"method: {error}") from error
 
 
 def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:

@@ -6,10 +6,9 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from noprop import api
-from noprop.build import load_data
 from noprop.config import RunConfig
 from noprop.data import (
     SOURCES,
@@ -184,7 +183,7 @@ def plot(arguments: argparse.Namespace) -> int:
 
     encoder = _encoder(arguments.encoder)
     model = api.load(arguments.run, device=arguments.device, encoder=encoder)
-    examples = load_data(model.config, arguments.data_dir).test
+    examples = model.examples("test", arguments.data_dir)
     pictures = draw_run(arguments.run, model.model, examples)
     paths = save_pictures(pictures, arguments.out or arguments.run / "plots")
     for picture in pictures:
@@ -204,8 +203,17 @@ def _encoder(name: str | None) -> EncoderFactory | None:
     if name is None:
         return None
     module, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
     try:
-        sys.path.insert(0, str(Path.cwd()))
-        return getattr(importlib.import_module(module), function)
+        factory = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--encoder wants MODULE:FUNCTION, got {name!r}: {error}") from None
+    except Exception as error:  # whatever the user's module may raise
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"--encoder {name}: importing {module} failed: {words}") from error
+    if not callable(factory):
+        raise ConfigError(
+            f"--encoder wants MODULE:FUNCTION, got {name!r}: {function} is "
+            f"{type(factory).__name__}, not callable"
+        )
+    return cast("EncoderFactory", factory)

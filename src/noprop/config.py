@@ -86,7 +86,7 @@ class TrainConfig:
         0, "augment: random crops, padded by this"
     )
     flip: bool = described(False, "augment: mirror half of the images")
-    seed: Annotated[int, Field(ge=0)] = described(0, "of everything random")
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = described(0, "of everything random")
     device: str = described("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "float32", "bf16"] = described(
         "auto", "bf16 where the device has instructions for it"

@@ -194,7 +194,7 @@ def _encoder(
     if kind == "custom":
         if factory is None:
             raise ValueError("encoder 'custom' needs a function that makes the encoder; none given")
-        return CustomEncoder(factory())
+        return CustomEncoder(_made_by(factory))
     if kind == "mlp":
         return mlp_path(math.prod(shape), dropout)
     if len(shape) != 3:
@@ -203,15 +203,39 @@ def _encoder(
     return path(shape[0], (shape[1], shape[2]), dropout)
 
 
+def _made_by(factory: EncoderFactory) -> nn.Module:
+    """What a user's function gives, if it is a module."""
+    try:
+        module = factory()
+    except Exception as error:  # whatever a user's code may raise
+        raise ValueError(f"making the encoder failed: {_words_of(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"the encoder must be an nn.Module, got {type(module).__name__}")
+    return module
+
+
 def _feature_count(encoder: nn.Module, shape: tuple[int, ...]) -> int:
     # A user's module is asked itself, for what wraps it already relies on the shape checked here.
     module = encoder.module if isinstance(encoder, CustomEncoder) else encoder
     training = module.training
-    with torch.no_grad():
-        features = stochastic_call(module.eval(), torch.zeros(2, *shape), None)
+    try:
+        with torch.no_grad():
+            features = module.eval()(torch.zeros(2, *shape))
+    except Exception as error:  # as above
+        raise ValueError(
+            f"the encoder fails on a batch of shape {(2, *shape)}: {_words_of(error)}"
+        ) from error
     module.train(training)
-    if features.ndim < 2 or features.shape[0] != 2:
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"the encoder must give features (B, F) of real numbers, got {kind}")
+    if features.ndim < 2 or features.shape[0] != 2 or features.numel() == 0:
         raise ValueError(
             f"the encoder must give features (B, F), got {tuple(features.shape)} from a batch of 2"
         )
     return features[0].numel()
+
+
+def _words_of(error: Exception) -> str:
+    """An error of a user's own code in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -71,9 +71,7 @@ def test_the_labels_of_the_test_part_leave_the_model_as_it_is(tmp_path, model):
     assert results[0] != results[1]
     labels = Examples(VALIDATION.x, VALIDATION.y[order])
     chosen = trained(tmp_path / "validation", with_part(DATA, validation=labels))
-    assert (chosen.folder / "model.json").read_bytes() != (
-        model.folder / "model.json"
-    ).read_bytes()
+    assert (chosen.folder / "model.json").read_bytes() != (model.folder / "model.json").read_bytes()
 
 
 def test_only_training_batches_are_augmented(tmp_path, monkeypatch):

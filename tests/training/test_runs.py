@@ -1,6 +1,7 @@
 """A run folder: any number of processes, any kill, any damage, and what comes out of it."""
 
 import dataclasses
+import io
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ import torch
 from noprop.build import load_data
 from noprop.config import RunConfig, from_toml, replace, to_toml
 from noprop.data import Examples
-from noprop.errors import ConfigError, RunError, TrainingError
+from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.training import workers as workers_module
 from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
 from noprop.training.runs import (
@@ -388,6 +389,114 @@ def test_a_damaged_model_description_is_named(finished, tmp_path, content):
     (tmp_path / "r" / "model.json").write_text(content)
     with pytest.raises(RunError, match=r"model\.json: is damaged"):
         load_model(tmp_path / "r")
+
+
+NORMAL = {"mean": [0.3], "std": [0.4]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"path_weights": [[0.5], [0.5]]}, r"path_weights have shape \(2, 1\), wanted \(2,\)"),
+        ({"path_weights": [0.5, 0.3, 0.2]}, r"path_weights have shape \(3,\), wanted \(2,\)"),
+        ({"path_weights": [0.5, 0.6]}, "path_weights must be at least 0 and sum to 1"),
+        ({"path_weights": [-0.5, 1.5]}, "path_weights must be at least 0 and sum to 1"),
+        ({"path_weights": None}, "path_weights are for a method with a path"),
+        ({"normalization": NORMAL | {"std": [0.0]}}, "std must be above 0"),
+        ({"normalization": NORMAL | {"std": ["0.4"]}}, "std must be finite numbers"),
+        ({"normalization": NORMAL | {"mean": [0.3, 0.3]}}, "mean has 2 numbers, wanted 1"),
+        ({"shape": ["a", 8, 8]}, r"shape is \['a', 8, 8\]"),
+        ({"shape": []}, "shape"),
+        ({"class_names": [0] * 10}, "class_names must be texts"),
+        ({"dtype": "float16"}, "dtype is float16, wanted uint8 or float32"),
+    ],
+)
+def test_each_field_of_a_model_description_is_checked(finished, tmp_path, changes, words):
+    _, model, _ = finished
+    create_run(tmp_path / "r", model.config)
+    save_model(tmp_path / "r", model)
+    path = tmp_path / "r" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(RunError, match=rf"model\.json: is damaged \(.*{words}") as caught:
+        load_model(tmp_path / "r")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_without_a_place_are_refused(finished, tmp_path):
+    """One block fewer in config.toml: not a chain that leaves out its last block."""
+    _, model, _ = finished
+    create_run(tmp_path / "r", configured(**{"method.num_blocks": 1}))
+    save_model(tmp_path / "r", model)
+    with pytest.raises(
+        RunError, match=r"model\.safetensors: holds .* architecture: block-2/module"
+    ):
+        load_model(tmp_path / "r")
+
+
+def test_starting_embeddings_of_another_shape_are_refused(tmp_path):
+    config = configured(**{"method.embedding": "orthogonal"})
+    create_run(tmp_path / "r", config)
+    save_tensors(tmp_path / "r" / "embedding.safetensors", {"weight": torch.eye(10, 12)}, {})
+    with pytest.raises(RunError, match=r"embedding\.safetensors: holds embeddings of another kind"):
+        train(tmp_path / "r", config)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "config.toml"])
+def test_a_file_that_may_not_be_read_says_so(finished, tmp_path, monkeypatch, name):
+    """Not that it is missing, nor that it is damaged."""
+    _, model, _ = finished
+    create_run(tmp_path / "r", model.config)
+    save_model(tmp_path / "r", model)
+    real = io.open
+
+    def guarded(file, *arguments, **settings):
+        if str(file).endswith(name):
+            raise PermissionError(13, "Permission denied", str(file))
+        return real(file, *arguments, **settings)
+
+    for place in ("builtins.open", "io.open"):
+        monkeypatch.setattr(place, guarded)
+    with pytest.raises(NoPropError, match=rf"{name}: cannot be read: Permission denied"):
+        load_model(tmp_path / "r")
+
+
+def test_a_folder_in_place_of_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(RunError, match="cannot be read: Is a directory"):
+        load_tensors(tmp_path)
+    with pytest.raises(RunError, match="there is no such checkpoint"):
+        load_tensors(tmp_path / "absent")
+
+
+def test_a_process_killed_while_it_made_the_folder_left_nothing_in_the_way(tmp_path, monkeypatch):
+    """From config.toml on the folder is a run; before that it can be taken again."""
+    folder = tmp_path / "r"
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("noprop.training.checkpoint.os.replace", killed)
+        with pytest.raises(Killed):
+            create_run(folder, configured())
+    (folder / ".config.toml.77.tmp").write_bytes(b"[tra")  # as kill -9 would leave it
+    create_run(folder, configured())
+    assert open_run(folder) == configured()
+    assert (folder / "environment.json").is_file()
+
+    def killed_later(path, content):
+        write_whole(path, content)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("noprop.training.runs.write_whole", killed_later)
+        with pytest.raises(Killed):
+            create_run(tmp_path / "later", configured())
+    assert open_run(tmp_path / "later") == configured()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(RunError, match="full: is there already"):
+        create_run(tmp_path / "full", configured())
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
 def test_folders_that_are_no_runs(tmp_path):

@@ -63,6 +63,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         RunError: If the file is missing, truncated, or no checkpoint of this package.
     """
     try:
+        with open(path, "rb"):  # safe_open says of whatever it may not open that it is not there
+            pass
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
             return tensors, json.loads((file.metadata() or {})["noprop"])

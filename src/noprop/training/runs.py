@@ -5,8 +5,10 @@ Any process that finds the folder can go on with it, and reading it executes not
 
 import hashlib
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from noprop.build import (
 )
 from noprop.config import RunConfig, from_toml, to_mapping, to_toml
 from noprop.data import Examples, Normalization
+from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.methods.base import Method
@@ -69,22 +72,44 @@ class Model:
     bf16: bool
 
 
-def create_run(folder: Path, config: RunConfig) -> None:
-    """Make a run folder.
+def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
+    """Make a run folder: it is one as soon as ``config.toml`` is there, which is written first.
+
+    A folder is taken that is empty, or holds no more than a process left that was killed in here.
+
+    Args:
+        folder: the run.
+        config: its configuration.
+        embedding: W_Embed before training, where it is made already.
 
     Raises:
         RunError: If it is there already, or cannot be made.
     """
+    environment = json.dumps(_environment(config), indent=1).encode()
+    taken = RunError(
+        f"{folder}: is there already; continue it with --resume {folder}, or name another"
+    )
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_free(folder):
+            raise taken
     except FileExistsError:
-        raise RunError(
-            f"{folder}: is there already; continue it with --resume {folder}, or name another"
-        ) from None
+        raise taken from None
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {error.strerror or error}") from None
-    write_whole(folder / "environment.json", json.dumps(_environment(config), indent=1).encode())
-    write_whole(folder / "config.toml", to_toml(config).encode())
+    with _alone(folder):
+        if not _is_free(folder):  # another process was faster
+            raise taken
+        write_whole(folder / "config.toml", to_toml(config).encode())
+        write_whole(folder / "environment.json", environment)
+        if embedding is not None:
+            save_tensors(folder / "embedding.safetensors", embedding.state_dict(), {})
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is in a folder but what :func:`create_run` leaves before ``config.toml``."""
+    ours = re.compile(r"\.lock|\.config\.toml\.\d+\.tmp")
+    return all(ours.fullmatch(entry.name) for entry in folder.iterdir())
 
 
 def open_run(folder: Path) -> RunConfig:
@@ -178,7 +203,11 @@ def _starting_embedding(folder: Path, config: RunConfig, data: RunData) -> Any:
     path = folder / "embedding.safetensors"
     if path.exists():
         embedding = build_embedding(config, data.task, None)
-        embedding.load_state_dict(load_tensors(path)[0])
+        try:
+            embedding.load_state_dict(load_tensors(path)[0])
+        except RuntimeError as error:
+            first = " ".join(str(error).split())[:200]
+            raise RunError(f"{path}: holds embeddings of another kind: {first}") from None
         return embedding
     embedding = build_embedding(config, data.task, data.train)
     save_tensors(path, embedding.state_dict(), {})
@@ -216,7 +245,9 @@ def _assemble(folder: Path, config: RunConfig, task: Task, factory: EncoderFacto
     """The model out of the groups' checkpoints."""
     state: dict[str, Any] = {}
     for group in groups_of(config):
-        state |= load_tensors(checkpoint_path(folder, group))[0]
+        tensors, _ = load_tensors(checkpoint_path(folder, group))
+        kinds = {"optimizer", "shared-optimizer"}
+        state |= {n: v for n, v in tensors.items() if not kinds & set(n.split("/")[:2])}
     model = _empty_model(config, task, factory)
     _load_weights(model, state, folder)
     return model
@@ -230,6 +261,11 @@ def _empty_model(config: RunConfig, task: Task, factory: EncoderFactory | None) 
 
 
 def _load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
+    if unused := sorted(tensors.keys() - _weights_of(model.method).keys()):
+        raise RunError(
+            f"{source}: holds the weights of another architecture: {unused[0]} has no place in "
+            "that of config.toml"
+        )
     try:
         model.method.shared.load_state_dict(unflatten("shared", tensors))
         for unit in model.method.units:
@@ -243,12 +279,16 @@ def _load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+def _weights_of(method: Method) -> dict[str, Any]:
+    tensors = flatten("shared", method.shared.state_dict())
+    for unit in method.units:
+        tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
+    return tensors
+
+
 def save_model(folder: Path, model: Model) -> None:
     """Write ``model.safetensors`` and ``model.json``: all that prediction needs."""
-    tensors = flatten("shared", model.method.shared.state_dict())
-    for unit in model.method.units:
-        tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
-    save_tensors(folder / "model.safetensors", tensors, {"format": 1})
+    save_tensors(folder / "model.safetensors", _weights_of(model.method), {"format": 1})
     weights = model.method.path_weights
     about = {
         "format": 1,
@@ -282,10 +322,13 @@ def load_model(
         )
     try:
         about = json.loads(path.read_text())
+        _check_description(about)
         normal = Normalization(*(tuple(about["normalization"][k]) for k in ("mean", "std")))
         task = Task(tuple(about["shape"]), tuple(about["class_names"]), normal, about["dtype"])
         weights = None if about["path_weights"] is None else torch.tensor(about["path_weights"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
     if device or config.train.device.startswith(("cuda", "mps")):
         from noprop.config import replace
@@ -296,8 +339,44 @@ def load_model(
     _load_weights(
         model, load_tensors(folder / "model.safetensors")[0], folder / "model.safetensors"
     )
+    if trouble := _misfit(weights, model.method.path_weights):
+        raise RunError(f"{path}: is damaged (path_weights {trouble})")
     model.method.path_weights = weights
     return model
+
+
+def _check_description(about: dict[str, Any]) -> None:
+    """Refuse what no data set can have told of itself.
+
+    Raises:
+        ValueError: With the field of ``model.json`` and what is wrong with it.
+    """
+    shape, names, normalization = (about[k] for k in ("shape", "class_names", "normalization"))
+    if not shape or not all(type(n) is int and n > 0 for n in shape):
+        raise ValueError(f"shape is {shape}, wanted numbers of at least 1")
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names must be texts, and at least one")
+    if about["dtype"] not in ("uint8", "float32"):
+        raise ValueError(f"dtype is {about['dtype']}, wanted uint8 or float32")
+    for key in ("mean", "std"):
+        values = normalization[key]
+        if len(values) != shape[0]:
+            raise ValueError(f"{key} has {len(values)} numbers, wanted {shape[0]}")
+        if not all(isinstance(v, float) and math.isfinite(v) for v in values):
+            raise ValueError(f"{key} must be finite numbers")
+    if not all(v > 0 for v in normalization["std"]):
+        raise ValueError("std must be above 0")
+
+
+def _misfit(weights: torch.Tensor | None, uniform: torch.Tensor | None) -> str | None:
+    """What keeps path weights from being those of a method that begins with ``uniform``."""
+    if weights is None or uniform is None:
+        return None if weights is uniform else "are for a method with a path, and for no other"
+    if weights.shape != uniform.shape:
+        return f"have shape {tuple(weights.shape)}, wanted {tuple(uniform.shape)}"
+    if not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-3:
+        return "must be at least 0 and sum to 1"
+    return None
 
 
 def _still_here(device: str) -> str:
