@@ -199,8 +199,11 @@ def test_prior_kl_keeps_its_digits_in_float32():
 
 
 @given(gammas(), st.floats(0.01, 2))
-def test_the_weight_is_the_kl_of_eq_5(gamma, eta):
-    """T η KL(q(z_t|z_{t-1}, y) ‖ p(z_t|z_{t-1}, x)) = weight ‖û - u‖², both of variance c."""
+def test_the_weight_is_the_kl_of_a_step(gamma, eta):
+    """T η KL(q(z_t|z_{t-1}, y) ‖ p(z_t|z_{t-1}, x)) = weight ‖û - u‖², both of variance c.
+
+    Eqs. 51-56.
+    """
     k, T = step_coefficients(gamma), len(gamma) - 1
     u, u_hat, z = torch.tensor([[1, 0, 2], [0.5, -1, 2], [3, 1, 0]], dtype=torch.float64)
     for i in range(T):

@@ -290,7 +290,7 @@ class _Parts:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(d,), or an image's where d is that of an image (Section 2.2.1)."""
+        """(d,), or an image's where d is that of an image (Section 2.3.2)."""
         dim, shape = self.embedding.weight.shape[1], self.task.shape
         kind = self.config.method.embedding
         as_large = len(shape) == 3 and dim == torch.Size(shape).numel() and kind != "one-hot"

@@ -1,4 +1,4 @@
-r"""The forward process on label embeddings, its reverse step, and the bound's terms (Eqs. 3, 5-8).
+r"""The forward process on label embeddings, its reverse step, and the bound's terms (Eqs. 3-8).
 
 $q(z_t | y) = \mathcal{N}(\sqrt{\bar\alpha_t}\, u_y, (1 - \bar\alpha_t) I)$ (Eq. 6), with
 $\bar\alpha_t = \prod_{s=t}^{T} \alpha_s$ rising in $t$. Block $t$ of the chain reads $z_{t-1}$ and
@@ -89,8 +89,8 @@ def denoising_weights(gamma: Float[Tensor, " levels"], eta: float) -> Float[Tens
     r"""Weights $\frac{T}{2}\eta\,(\mathrm{SNR}(t) - \mathrm{SNR}(t-1))$ of the errors (Eq. 8).
 
     Written $\frac{T}{2}\eta\,\mathrm{SNR}(t)\, r_t$, so that neighbouring levels lose no digits.
-    With $\eta = 1$, weight $t$ times the mean squared error is $T$ times the KL term of step $t$ in
-    Eq. 5.
+    With $\eta = 1$, weight $t$ times the mean squared error is $T$ times the KL term of step $t$
+    (Eqs. 51-56).
 
     Args:
         gamma: $-\log\mathrm{SNR}(t)$ for $t = 0, \dots, T$, shape (T + 1,).
@@ -104,7 +104,7 @@ def denoising_weights(gamma: Float[Tensor, " levels"], eta: float) -> Float[Tens
 
 
 def prior_kl(u: Float[Tensor, "batch dim"], gamma: Float[Tensor, ""]) -> Float[Tensor, " batch"]:
-    r"""$\mathrm{KL}(q(z_0 | y)\,\|\,\mathcal{N}(0, I))$ of each example, in nats (Eq. 5).
+    r"""$\mathrm{KL}(q(z_0 | y)\,\|\,\mathcal{N}(0, I))$ of each example, in nats (Eq. 8).
 
     $\frac12 [\bar\alpha_0 \|u_y\|^2 - d\,\bar\alpha_0 - d \log(1 - \bar\alpha_0)]$; the last two
     terms cancel to second order in $\bar\alpha_0$.

@@ -1,6 +1,6 @@
 r"""Class embeddings $W_\mathrm{Embed}$ (m, d): how a label becomes a point that bears noise.
 
-The paper's three kinds (Section 4, Fig. 7): one-hot, a table of d numbers a class (started
+The paper's three kinds (Section 2.2.1, Fig. 7): one-hot, a table of d numbers a class (started
 orthogonal or random, then trained), and prototypes, where a class starts at its most typical
 training image.
 """
@@ -139,7 +139,7 @@ class Embedding(nn.Module):
         return self.weight[y]
 
     def expectation(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch dim"]:
-        """û = softmax(logits) @ W_Embed, a convex combination of the embeddings (Section 3.1)."""
+        """û = softmax(logits) @ W_Embed, a convex combination of the embeddings (Section 2.3.2)."""
         return self.combination(logits.to(self.weight.dtype).softmax(dim=1))
 
     def combination(self, weights: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch dim"]:

@@ -66,7 +66,7 @@ class DTConfig(MethodConfig):
 
     name: Literal["dt"] = described("dt", "the method")
     num_blocks: Annotated[int, Field(ge=1, le=10_000)] = described(10, "T, blocks of the chain")
-    eta: AboveZero = described(0.1, "weight of the denoising terms (Eqs. 8, 9)")
+    eta: AboveZero = described(0.1, "weight of the denoising terms (Eq. 8)")
     weighting: Weighting = described(
         "snr", "of the denoising errors: the bound's SNR slope, 1, or SNR up to 5"
     )

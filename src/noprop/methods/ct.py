@@ -204,7 +204,7 @@ class ContinuousNoProp(Method):
     def bound(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> dict[str, float]:
-        """The three terms of the bound on -log p(y|x), in nats: Eq. 9 with η = 1.
+        """The three terms of the bound on -log p(y|x) (Eq. 4), in nats: Eq. 9 with η = 1.
 
         One time an example, spread evenly over the batch.
         """

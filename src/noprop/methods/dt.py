@@ -211,10 +211,10 @@ class DiscreteNoProp(Method):
     def bound(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> dict[str, float]:
-        """The three terms of the bound on -log p(y|x) (Eq. 5), in nats, one draw an example.
+        """The three terms of the bound on -log p(y|x) (Eq. 4), in nats, one draw an example.
 
-        ``denoising`` is Σ_t ½ (SNR(t) - SNR(t-1)) ‖û_t - u_y‖²: η is 1 here, whatever trained the
-        blocks.
+        ``denoising`` is Σ_t ½ (SNR(t) - SNR(t-1)) ‖û_t - u_y‖² (Eq. 57, Appendix A.4): Eq. 8 with
+        η = 1, whatever trained the blocks.
         """
         terms = self.readout.loss(x, y, generator).terms
         weights = denoising_weights(self.gamma, 1.0) / len(self.blocks)
