@@ -149,6 +149,39 @@ def test_data_that_changed_since_training_is_named(capsys, tmp_path):
             assert words in line_of_error(capsys, command, run)
 
 
+def test_a_run_finds_its_data_from_another_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    features(tmp_path / "table.npz")
+    assert main(["train", *FAST, "--dataset", "table.npz", "--run", "r"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", "../r", "--json"]) == 0
+
+
+def test_an_encoder_that_ships_is_a_field(capsys, tmp_path):
+    """A name sets method.encoder, as for describe; what has a colon is a function of one's own."""
+    run = tmp_path / "r"
+    assert main(["train", *FAST, "--encoder", "mlp", "--run", str(run)]) == 0
+    assert 'encoder = "mlp"' in (run / "config.toml").read_text()
+    assert "method.encoder: input should be 'auto'" in line_of_error(
+        capsys, "train", "--encoder", "mpl"
+    )
+    assert "only train.workers can change, got method.encoder" in line_of_error(
+        capsys, "train", "--resume", str(run), "--encoder", "conv"
+    )
+    assert "--encoder wants MODULE:FUNCTION" in line_of_error(
+        capsys, "evaluate", str(run), "--encoder", "mlp"
+    )
+
+
+def test_a_recipe_s_name_leads_nowhere_else(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text('recipe = "../../evil"')
+    assert "c.toml: recipe: string should match" in line_of_error(
+        capsys, "train", "--config", "c.toml"
+    )
+
+
 def test_missing_data_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NOPROP_DATA", raising=False)

@@ -29,7 +29,7 @@ positive = st.floats(1e-300, 1e300)
 CHANGES = st.fixed_dictionaries(
     {},
     optional={
-        "recipe": st.text(st.characters(exclude_categories=["Cs"])),
+        "recipe": st.from_regex(r"[A-Za-zü0-9_][A-Za-zü0-9_.-]*", fullmatch=True),
         "data.dataset": st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
         "data.image_size": st.none() | st.integers(1, 512),
         "data.validation": st.floats(0, 1, exclude_max=True),
@@ -68,6 +68,14 @@ def test_a_file_gives_only_what_it_changes(tmp_path):
     assert from_toml(path) == replace(RunConfig(), {"train.epochs": 7})
     path.write_text("")
     assert from_toml(path) == RunConfig()
+
+
+def test_auto_workers_are_one_a_core(tmp_path):
+    """On the command line, in a file and in Python alike; 0 says the same."""
+    path = tmp_path / "c.toml"
+    path.write_text('[train]\nworkers = "auto"\n')
+    auto = replace(RunConfig(), {"train.workers": parse_value("train.workers", "auto")})
+    assert auto == from_toml(path) == replace(RunConfig(), {"train.workers": 0})
 
 
 def test_every_field_has_a_default_and_a_help_text():
@@ -119,6 +127,12 @@ def test_a_field_in_the_wrong_table_is_found(wrong, near):
         ("train.lr", math.nan),
         ("train.lr", "fast"),
         ("train.weight_decay", -1.0),
+        ("recipe", "../../evil"),
+        ("recipe", "a/b"),
+        ("recipe", ".hidden"),
+        ("recipe", ""),
+        ("train.workers", -1),
+        ("train.workers", "all"),
         ("train.seed", -1),
         ("train.seed", 2**63),
         ("train.order", "random"),

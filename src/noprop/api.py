@@ -21,7 +21,7 @@ from noprop.build import (
     unit_names,
 )
 from noprop.config import RunConfig, replace
-from noprop.data import Examples
+from noprop.data import Examples, lasting_name
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
 from noprop.randomness import generator
@@ -186,7 +186,9 @@ def train(
     if encoder is not None:
         changes["method.encoder"] = "custom"
     config = replace(config, changes)
-    data = data or load_data(config, Path(data_dir) if data_dir else None)
+    if data is None:
+        data = load_data(config, Path(data_dir) if data_dir else None)
+        config = replace(config, {"data.dataset": lasting_name(config.data.dataset)})
     # What cannot be built is found here, before a run folder is there for it.
     choose_device(config.train.device)
     for field in ("crop_padding", "flip"):
@@ -205,13 +207,16 @@ def train(
 def resume(
     folder: Path | str,
     *,
-    workers: int | None = None,
+    workers: int | str | None = None,
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
     emit: Emit = lambda event: None,
 ) -> TrainedModel:
-    """Go on with a run, wherever it was stopped: the result is that of a run never stopped."""
+    """Go on with a run, wherever it was stopped: the result is that of a run never stopped.
+
+    ``workers`` replaces ``train.workers``; all else that :func:`train` was given is given again.
+    """
     path = Path(folder)
     config = open_run(path)
     if workers is not None:

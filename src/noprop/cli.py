@@ -100,10 +100,12 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     data.add_argument("--verify", action="store_true", help="compare every file with its hash")
     for sub in (train, evaluate, plot, data):
         sub.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data here first")
-    for sub in (train, evaluate, predict, plot):
-        sub.add_argument(
-            "--encoder", metavar="MODULE:FUNCTION", help="makes an image encoder of your own"
-        )
+    own = "makes an image encoder of your own"
+    for sub in (evaluate, predict, plot):
+        sub.add_argument("--encoder", metavar="MODULE:FUNCTION", help=own)
+    train.add_argument(
+        "--encoder", metavar="VALUE", help=f"auto|conv|small|mlp, or MODULE:FUNCTION that {own}"
+    )
     return parser, made
 
 

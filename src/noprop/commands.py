@@ -29,7 +29,11 @@ __all__ = ["data", "describe", "evaluate", "plot", "predict", "train"]
 
 def train(arguments: argparse.Namespace) -> int:
     """``noprop train``."""
-    encoder = _encoder(arguments.encoder)
+    encoder = None
+    if ":" in (arguments.encoder or ""):
+        encoder = _encoder(arguments.encoder)
+    else:
+        setattr(arguments, "method.encoder", arguments.encoder)
     if arguments.resume:
         config, folder = open_run(arguments.resume), arguments.resume
         changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]

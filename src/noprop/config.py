@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from noprop.errors import ConfigError
@@ -92,9 +92,9 @@ class TrainConfig:
         "auto", "bf16 where the device has instructions for it"
     )
     channels_last: bool = described(True, "memory order of images; faster on CPU and CUDA")
-    workers: Annotated[int, Field(ge=0)] = described(
-        0, "worker processes, one thread each; 0 takes one a core"
-    )
+    workers: Annotated[
+        int, Field(ge=0), BeforeValidator(lambda value: 0 if value == "auto" else value)
+    ] = described(0, "worker processes, one thread each; auto, or 0, takes one a core")
     checkpoint_every: Annotated[float, Field(ge=0)] = described(
         20.0, "seconds of training between checkpoints"
     )
@@ -113,7 +113,10 @@ class EvaluationConfig:
 class RunConfig:
     """Everything a run depends on."""
 
-    recipe: str = described("custom", "the recipe it began as")
+    # It names a folder, and must not lead out of the one that this is in.
+    recipe: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = described(
+        "custom", "the recipe it began as"
+    )
     data: DataConfig = field(default_factory=DataConfig)
     method: AnyMethod = field(default_factory=DTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noprop.data import SOURCES, inspect_sources, load_dataset, search_path
+from noprop.data import SOURCES, inspect_sources, lasting_name, load_dataset, search_path
 from noprop.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -113,6 +113,17 @@ def test_cifar_with_other_bytes_is_refused(tmp_path, name):
         path.write_bytes(bytes(3073 * 3074))
     with pytest.raises(DataError, match=r"\.bin: is not the published file \(sha256:"):
         load_dataset(name, data_dir=tmp_path, download=False)
+
+
+def test_paths_become_absolute_and_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in ("digits", "mnist", "tiny-imagenet"):
+        assert lasting_name(name) == name
+    for name in ("birds", "./birds", str(tmp_path / "birds")):
+        assert lasting_name(name) == str(tmp_path / "birds")
+    assert lasting_name("./mnist") == str(tmp_path / "mnist")  # a folder that is called so
+    assert lasting_name("~/birds.npz") == "/home/me/birds.npz"
 
 
 @pytest.mark.parametrize(

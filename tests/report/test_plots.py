@@ -150,16 +150,16 @@ def test_the_page_says_what_the_evaluation_says(tmp_path):
 
 
 def test_names_of_strangers_stay_text(tmp_path):
-    """Classes, recipe, data set and folder are another's words; figures are drawn all the same."""
-    recipe = "</title><script>alert(2)</script>"
-    model = untrained(EVIL, recipe=recipe, **{"data.dataset": "<img src=x>"})
+    """Classes, data set and folder are another's words; figures are drawn all the same."""
+    dataset = "</title><script>alert(2)</script><img src=x>"
+    model = untrained(EVIL, **{"data.dataset": dataset})
     run = write_run(tmp_path / "<script src=y>", model)
     html = page_of(run, model)
     page = Page(html)
     assert not {"script", "img", "link", "iframe", "object", "base"} & set(page.tags)
     assert EVIL[0] in page.text
     assert "<script src=y>" in page.text
-    assert page.text.count(recipe) >= 2
+    assert page.text.count(dataset) >= 2
     assert "cannot be drawn" not in html
     assert page.tags.count("svg") == 5
 

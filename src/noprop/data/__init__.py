@@ -14,6 +14,7 @@ from noprop.data.loading import (
     FileStatus,
     SourceStatus,
     inspect_sources,
+    lasting_name,
     load_dataset,
     search_path,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "batch_indices",
     "hold_out",
     "inspect_sources",
+    "lasting_name",
     "load_dataset",
     "read_inputs",
     "search_path",

@@ -14,7 +14,14 @@ from noprop.data.formats import read_npz
 from noprop.data.sources import DIGITS, SOURCES, Source
 from noprop.errors import DataError
 
-__all__ = ["FileStatus", "SourceStatus", "inspect_sources", "load_dataset", "search_path"]
+__all__ = [
+    "FileStatus",
+    "SourceStatus",
+    "inspect_sources",
+    "lasting_name",
+    "load_dataset",
+    "search_path",
+]
 
 
 def search_path(data_dir: Path | None = None) -> list[Path]:
@@ -29,6 +36,12 @@ def search_path(data_dir: Path | None = None) -> list[Path]:
         cache = Path("~/.cache")
     folders = [Path(folder).expanduser() for folder in given if folder is not None]
     return list(dict.fromkeys([*folders, cache.expanduser() / "noprop" / "data"]))
+
+
+def lasting_name(name: str) -> str:
+    """The name as it is understood in any working folder: paths become absolute."""
+    is_name = name == "digits" or name in SOURCES
+    return name if is_name else str(Path(name).expanduser().absolute())
 
 
 def load_dataset(
