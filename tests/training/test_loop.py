@@ -93,6 +93,20 @@ def test_each_epoch_has_every_unit_on_every_batch(tmp_path, order):
 
 
 @pytest.mark.parametrize("order", ["sequential", "parallel"])
+@pytest.mark.parametrize("embedding", [FIXED, LEARNED], ids=["fixed", "learned"])
+def test_work_counts_the_updates_that_read_images(tmp_path, order, embedding):
+    """One by one: the readout's, which take no time, leave the count where it is."""
+    made = trainer(tmp_path, **embedding, **{"train.order": order})
+    count = 0
+    for position in range(made.total):
+        assert made.work(position) == count
+        count += made.units[made.update(position).index].reads_images
+    assert made.work(made.total) == count == 2 * 2 * 4
+    alone = trainer(tmp_path, quiet, "readout", **{"train.order": order})
+    assert alone.work(alone.total) == alone.total
+
+
+@pytest.mark.parametrize("order", ["sequential", "parallel"])
 def test_which_examples_each_unit_sees(tmp_path, monkeypatch, order):
     """Parallel: one shuffle for all units. Sequential: each unit its own. Both: new each epoch."""
     made = trainer(tmp_path, **{"train.order": order})

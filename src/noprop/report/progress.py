@@ -28,11 +28,11 @@ class ProgressReport:
         self.started = time.monotonic()
         self.printed = 0.0
         self.groups = 0
-        self.shares: dict[str, float] = {}  # how much of each group is done, 0..1
-        self.begun: dict[
-            str, int
-        ] = {}  # update each unit's group stood at when it was first heard of
+        # Of each group, in updates that read images: where it was first heard of, where it is now,
+        # and how many there are.
+        self.begun: dict[str, int] = {}
         self.latest: dict[str, int] = {}
+        self.totals: dict[str, int] = {}
         self.losses: dict[str, float] = {}
         console = Console(stderr=True)
         self.live: Progress | None = None
@@ -77,9 +77,9 @@ class ProgressReport:
         unit, position = event["unit"], event["position"]
         self.losses[unit] = event["loss"]
         if unit != "readout":
-            self.begun.setdefault(unit, position)
-            self.latest[unit] = position
-            self.shares[unit if self.groups > 1 else "all"] = position / event["total"]
+            group = unit if self.groups > 1 else "all"
+            self.begun.setdefault(group, event["work"])
+            self.latest[group], self.totals[group] = event["work"], event["total_work"]
         note = f"epoch {event['epoch']}  loss {event['loss']:.4g}"
         if self.live:
             if unit not in self.rows:
@@ -114,16 +114,22 @@ class ProgressReport:
     @property
     def share(self) -> float:
         """How much of the training is done, 0..1."""
-        return min(1.0, sum(self.shares.values()) / max(1, self.groups))
+        return min(1.0, self._sum_of_shares(self.latest) / max(1, self.groups))
+
+    def _sum_of_shares(self, work: dict[str, int]) -> float:
+        return sum(work[group] / self.totals[group] for group in work)
 
     def summary(self) -> str:
         """Examples a second and block, and the time left."""
         elapsed = time.monotonic() - self.started
-        updates = sum(self.latest[u] - self.begun[u] for u in self.latest)
+        updates = sum(self.latest[group] - self.begun[group] for group in self.latest)
         speed = f"{updates * self.batch_size / elapsed:,.0f} examples/s"
-        if self.share < 0.02:
+        # What an earlier process did took none of this one's time.
+        done = self._sum_of_shares(self.latest) - self._sum_of_shares(self.begun)
+        left = self.groups - self._sum_of_shares(self.latest)
+        if done <= 0.02 * (done + left):
             return speed
-        return f"{speed}, {duration(elapsed * (1 - self.share) / self.share)} left"
+        return f"{speed}, {duration(elapsed * left / done)} left"
 
     def _line(self, text: str) -> None:
         if self.quiet:

@@ -131,6 +131,28 @@ class GroupTrainer:
             rest -= unit.passes * self.batches
         raise AssertionError("an epoch's updates are those of its units")
 
+    def work(self, position: int) -> int:
+        """Updates with images before ``position``: those that take the time.
+
+        A group whose loss looks at no image counts all of its updates.
+        """
+        reads = [unit.reads_images for unit in self.units]
+        if not any(reads):
+            return position
+        epoch, rest = divmod(position, self.updates_per_epoch)
+        done = epoch * self.batches * sum(u.passes for u in self.units if u.reads_images)
+        if self.c.order == "parallel":
+            batch, index = divmod(rest, len(reads))
+            return done + batch * sum(reads) + sum(reads[:index])
+        if self.joined:  # what takes a step beside the others reads no image
+            pair, half = divmod(rest, 1 + len(self.beside))
+            return done + pair + (half > 0)
+        for unit, reads_images in zip(self.units, reads, strict=True):
+            here = min(rest, unit.passes * self.batches)
+            done += here * reads_images
+            rest -= here
+        return done
+
     def indices(self, update: Update) -> Int64[Tensor, " batch"]:
         """The examples of an update: its own shuffle in each pass, or one for those joined."""
         unit, turn = self.units[update.index], update.turn
@@ -222,6 +244,8 @@ class GroupTrainer:
                 "epoch": at.epoch + 1,
                 "position": self.position,
                 "total": self.total,
+                "work": self.work(self.position),
+                "total_work": self.work(self.total),
                 "loss": torch.stack(running[unit.name]).mean().item(),
             }
         )
