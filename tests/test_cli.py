@@ -182,6 +182,19 @@ def test_a_recipe_s_name_leads_nowhere_else(capsys, monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.parametrize("place", ["load_data", "train_run"])
+def test_ctrl_c_says_how_to_go_on_where_there_is_a_run(capsys, monkeypatch, tmp_path, place):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"noprop.api.{place}", interrupted)
+    folder = tmp_path / "r"
+    assert main(["train", *FAST, "--run", str(folder)]) == 130
+    text = capsys.readouterr().err
+    assert text.startswith("stopped")
+    assert folder.exists() == (f"--resume {folder}" in text) == (place == "train_run")
+
+
 def test_missing_data_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NOPROP_DATA", raising=False)

@@ -24,6 +24,7 @@ from noprop.config import RunConfig, replace
 from noprop.data import Examples, lasting_name
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
+from noprop.methods.chains import check_samples
 from noprop.randomness import generator
 from noprop.recipes import find_recipe
 from noprop.training.checkpoint import write_whole
@@ -82,9 +83,12 @@ class TrainedModel:
         Raises:
             DataError: If ``x`` has another shape or type than the model was trained on, or is not
                 finite.
-            ConfigError: If the method cannot average so.
+            ConfigError: If ``samples`` is below 1, or the method cannot average so.
         """
+        if samples is None:
+            samples = self.config.evaluation.samples
         try:
+            check_samples(samples)
             self.model.method.averages(average)
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -105,7 +109,7 @@ class TrainedModel:
             prediction = self.model.method.predict(
                 batch,
                 draws,
-                samples=samples or self.config.evaluation.samples,
+                samples=samples,
                 noise=noise,
                 average=average,
                 prepared=prepare(self.model, batch),

@@ -55,7 +55,9 @@ def train(arguments: argparse.Namespace) -> int:
             model = api.train(config, folder=folder, **common)
     except KeyboardInterrupt:
         report.close()
-        print(f"stopped; go on with: noprop train --resume {folder}", file=sys.stderr)
+        made = (folder / "config.toml").is_file()
+        how = f"; go on with: noprop train --resume {folder}" if made else ""
+        print(f"stopped{how}", file=sys.stderr)
         return 130
     finally:
         report.close()

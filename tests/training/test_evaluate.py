@@ -145,6 +145,13 @@ def test_every_example_counts_once_whatever_the_chunk(model):
     assert results["modes"]["mean"]["accuracy_se"] == 0
 
 
+def test_a_number_of_samples_is_never_replaced(model):
+    with pytest.raises(ConfigError, match="samples must be at least 1, got 0"):
+        model.predict(TEST.x, samples=0)
+    one = model.predict(TEST.x, samples=1, average="readout")
+    assert not torch.equal(one, model.predict(TEST.x, average="readout"))
+
+
 def test_a_method_without_a_path_has_three_modes(tmp_path, model):
     assert set(modes_of(model.model)) == set(evaluate(model.model, TEST)["modes"])
     assert default_mode(model.model) == "path-fitted"

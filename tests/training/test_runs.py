@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.training import workers as workers_module
 from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
 from noprop.training.runs import (
+    commit_of_package,
     create_run,
     load_model,
     open_run,
@@ -331,6 +334,76 @@ def test_a_loaded_model_predicts_the_same_bits(finished):
         for m in (model, loaded)
     )
     assert torch.equal(a.probabilities, b.probabilities)
+
+
+def test_the_commit_is_that_of_the_package_s_own_checkout(tmp_path):
+    """Not that of a repository around a site-packages folder; a changed tree says so."""
+
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    package = tmp_path / "venv" / "noprop" / "runs.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("installed")
+    assert commit_of_package(package) is None
+    git("init")
+    (tmp_path / "thesis.tex").touch()
+    git("add", "thesis.tex")
+    git("commit", "-m", "one")
+    assert commit_of_package(package) is None
+    git("add", "venv")
+    git("commit", "-m", "two")
+    git("tag", "-a", "v1", "-m", "v1")
+    assert commit_of_package(package) == git("rev-parse", "HEAD")
+    package.write_text("edited")
+    assert commit_of_package(package) == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_ctrl_c_while_a_worker_starts_is_for_the_parent_alone(capfd):
+    """The child of a spawn imports for seconds: blocked there, and delivered here after the start.
+
+    A child that prints what it has of SIGINT stands for the worker.
+    """
+    code = "import signal, os; print(signal.SIGINT in signal.pthread_sigmask(0, []))"
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        with workers_module._deaf_children():
+            child = subprocess.Popen([sys.executable, "-c", code], restore_signals=False)
+            os.kill(os.getpid(), signal.SIGINT)
+            child.send_signal(signal.SIGINT)
+            assert child.wait() == 0
+        pytest.fail("the parent heard nothing")
+    assert capfd.readouterr().out == "True\n"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_worker_that_has_nothing_to_save_is_not_waited_for():
+    """One that still imports could not answer for seconds; one that trains is asked."""
+
+    class Busy(BaseProcess):
+        ended = ""
+
+        def __init__(self, connection):
+            self.connection = connection
+
+        def is_alive(self):
+            if not self.ended and self.connection is not None and self.connection.poll():
+                self.ended = "asked"
+            return not self.ended
+
+        def terminate(self):
+            self.ended = "terminated"
+
+        def join(self, timeout=None):
+            pass
+
+    pipes = [multiprocessing.Pipe() for _ in range(2)]
+    importing, training = Busy(None), Busy(pipes[1][1])
+    started = time.monotonic()
+    workers_module._stop({pipes[0][0]: importing, pipes[1][0]: training}, {pipes[0][0]})
+    assert time.monotonic() - started < 5
+    assert (importing.ended, training.ended) == ("terminated", "asked")
 
 
 def test_the_error_of_whoever_listens_is_theirs(tmp_path):

@@ -446,10 +446,19 @@ def _environment(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def commit_of_package() -> str | None:
-    """The commit of the package's own checkout, where it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
+def commit_of_package(file: Path = Path(__file__)) -> str | None:
+    """The commit of the package's own checkout, with ``-dirty`` where a tracked file has changed.
+
+    None where git does not track ``file``: a repository that encloses an installed copy, such as
+    that of a user's work, says nothing about the package.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None

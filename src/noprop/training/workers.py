@@ -9,8 +9,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -125,12 +127,14 @@ def train_groups(job: Job, groups: Sequence[str], workers: int, emit: Emit) -> N
 def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) -> None:
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, BaseProcess] = {}
+    silent: set[Connection] = set()  # those that have not said a word
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(job, theirs), daemon=True)
             try:
-                process.start()
+                with _deaf_children():
+                    process.start()
             except (AttributeError, TypeError) as error:
                 raise ConfigError(
                     f"encoder: cannot be sent to worker processes ({error}); give a function of a "
@@ -138,6 +142,7 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
                 ) from None
             theirs.close()
             processes[ours] = process
+            silent.add(ours)
             ours.send(waiting.pop(0))
         busy = set(processes)
         while busy:
@@ -150,6 +155,7 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
                         "a worker process ended unexpectedly (out of memory, or killed); "
                         "resume with: noprop train --resume " + str(job.folder)
                     ) from None
+                silent.discard(connection)
                 if event["event"] == "error":
                     raise event["error"]
                 emit(event)
@@ -160,13 +166,42 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
                         connection.send(None)
                         busy.remove(connection)
     finally:
-        _stop(processes)
+        _stop(processes, silent)
 
 
-def _stop(processes: dict[Connection, BaseProcess]) -> None:
-    """Ask every worker to save and end; after a while, make it."""
-    for connection in processes:
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in here hear no Ctrl-C, not even while they import; this one does, after.
+
+    A terminal sends Ctrl-C to all of them, and a child would answer it with a stack trace. The
+    signal is blocked rather than ignored, for a blocked one is kept and delivered at the end.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # or starting a process starts it, and that ends the block
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))  # by another thread
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _stop(processes: dict[Connection, BaseProcess], silent: set[Connection]) -> None:
+    """Ask every worker to save and end; after a while, make it.
+
+    One that still imports has nothing to save, and is not waited for: the first update is reported.
+    """
+    for connection, process in processes.items():
         try:
+            if connection in silent and not connection.poll():
+                process.terminate()
             connection.send(None)
         except OSError:
             continue
