@@ -10,6 +10,7 @@ import pytest
 
 from noprop.cli import main, option_names
 from noprop.config import fields_of
+from noprop.networks import DiscreteBlock
 from noprop.recipes import RECIPES
 
 FAST = ["--num-blocks", "2", "--epochs", "1", "--workers", "1", "--runs", "2", "--quiet"]
@@ -55,7 +56,10 @@ def line_of_error(capsys, *argv: str) -> str:
         (["train", "--dataset", "digits", "--encoder", "nowhere:f"], ["--encoder", "nowhere"]),
         (["describe", "--epsilon", "0.4"], ["epsilon"]),
         (["evaluate", "absent"], ["absent", "no run folder"]),
-        (["trian"], ["trian", "train"]),
+        (["trian"], ["unknown command trian; did you mean train?"]),
+        (["xyz"], ["unknown command xyz; known are train, describe, evaluate"]),
+        (["train", "--set", "train=3"], ["train is a table", "such as train.epochs"]),
+        (["train", "--set", "=3"], ["--set wants FIELD=VALUE, got '=3'"]),
     ],
 )
 def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, argv, words):
@@ -306,6 +310,35 @@ def test_describe_counts_the_papers_parameters(capsys):
     assert about["schedule"][10]["a"] < 1
     assert main(["describe", "cifar10-dt-d20"]) == 0
     assert "1,217,994" in capsys.readouterr().out
+
+
+def test_describe_of_a_long_chain_builds_one_block(capsys, monkeypatch):
+    """T networks alike are described by one of them; their weights are those that training uses."""
+    built = []
+    real = DiscreteBlock.__init__
+
+    def counted(self, *arguments, **settings):
+        built.append(self)
+        real(self, *arguments, **settings)
+
+    monkeypatch.setattr(DiscreteBlock, "__init__", counted)
+    options = ["--num-blocks", "1000", "--epsilon", "1e-9", "--weighting", "min-snr"]
+    assert main(["describe", "mnist-dt", *options, "--json"]) == 0
+    assert len(built) == 1
+    about = json.loads(capsys.readouterr().out)
+    assert [u["parameters"] for u in about["units"]] == [919_946] * 1000 + [110]
+    assert [u["name"] for u in about["units"]][998:] == ["block-999", "block-1000", "readout"]
+    for level in about["schedule"][1:]:
+        assert level["weight"] == pytest.approx(0.1 * 0.5 * min(level["snr"], 5.0))
+
+
+def test_help_shows_the_values_of_the_default_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert RECIPES["digits-dt"].train.epochs == 10
+    assert "passes over the training set [10]" in text
+    assert "fm: σ of the Gaussian path (Eq. 10) [0.0]" in text
 
 
 def test_data_lists_every_set(capsys):

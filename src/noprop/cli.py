@@ -18,6 +18,7 @@ from noprop.recipes import RECIPES, find_recipe
 __all__ = ["main"]
 
 SKIPPED = {"recipe"}
+DEFAULT_RECIPE = "digits-dt"
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,11 +28,16 @@ class Parser(argparse.ArgumentParser):
         """Print one line and leave with status 2."""
         if unknown := re.match(r"unrecognized arguments: (--?[\w.-]+)", message):
             known = [o for action in self._actions for o in action.option_strings]
-            near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.5)
-            message = f"unknown option {unknown[1]}" + (
-                f"; did you mean {near[0]}?" if near else ""
-            )
+            message = f"unknown option {unknown[1]}{_nearest(unknown[1], known)}"
+        elif unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
+            known = [c for action in self._actions for c in action.choices or ()]
+            message = f"unknown command {unknown[1]}{_nearest(unknown[1], known)}"
         self.exit(2, f"noprop: error: {message} (see {self.prog} --help)\n")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
 def option_names() -> dict[str, str]:
@@ -70,7 +76,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     describe = command("describe", "Show units, parameters, memory and schedule of a recipe.")
     for sub in (train, describe):
         sub.add_argument(
-            "recipe", nargs="?", metavar="RECIPE", help="one of: " + ", ".join(RECIPES)
+            "recipe",
+            nargs="?",
+            metavar="RECIPE",
+            help=f"one of: {', '.join(RECIPES)} [{DEFAULT_RECIPE}, whose values are shown below]",
         )
         sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of fields")
         sub.add_argument(
@@ -110,19 +119,20 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _add_fields(parser: Parser) -> None:
-    options = option_names()
+    options, recipe = option_names(), find_recipe(DEFAULT_RECIPE)
     groups: dict[str, Any] = {}
     for name, kind, default, text in fields_of():
         if name in SKIPPED or (name == "method.encoder" and parser.prog.endswith("train")):
             continue
-        section = name.partition(".")[0]
+        section, _, last = name.partition(".")
+        value = getattr(getattr(recipe, section), last, default)  # default: of another method
         group = groups.setdefault(section, parser.add_argument_group(f"fields of {section}"))
         shown = "on or off" if kind is bool else _choices(kind)
         group.add_argument(
             options[name],
             dest=name,
             metavar="VALUE",
-            help=f"{text}{f' ({shown})' if shown else ''} [{_shown(default)}]".replace("%", "%%"),
+            help=f"{text}{f' ({shown})' if shown else ''} [{_shown(value)}]".replace("%", "%%"),
         )
 
 
@@ -142,11 +152,11 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
     if arguments.config and arguments.recipe:
         raise ConfigError("give a recipe or --config FILE, not both")
     config = from_toml(arguments.config) if arguments.config else None
-    config = config or find_recipe(arguments.recipe or "digits-dt")
+    config = config or find_recipe(arguments.recipe or DEFAULT_RECIPE)
     changes = {}
     for pair in arguments.set:
         name, equals, text = pair.partition("=")
-        if not equals:
+        if not equals or not name:
             raise ConfigError(f"--set wants FIELD=VALUE, got {pair!r}")
         changes[name] = parse_value(name, text)
     for name, *_ in fields_of():

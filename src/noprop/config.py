@@ -196,7 +196,12 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def unknown_field(name: str, known: list[str]) -> str:
-    """An error's words: the nearest known field, by its whole name or its last part."""
+    """An error's words: the nearest known field, by its whole name or its last part.
+
+    A table is told from a field.
+    """
+    if inside := [k for k in known if k.startswith(f"{name}.")]:
+        return f"{name} is a table of fields; set one of them, such as {inside[0]}"
     tails = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
     near = tails or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"

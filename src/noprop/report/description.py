@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import Task, build_embedding, build_method, unit_names
 from noprop.config import RunConfig
 from noprop.data import Normalization
-from noprop.diffusion import denoising_weights
+from noprop.diffusion import denoising_weights, step_coefficients
 from noprop.errors import ConfigError
+from noprop.method_config import DTConfig
 from noprop.methods.base import Unit
 from noprop.methods.ct import ContinuousNoProp
 from noprop.methods.dt import DiscreteNoProp
@@ -29,18 +30,21 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
     Raises:
         ConfigError: If the networks cannot be built here.
     """
-    names = tuple(str(i) for i in range(classes))
-    task = Task(shape, names, Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
+    labels = tuple(str(i) for i in range(classes))
+    task = Task(shape, labels, Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
     if config.method.encoder == "custom":
         raise ConfigError("method.encoder: describe knows only the encoders that ship")
-    method = build_method(config, task, build_embedding(config, task, None))
-    units = [
-        {"name": u.name, "parameters": sum(p.numel() for p in u.parameters)} for u in method.units
-    ]
+    names = unit_names(config)
+    # Of DT one block: a thousand alike would say no more.
+    method = build_method(config, task, build_embedding(config, task, None), only=names[0])
+    sizes = [sum(p.numel() for p in unit.parameters) for unit in method.units]
+    sizes = [sizes[0]] * (len(names) - len(sizes)) + sizes
+    units = [{"name": n, "parameters": size} for n, size in zip(names, sizes, strict=True)]
     activations = _activations(method.units[0], shape, classes, config.train.batch_size)
     schedule: list[dict[str, Any]] = []
     if isinstance(method, DiscreteNoProp):
-        schedule = _levels(method, config)
+        assert isinstance(config.method, DTConfig)
+        schedule = _levels(method.gamma, config.method)
     elif isinstance(method, ContinuousNoProp):
         schedule = _times(method)
     return {
@@ -57,19 +61,17 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
     }
 
 
-def _levels(method: DiscreteNoProp, config: RunConfig) -> list[dict[str, Any]]:
+def _levels(gamma: torch.Tensor, c: DTConfig) -> list[dict[str, Any]]:
     """DT's levels; a block's weight is that of the step that leads to its level."""
-    k, gamma = method.coefficients, method.gamma
-    weights = [b.weight for b in method.blocks]
-    if config.method.name == "dt" and config.method.weighting == "snr":
-        weights = denoising_weights(gamma, config.method.eta).tolist()  # in float64
+    k = step_coefficients(gamma)
+    weights = level_weight(c.weighting, gamma[1:], denoising_weights(gamma, 1.0)) * c.eta
     return [
         {
             "t": t,
             "alpha_bar": alpha_bar(gamma)[t].item(),
             "snr": snr(gamma)[t].item(),
             **{n: getattr(k, n)[t - 1].item() if t else None for n in ("a", "b", "c")},
-            "weight": weights[t - 1] if t else None,
+            "weight": weights[t - 1].item() if t else None,
         }
         for t in range(len(gamma))
     ]
