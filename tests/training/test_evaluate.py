@@ -13,13 +13,13 @@ from noprop.averaging import calibration_error
 from noprop.build import RunData, Task
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
+from noprop.encoders import Features
 from noprop.errors import ConfigError
 from noprop.networks import DiscreteBlock
 from noprop.training import loop
 from noprop.training.evaluate import Score, default_mode, evaluate, inputs, modes_of
 
 SMALL: dict[str, Any] = {
-    "method.num_blocks": 2,
     "method.encoder": "mlp",
     "train.epochs": 1,
     "train.batch_size": 16,
@@ -44,7 +44,8 @@ DATA = RunData(TASK, TRAIN, VALIDATION, TEST)
 
 
 def trained(folder: Path, data: RunData = DATA, /, **changes: Any) -> api.TrainedModel:
-    return api.train(replace(RunConfig(), SMALL | changes), folder=folder, data=data)
+    two = {"method.num_blocks": 2}
+    return api.train(replace(RunConfig(), SMALL | two | changes), folder=folder, data=data)
 
 
 def rows(*parts: torch.Tensor) -> set[bytes]:
@@ -143,6 +144,31 @@ def test_every_example_counts_once_whatever_the_chunk(model):
     assert results["modes"]["mean"]["accuracy"] == pytest.approx(100 * right)
     assert results["modes"]["mean"]["log_loss"] == pytest.approx(loss, abs=1e-5)
     assert results["modes"]["mean"]["accuracy_se"] == 0
+
+
+@pytest.mark.parametrize("method", ["dt", "ct", "backprop"])
+def test_images_are_read_once_for_all_runs_and_the_bound(tmp_path, monkeypatch, method):
+    """Three chunks of 48 images, each read once; what is at hand gives the same bound, bit for bit.
+
+    A block of DT has an image path of its own, so that two blocks read each chunk twice.
+    """
+    length = {"method.steps": 4} if method == "ct" else {"method.num_blocks": 2}
+    config = replace(RunConfig(), SMALL | {"method.name": method, **length})
+    made = api.train(config, folder=tmp_path / "r", data=DATA).model
+    reads = []
+    forward = Features.forward
+    monkeypatch.setattr(
+        Features, "forward", lambda self, x, g=None: reads.append(len(x)) or forward(self, x, g)
+    )
+    evaluate(made, TEST)
+    paths = 1 if method == "ct" else 2
+    assert sorted(reads) == sorted([20, 20, 8] * paths)
+    x = inputs(made, TEST.x)
+    a, b = (
+        made.method.bound(x, TEST.y, torch.Generator().manual_seed(0), prepared=prepared)
+        for prepared in (None, made.method.prepare(x))
+    )
+    assert a == b
 
 
 def test_a_number_of_samples_is_never_replaced(model):

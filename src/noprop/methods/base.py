@@ -170,9 +170,17 @@ class Method(ABC):
         return None
 
     def bound(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        *,
+        prepared: Any = None,
     ) -> dict[str, float] | None:
-        """The terms of a bound on -log p(y|x) in nats, or None for a method that has none."""
+        """The terms of a bound on -log p(y|x) in nats, or None for a method that has none.
+
+        ``prepared`` as for :meth:`predict`; with it the images are not read again.
+        """
         return None
 
     def facts(self) -> dict[str, float | list[float]]:

@@ -78,13 +78,17 @@ class DenoiserUnit(Unit):
         generator: torch.Generator,
         weighting: Weighting,
         objective: Objective,
+        context: Float[Tensor, "batch width"] | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Each example's weighted error at its time, before η."""
+        """Each example's weighted error at its time, before η.
+
+        ``context`` is what the network takes from x, where it is at hand.
+        """
         gamma, slope = self.schedule(t)
         if weighting != "snr":
             gamma, slope = gamma.detach(), slope.detach()
         z = sample_latent(self.embedding(y), gamma, generator)
-        context = self.network.context(x, generator)
+        context = self.network.context(x, generator) if context is None else context
         logits = self.network(z, context, self.network.time_context(t), generator)
         error = denoising_error(logits, y, self.embedding, objective)
         return level_weight(weighting, gamma, 0.5 * snr_slope(gamma, slope)) * error
@@ -202,14 +206,19 @@ class ContinuousNoProp(Method):
 
     @torch.no_grad()
     def bound(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        *,
+        prepared: Float[Tensor, "batch width"] | None = None,
     ) -> dict[str, float]:
         """The three terms of the bound on -log p(y|x) (Eq. 4), in nats: Eq. 9 with η = 1.
 
         One time an example, spread evenly over the batch.
         """
         t = draw_times(len(y), "stratified", generator)
-        errors = self.unit.denoising(x, y, t, generator, "snr", "l2")
+        errors = self.unit.denoising(x, y, t, generator, "snr", "l2", context=prepared)
         ends = self.unit.ends(y, generator)
         return {name: float(v) for name, v in ends.items()} | {"denoising": float(errors.mean())}
 

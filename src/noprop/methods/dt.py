@@ -61,10 +61,15 @@ class Block(Unit):
         y: Int64[Tensor, " batch"],
         generator: torch.Generator,
         objective: Objective = "l2",
+        context: Float[Tensor, "batch width"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean over the batch of ‖û_t - u_y‖², or of the cross-entropy, before its weight."""
+        """Mean over the batch of ‖û_t - u_y‖², or of the cross-entropy, before its weight.
+
+        ``context`` is what the network takes from x, where it is at hand.
+        """
         z = sample_latent(self.embedding(y), self.gamma.to(y.device), generator)
-        logits = self.network(z, self.network.context(x, generator), generator)
+        context = self.network.context(x, generator) if context is None else context
+        logits = self.network(z, context, generator)
         return denoising_error(logits, y, self.embedding, objective).mean()
 
     def loss(
@@ -209,7 +214,12 @@ class DiscreteNoProp(Method):
 
     @torch.no_grad()
     def bound(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        *,
+        prepared: Sequence[Float[Tensor, "batch width"]] | None = None,
     ) -> dict[str, float]:
         """The three terms of the bound on -log p(y|x) (Eq. 4), in nats, one draw an example.
 
@@ -218,8 +228,9 @@ class DiscreteNoProp(Method):
         """
         terms = self.readout.loss(x, y, generator).terms
         weights = denoising_weights(self.gamma, 1.0) / len(self.blocks)
+        contexts = self.prepare(x) if prepared is None else prepared
         denoising = sum(
-            float(w) * float(b.error(x, y, generator))
-            for w, b in zip(weights, self.blocks, strict=True)
+            float(w) * float(b.error(x, y, generator, context=context))
+            for w, b, context in zip(weights, self.blocks, contexts, strict=True)
         )
         return {name: float(v) for name, v in terms.items()} | {"denoising": float(denoising)}

@@ -157,7 +157,7 @@ def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> Iterator[lis
             draws = generator(seed, "inference", run, f"batch-{index}", device)
             p = method.predict(x, draws, samples=model.config.evaluation.samples, prepared=prepared)
             with torch.autocast(device.type, torch.bfloat16, enabled=model.bf16):
-                bound = method.bound(x, y, draws) if run == 0 else results[0]["bound"]
+                bound = results[0]["bound"] if run else method.bound(x, y, draws, prepared=prepared)
             result: dict[str, Any] = {
                 "y": y,
                 "single": p.single,
