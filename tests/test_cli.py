@@ -60,6 +60,18 @@ def line_of_error(capsys, *argv: str) -> str:
         (["xyz"], ["unknown command xyz; known are train, describe, evaluate"]),
         (["train", "--set", "train=3"], ["train is a table", "such as train.epochs"]),
         (["train", "--set", "=3"], ["--set wants FIELD=VALUE, got '=3'"]),
+        (
+            ["train", "digits-fm", "--eta", "3"],
+            ["method.eta", "no field of method fm", "belongs to dt, ct"],
+        ),
+        (
+            ["train", "digits-adjoint", "--set", "method.num_blocks=3"],
+            ["method.num_blocks", "no field of method adjoint", "belongs to dt, backprop"],
+        ),
+        (["describe", "--path-sigma", "0.1"], ["method.path_sigma", "method dt", "belongs to fm"]),
+        (["train", "--method", "dp"], ["method.name", "one of dt, ct, fm, backprop", "got 'dp'"]),
+        (["train", "digits-ct", "--sampler", "dopri5"], ["method.sampler", "got 'dopri5'"]),
+        (["train", "digits-ct", "--gamma-room", "7"], ["gamma_noise", "gamma_clean", "6.0"]),
     ],
 )
 def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, argv, words):
@@ -339,6 +351,49 @@ def test_help_shows_the_values_of_the_default_recipe(capsys):
     assert RECIPES["digits-dt"].train.epochs == 10
     assert "passes over the training set [10]" in text
     assert "fm: σ of the Gaussian path (Eq. 10) [0.0]" in text
+
+
+NETWORK = {"ct": 867_722, "fm": 867_722, "adjoint": 867_722, "backprop": 9_199_460}
+
+
+@pytest.mark.parametrize("method", NETWORK)
+def test_describe_knows_every_method(capsys, method):
+    """One unit, which is the networks of Fig. 5 and the readout's 110 parameters (MNIST)."""
+    fewer = ["--steps", "10"] if method == "adjoint" else []  # it counts activations step by step
+    assert main(["describe", f"mnist-{method}", *fewer, "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["method"] == method
+    (unit,) = about["units"]
+    more = {"ct": unit["parameters"] - 867_722 - 110, "backprop": 10}.get(method, 0)
+    assert unit == {"name": "network", "parameters": NETWORK[method] + 110 + more}
+    assert 0 <= more < 5_000  # of the learned schedule, or α_t of ten blocks
+    assert about["shared_parameters"] == 0
+    assert about["unit_memory_mb"] > 16 * unit["parameters"] / 1e6
+
+
+@pytest.mark.parametrize("method", NETWORK)
+def test_describe_says_what_a_method_has(capsys, method):
+    """Of the four only CT has a schedule before it is trained; W_Embed is shared when learned."""
+    assert main(["describe", f"digits-{method}", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["recipe"] == f"digits-{method}"
+    assert len(about["schedule"]) == (11 if method == "ct" else 0)
+    if method == "ct":
+        t, level = ([row[name] for row in about["schedule"]] for name in ("t", "alpha_bar"))
+        assert t == pytest.approx([i / 10 for i in range(11)])
+        assert level == sorted(level)
+        assert (level[0], level[-1]) == pytest.approx((0.0025, 0.9975), abs=1e-4)  # σ(∓6)
+        for row in about["schedule"]:
+            assert row["weight"] == pytest.approx(0.5 * row["snr_slope"], rel=1e-6)  # η = 1
+    assert main(["describe", f"digits-{method}"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"digits-{method}: {method} on digits, inputs [1, 8, 8], 10 classes")
+    assert f"{about['units'][0]['parameters']:,}" in text
+    assert "shared: nothing\n" in text
+    assert ("SNR′" in text) == (method == "ct")
+    learned = ["--embedding", "orthogonal", "--learned", "on"]
+    assert main(["describe", f"digits-{method}", *learned]) == 0
+    assert "shared (W_Embed): 200" in capsys.readouterr().out
 
 
 def test_data_lists_every_set(capsys):
