@@ -32,12 +32,19 @@ EVIL = (
     "a" * 300,
 )
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True}
+SHORT: dict[str, dict[str, int]] = {
+    "dt": {"method.num_blocks": 2},
+    "ct": {"method.steps": 20},
+    "fm": {"method.steps": 20},
+    "backprop": {"method.num_blocks": 2},
+    "adjoint": {"method.steps": 4},
+}
 
 
-def untrained(classes: tuple[str, ...] = ("cat", "dog"), **changes) -> Model:
+def untrained(classes: tuple[str, ...] = ("cat", "dog"), /, **changes) -> Model:
     """A model as training would leave it, but for the training."""
-    small = {"method.num_blocks": 2, "method.encoder": "mlp", "train.device": "cpu"}
-    small |= {"evaluation.runs": 2, "train.precision": "float32"}
+    small = {"method.encoder": "mlp", "train.device": "cpu", "train.precision": "float32"}
+    small |= {"evaluation.runs": 2, **SHORT[changes.get("method.name", "dt")]}
     config = replace(RunConfig(), {**small, **changes})
     task = Task((1, 8, 8), classes, Normalization((0.5,), (0.2,)))
     method = build_method(config, task, build_embedding(config, task, None))
@@ -73,6 +80,8 @@ def write_run(folder: Path, model: Model, distances: tuple[float, ...] = ()) -> 
         for number in range(1, max(2, len(distances)) + 1)
         for unit in units
     ]
+    if facts := model.method.facts():
+        events = [event | {"facts": facts} for event in events]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     return folder
 
@@ -147,6 +156,25 @@ def test_the_page_says_what_the_evaluation_says(tmp_path):
     assert to_toml(model.config) in page.text
     assert "<b>me</b>" in page.text  # of environment.json: text, no tag
     assert "b" not in page.tags
+
+
+@pytest.mark.parametrize("method", ["fm", "backprop", "adjoint"])
+def test_the_page_of_a_method_without_a_bound_has_its_results(tmp_path, method):
+    """What a method does not have is left out of its page, and nothing else with it."""
+    model = untrained(**{"method.name": method})
+    run = write_run(tmp_path / "run", model)
+    results = json.loads((run / "evaluation.json").read_text())
+    assert "elbo" not in results
+    page = Page(page_of(run, model))
+    assert "There are no results" not in page.text
+    modes, alone = results["modes"], results.get("last_block_alone")
+    expected = [modes[results["default"]]["accuracy"]]
+    expected += [m[key] for m in modes.values() for key in ("accuracy", "log_loss")]
+    expected += [results["calibration_error"], *([alone["accuracy"]] if alone else [])]
+    assert page.values == expected
+    assert ("Last step alone on noise" in page.text) == (method == "fm")
+    assert "The bound on" not in page.text
+    assert f"asks the network {results['evaluations']} times" in page.text
 
 
 def test_names_of_strangers_stay_text(tmp_path):
@@ -300,6 +328,61 @@ def test_what_cannot_be_drawn_is_named_and_the_rest_is_there(tmp_path):
     paths = save_pictures([*pictures.values(), Picture("chain", trouble="why")], tmp_path / "out")
     assert {p.name for p in paths} == {f"{name}.png" for name in pictures}
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+@pytest.mark.parametrize("method", ["ct", "fm", "backprop", "adjoint"])
+def test_every_method_has_its_pictures(tmp_path, drawn, method):
+    """One unit's curve; the guesses on the way and a schedule where there are such."""
+    model = untrained(**{"method.name": method})
+    run = write_run(tmp_path / "run", model)
+    pictures = {p.name: p for p in draw_run(run, model, some_examples(model))}
+    schedule = {"schedule"} if method in ("ct", "backprop") else set()
+    assert pictures.keys() == {"curves", "chain", "embeddings"} | schedule
+    assert not [p for p in pictures.values() if p.trouble]
+    for axis in drawn["curves"].axes:
+        assert [line.get_label() for line in axis.lines] == ["network"]
+    pathless = method in ("backprop", "adjoint")
+    titles = [axis.get_title() for axis in drawn["chain"].axes]
+    assert "latent z_t: cosine to each u_y" in titles
+    assert ("probabilities guessed on the way" in titles) == (not pathless)
+    cosine, guesses, last = plots._follow(model, some_examples(model).x[:1])
+    (levels, stretches) = {"ct": (21, 10), "fm": (21, 10)}.get(method, (len(cosine), None))
+    assert len(cosine) == levels
+    assert (None if guesses is None else len(guesses)) == stretches
+    assert last == (2 if method == "backprop" else 1)
+
+
+def test_a_learned_schedule_is_drawn_after_each_epoch(tmp_path, drawn):
+    """γ(t) of every epoch from noise (t = 0) to clean, its ends and its greatest weight."""
+    model = untrained(**{"method.name": "ct"})
+    run = write_run(tmp_path / "run", model)
+    facts = [
+        {"gamma": [g, 0.0, -g], "alpha_bar_0": 0.1 * g, "alpha_bar_1": 0.9, "max_snr_slope": 7 * g}
+        for g in (4.0, 5.0)
+    ]
+    events = [epoch("network", n, 1.0) | {"facts": f} for n, f in enumerate(facts, start=1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    draw_run(run, model, some_examples(model))
+    curves, ends = drawn["schedule"].axes
+    assert [list(line.get_ydata()) for line in curves.lines] == [[4, 0, -4], [5, 0, -5]]
+    assert [list(line.get_xdata()) for line in curves.lines] == [[0, 0.5, 1]] * 2
+    assert [t.get_text() for t in curves.get_legend().get_texts()] == ["epoch 1", "epoch 2"]
+    found = {line.get_label(): list(line.get_ydata()) for line in ends.lines}
+    assert found["ᾱ(0)"] == pytest.approx([0.4, 0.5])
+    assert found["1 - ᾱ(1)"] == pytest.approx([0.1, 0.1])
+    assert found["max SNR′(t)"] == [28, 35]
+
+
+def test_the_mixing_weights_are_drawn_block_by_block(tmp_path, drawn):
+    model = untrained(**{"method.name": "backprop"})
+    run = write_run(tmp_path / "run", model)
+    events = [epoch("network", n, 1.0) | {"facts": {"mixing": [0.1 * n, 0.2, 0.3]}} for n in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    draw_run(run, model, some_examples(model))
+    (axis,) = drawn["schedule"].axes
+    assert axis.get_title() == "α_t of each block"
+    assert [list(line.get_ydata()) for line in axis.lines] == [[0.1, 0.2, 0.3], [0.2, 0.2, 0.3]]
+    assert [list(line.get_xdata()) for line in axis.lines] == [[1, 2, 3]] * 2
 
 
 @pytest.mark.parametrize("name", ["matplotlib", "jinja2"])

@@ -1,0 +1,324 @@
+"""Every method as a run: trained, stopped, resumed, loaded, measured and drawn like NoProp-DT."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import noprop
+from noprop.build import load_data
+from noprop.cli import main
+from noprop.config import RunConfig, replace
+from noprop.methods.backprop import BackpropChain
+from noprop.methods.ct import ContinuousNoProp
+from noprop.training import loop
+from noprop.training.checkpoint import load_tensors
+from noprop.training.runs import open_run, read_metrics
+from noprop.training.workers import checkpoint_path, groups_of
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dt": {"method.num_blocks": 2},
+    "ct": {"method.steps": 12},
+    "fm": {"method.steps": 12},
+    "backprop": {"method.num_blocks": 2},
+    "adjoint": {"method.steps": 4},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "one-hot": {},
+    "learned": {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 20},
+}
+CASES = [(method, kind) for method in METHODS for kind in KINDS]
+SMALL = {
+    "data.train_size": 300,  # nine mini-batches and a remainder
+    "train.batch_size": 32,
+    "train.epochs": 1,
+    "train.workers": 1,
+    "train.device": "cpu",
+    "train.precision": "float32",
+    "evaluation.samples": 3,
+    "evaluation.runs": 2,
+}
+BATCHES = 9
+PATHLESS = {"single", "samples", "mean"}
+MODES = PATHLESS | {"path", "path-fitted", "mean-path-fitted"}
+COMMON = {
+    "method", "examples", "runs", "samples", "evaluations", "default", "modes", "times", "steps",
+    "calibration_error", "part", "training",
+}  # fmt: skip
+OWN = {
+    "dt": {"last_block_alone", "elbo", "path_weights"},
+    "ct": {"last_block_alone", "elbo", "path_weights"},
+    "fm": {"last_block_alone", "path_weights"},
+    "backprop": set(),
+    "adjoint": set(),
+}
+
+
+class Killed(BaseException):
+    """As abrupt as a signal."""
+
+
+class Clock:
+    """A second passes between any two looks: every update is reported."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
+@dataclasses.dataclass
+class Run:
+    """A finished run, and what it answered when it was trained."""
+
+    method: str
+    kind: str
+    config: RunConfig
+    folder: Path
+    events: list[dict[str, Any]]
+    trained: noprop.TrainedModel
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.folder / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def run(request, tmp_path_factory) -> Run:
+    """Trained in this process by the public call, an epoch of 300 digits."""
+    method, kind = request.param
+    changes = {"method.name": method, **METHODS[method], **KINDS[kind], **SMALL}
+    config = replace(RunConfig(), changes)
+    folder, events = tmp_path_factory.mktemp(f"{method}-{kind}") / "run", []
+    trained = noprop.train(config, folder=folder, emit=events.append)
+    return Run(method, kind, config, folder, events, trained)
+
+
+def checkpoints(folder: Path, config: RunConfig) -> dict[str, torch.Tensor]:
+    """Every tensor of every checkpoint: weights, statistics and optimizer state."""
+    return {
+        f"{group}:{name}": tensor
+        for group in groups_of(config)
+        for name, tensor in load_tensors(checkpoint_path(folder, group))[0].items()
+    }
+
+
+def test_training_leaves_a_whole_run(run):
+    """Its files, an event of each unit, and the updates of ``data.train_size`` examples."""
+    assert open_run(run.folder) == run.config
+    names = {f.name for f in run.folder.iterdir()}
+    assert {"model.safetensors", "model.json", "evaluation.json", "metrics.jsonl"} <= names
+    assert run.folder.joinpath("units").is_dir()
+    epochs = [e for e in read_metrics(run.folder) if e["event"] == "epoch"]
+    units = ["block-1", "block-2", "readout"] if run.method == "dt" else ["network"]
+    assert [e["unit"] for e in epochs] == units
+    for e in epochs:
+        assert e["validation_loss"] > 0
+        assert e["loss"] == pytest.approx(e["loss"])  # no NaN
+        assert ("embedding" in e) == (run.kind == "learned")
+        assert ("facts" in e) == (run.method in ("ct", "backprop"))
+    passes = 2 + 2 if run.method == "dt" else 1  # two blocks, and the readout once for each
+    totals = [load_tensors(checkpoint_path(run.folder, g))[1] for g in groups_of(run.config)]
+    assert sum(about["total"] for about in totals) == passes * BATCHES
+    assert all(about["position"] == about["total"] for about in totals)
+
+
+def test_a_stop_and_a_resumption_change_no_bit(run, monkeypatch, tmp_path):
+    """Stopped inside the epoch and resumed: weights, optimizer state and answers are the same."""
+    monkeypatch.setattr(loop, "time", Clock())
+    at, positions = 4, []
+
+    def stop(event):
+        if event["event"] == "progress":
+            positions.append(event["position"])
+            if event["position"] == at:
+                raise Killed
+
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        noprop.train(run.config, folder=folder, emit=stop)
+    assert positions == list(range(1, at + 1))
+    assert not (folder / "model.json").exists()
+    resumed: list[dict[str, Any]] = []
+    again = noprop.resume(folder, emit=resumed.append)
+    first = next(e for e in resumed if e["event"] == "progress")
+    assert first["position"] == at + 1  # nothing is trained twice
+    a, b = checkpoints(run.folder, run.config), checkpoints(folder, run.config)
+    assert a.keys() == b.keys()
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
+    same = "model.safetensors"
+    assert (folder / same).read_bytes() == (run.folder / same).read_bytes()
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert results | {"training": 0} == run.results | {"training": 0}
+    assert again.config == run.config
+
+
+def test_training_moved_every_part(run):
+    """Nothing stands as it was built but fixed embeddings: the loop reaches what a method has."""
+    untrained = noprop.build.build_method(
+        run.config,
+        run.trained.model.task,
+        noprop.build.build_embedding(run.config, run.trained.model.task, None),
+    )
+    method = run.trained.model.method
+    assert len(method.parameters()) == len(untrained.parameters())
+    for before, after in zip(untrained.parameters(), method.parameters(), strict=True):
+        assert not torch.equal(before, after)
+    if untrained.facts():  # a schedule left out of the unit would stand still
+        assert method.facts() != untrained.facts()
+    fixed = torch.equal(untrained.embedding.weight, method.embedding.weight)
+    assert fixed == (run.kind == "one-hot")
+
+
+def test_the_evaluation_has_what_the_method_has(run):
+    """A baseline has no bound, no path and no control; flow matching has no bound."""
+    results = run.results
+    assert results.keys() == COMMON | OWN[run.method]
+    pathless = run.method in ("backprop", "adjoint")
+    assert set(results["modes"]) == (PATHLESS if pathless else MODES)
+    assert results["default"] == ("samples" if pathless else "path-fitted")
+    assert results["method"] == run.method
+    assert (results["examples"], results["part"]) == (359, "test")
+    steps = run.config.method.num_blocks if run.method in ("dt", "backprop") else None  # pyright: ignore[reportAttributeAccessIssue]
+    steps = steps or METHODS[run.method]["method.steps"]
+    assert results["evaluations"] == steps
+    assert len(results["times"]) == len(results["steps"]) == steps + 1
+    assert results["times"][-1] == (steps if run.method in ("dt", "backprop") else 1)
+    for mode in results["modes"].values():
+        assert 0 <= mode["accuracy"] <= 100
+        assert mode["log_loss"] > 0
+    still = [results["modes"][m] for m in results["modes"] if m.startswith("mean")]
+    assert all(m["accuracy_se"] == m["log_loss_se"] == 0 for m in still)  # it draws nothing
+    if "elbo" in results:
+        terms = {k: v for k, v in results["elbo"].items() if k != "total"}
+        assert set(terms) == {"classification", "prior", "denoising"}
+        assert results["elbo"]["total"] == pytest.approx(sum(terms.values()))
+        assert min(terms.values()) >= 0
+    if "path_weights" in results:
+        assert len(results["path_weights"]) == {"dt": 2}.get(run.method, 10)
+        assert sum(results["path_weights"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_cost_of_training_is_told(run):
+    """Seconds summed over the groups, one peak and its counter; progress is no part of a record."""
+    cost = run.results["training"]
+    assert set(cost) == {"seconds", "peak_memory_mb", "memory_counter"}
+    trained = [e for e in read_metrics(run.folder) if e["event"] == "trained"]
+    assert len(trained) == len(groups_of(run.config))
+    assert cost["seconds"] == pytest.approx(sum(e["seconds"] for e in trained))
+    assert cost["peak_memory_mb"] == max(e["peak_memory_mb"] for e in trained) > 50
+    assert cost["memory_counter"] == "resident set of the process"
+    units = [u for e in trained for u in e["units"]]
+    assert units == [u.name for u in run.trained.model.method.units]
+
+
+def test_a_loaded_run_answers_the_same_bits(run):
+    """Weights, schedules, α_t and the fitted path weights are all in the files."""
+    loaded = noprop.load(run.folder)
+    x = load_data(run.config).test.x[:20]
+    assert torch.equal(loaded.predict(x, seed=3), run.trained.predict(x, seed=3))
+    again = loaded.evaluate()
+    assert again == {k: v for k, v in run.results.items() if k != "training"}
+    a, b = loaded.model.method, run.trained.model.method
+    assert (a.path_weights is None) == (b.path_weights is None)
+    assert a.facts() == b.facts()
+
+
+def test_prediction_is_a_distribution_and_takes_its_options(run):
+    """One chain, many, without noise; ``path`` only where there is one, refused in one line."""
+    x = load_data(run.config).test.x[:6]
+    default = run.trained.predict(x)
+    for options in ({"samples": 1}, {"samples": 4}, {"noise": False}, {"average": "readout"}):
+        p = run.trained.predict(x, **options)
+        assert p.shape == (6, 10)
+        torch.testing.assert_close(p.sum(1), torch.ones(6))
+    assert not torch.equal(run.trained.predict(x, seed=1), default)
+    assert torch.equal(
+        run.trained.predict(x, noise=False, seed=1), run.trained.predict(x, noise=False)
+    )
+    if run.trained.model.method.path_weights is None:
+        assert torch.equal(run.trained.predict(x, average="readout"), default)
+        with pytest.raises(
+            noprop.errors.ConfigError, match="average must be 'readout', got 'path'"
+        ):
+            run.trained.predict(x, average="path")
+    else:
+        assert torch.equal(run.trained.predict(x, average="path"), default)
+        assert not torch.equal(run.trained.predict(x, average="readout"), default)
+
+
+def test_the_command_line_reads_it(run, capsys, tmp_path):
+    """``evaluate`` repeats what ``train`` found, in words too; ``predict`` answers."""
+    assert main(["evaluate", str(run.folder), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == {k: v for k, v in run.results.items() if k != "training"}
+    assert main(["evaluate", str(run.folder), "--part", "validation"]) == 0
+    text = capsys.readouterr().out
+    assert ("bound on -log p(y|x)" in text) == (run.method in ("dt", "ct"))
+    assert ("last step alone on noise" in text) == (run.method in ("dt", "ct", "fm"))
+    assert ("path average" in text) == (run.method in ("dt", "ct", "fm"))
+    assert f"network evaluations in one chain: {run.results['evaluations']}" in text
+    file = tmp_path / "two.npz"
+    np.savez(file, x=np.zeros((2, 8, 8), np.uint8))
+    assert main(["predict", str(run.folder), str(file), "--json", "--seed", "5"]) == 0
+    for answer in json.loads(capsys.readouterr().out):
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    status = main(["predict", str(run.folder), str(file), "--average", "path"])
+    out, error = capsys.readouterr()
+    if run.trained.model.method.path_weights is None:
+        assert (status, out) == (1, "")
+        assert error == "noprop: error: average must be 'readout', got 'path'\n"
+    else:
+        assert (status, error) == (0, "")
+
+
+@pytest.mark.slow
+def test_plot_draws_what_the_run_has(run, capsys, tmp_path):
+    """Every picture as PNG, all of them in one page, and nothing that could not be drawn."""
+    assert main(["plot", str(run.folder), "--out", str(tmp_path), "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert error == ""
+    written = [Path(p) for p in json.loads(out)]
+    wanted = {"curves", "chain", "embeddings"}
+    wanted |= {"schedule"} if run.method in ("dt", "ct", "backprop") else set()
+    wanted |= {"separation"} if run.kind == "learned" else set()
+    assert {p.stem for p in written} == wanted
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "cannot be drawn" not in html
+    assert "There are no results" not in html
+    assert html.count("<svg") == len(wanted) + 1  # and the accuracy after each step
+    assert f"A run of {run.method} on digits" in html
+    assert ("The bound on −log p(y|x)" in html) == (run.method in ("dt", "ct"))
+    assert ("Last step alone on noise" in html) == (run.method in ("dt", "ct", "fm"))
+
+
+# -- what only some have -------------------------------------------------------------------------
+
+
+def test_the_facts_of_the_last_epoch_are_those_of_the_model(run):
+    """CT's schedule and the baseline's α_t are logged as they are after the epoch."""
+    method = run.trained.model.method
+    last = [e for e in read_metrics(run.folder) if e["event"] == "epoch"][-1]
+    assert last.get("facts", {}) == method.facts()
+    if isinstance(method, ContinuousNoProp):
+        gamma = last["facts"]["gamma"]
+        assert gamma == sorted(gamma, reverse=True)
+    elif isinstance(method, BackpropChain):
+        assert last["facts"]["mixing"] != [0.5, 0.5]
+
+
+def test_a_part_of_the_training_set_leaves_the_others_whole(run):
+    """``data.train_size``: so many, of every class alike; validation and test are as without it."""
+    part, whole = load_data(run.config), load_data(replace(run.config, {"data.train_size": None}))
+    assert len(part.train) == 300
+    count = torch.bincount(part.train.y, minlength=10)
+    assert count.max() - count.min() <= 2
+    assert torch.equal(part.validation.x, whole.validation.x)
+    assert torch.equal(part.test.x, whole.test.x)
