@@ -67,22 +67,31 @@ class SolverUnit(Unit):
         self, z: Float[Tensor, "batch dim"], context: Float[Tensor, "batch width"]
     ) -> Float[Tensor, "batch dim"]:
         """z(1) from z(0), with the gradient of the chosen kind."""
-        network, weight = self.network, self.embedding.weight
+        network, weight, steps = self.network, self.embedding.weight, self.num_steps
 
-        def field(t: Tensor, z: Tensor) -> Tensor:
-            return network(z, context, network.time_context(t[None])) @ weight
+        def field(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            z, context = state
+            velocity = network(z, context, network.time_context(t[None])) @ weight
+            return velocity, torch.zeros_like(context)
 
-        times = torch.tensor([0.0, 1.0], device=z.device)
-        options = {"step_size": 1 / self.num_steps}
+        def grid(_: object, z: Tensor, times: Tensor) -> Tensor:
+            # Not step_size = 1 / T, which rounding makes T + 1 steps at some T, such as 61.
+            return torch.linspace(times[0], times[-1], steps + 1, dtype=z.dtype, device=z.device)
+
+        times = torch.tensor([0.0, 1.0], dtype=z.dtype, device=z.device)
+        options = {"grid_constructor": grid}
+        # The features are a part of the state that stands still. As a parameter they would bring
+        # their graph into the field, and the first layer of the head, which is used in both, would
+        # get the gradient of the features twice.
+        state = (z, context)
         if self.gradient == "autograd":
-            levels = self.solvers.odeint(field, z, times, method="euler", options=options)
+            levels, _ = self.solvers.odeint(field, state, times, method="euler", options=options)
         else:
             inside = (network.latent, network.time, network.head)
             parameters = [p for module in inside for p in module.parameters()]
-            # The features are no parameter, but f depends on them and so does the loss.
-            reached = [p for p in (*parameters, weight, context) if p.requires_grad]
-            levels = self.solvers.odeint_adjoint(
-                field, z, times, method="euler", options=options, adjoint_params=tuple(reached)
+            reached = tuple(p for p in (*parameters, weight) if p.requires_grad)
+            levels, _ = self.solvers.odeint_adjoint(
+                field, state, times, method="euler", options=options, adjoint_params=reached
             )
         assert isinstance(levels, Tensor)
         return levels[-1]
