@@ -1,6 +1,8 @@
 """The forward process, its reverse step and the terms of the bound, by identity and brute force."""
 
+import math
 from decimal import Decimal, localcontext
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Independent, Normal, kl_divergence
 
+from noprop.continuous_schedules import CosineSchedule, LearnedSchedule, LinearSchedule
 from noprop.diffusion import (
     StepCoefficients,
     denoising_weights,
@@ -15,7 +18,7 @@ from noprop.diffusion import (
     sample_latent,
     step_coefficients,
 )
-from noprop.schedules import cosine_gamma
+from noprop.schedules import cosine_gamma, snr_slope
 
 
 @st.composite
@@ -164,6 +167,31 @@ def test_latents_have_the_stated_mean_and_variance():
     assert ((ratio - 1) / (2 / (n - 1)) ** 0.5).abs().max() < 5
 
 
+def test_latents_have_each_the_level_of_its_row():
+    """A γ for each row, as many rows as columns: γ spread over columns would fit as well (slip 7).
+
+    Means and variances of 300 coordinates in each of 300 rows, and of each column: the largest of
+    1200 scores is beyond 6 with probability < 1e-5 (a variance's score is only nearly normal).
+    """
+    n = 300
+    gamma, u = torch.linspace(4, -4, n), torch.linspace(-1, 2, n)[:, None].expand(n, n)
+    z = sample_latent(u, gamma, torch.Generator().manual_seed(0))
+    deviation = (1 / (1 + torch.exp(-gamma))).sqrt()[:, None]
+    noise = (z - (1 - deviation**2).sqrt() * u) / deviation
+    for axis in (0, 1):
+        assert (noise.mean(axis) * n**0.5).abs().max() < 6
+        assert ((noise.square().mean(axis) - 1) * (n / 2) ** 0.5).abs().max() < 6
+
+
+def test_one_level_for_all_rows_is_that_level_in_each():
+    u, gamma = torch.linspace(-1, 1, 12).reshape(4, 3), torch.tensor(0.4)
+    shared, apart = (
+        sample_latent(u, level, torch.Generator().manual_seed(0))
+        for level in (gamma, gamma.expand(4))
+    )
+    assert torch.equal(shared, apart)
+
+
 def test_latents_are_a_function_of_their_generator():
     u, gamma = torch.ones(4, 3), torch.tensor(0.5)
     one, two, other = (sample_latent(u, gamma, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
@@ -226,3 +254,56 @@ def test_a_weight_per_sample_meets_an_error_per_sample():
     weight = denoising_weights(cosine_gamma(10).float(), 0.1)[blocks]
     kl = prior_kl(torch.eye(4), cosine_gamma(10)[0].float())
     assert weight.shape == kl.shape == (weight * kl).shape == (4,)
+
+
+CONTINUOUS = {
+    "linear": LinearSchedule(5.0, -4.0),
+    "cosine": CosineSchedule(5.0, -4.0),
+    "learned": LearnedSchedule(5.0, -4.0),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_eq_9_is_what_eq_8_becomes_with_ever_more_steps(name):
+    """Block t reads z_{t-1}; as T grows, the mean over t of weight times error nears an integral.
+
+    An error of 1/(1 + SNR), the best one for a standard normal u, makes it ½ log((1 + SNR(1)) /
+    (1 + SNR(0))) for every schedule (Eqs. 59, 60). The sum lies above, since the error falls from
+    z_{t-1} to z_t, and nears it like 1/T; weights without their T, their ½ or at the wrong end
+    near something else.
+    """
+    schedule = CONTINUOUS[name]
+    first, last = torch.exp(-schedule(torch.tensor([0.0, 1.0]).double())[0]).tolist()
+    limit = 0.3 / 2 * math.log((1 + last) / (1 + first))
+
+    def excess(steps: int) -> float:
+        gamma = schedule.levels(steps)
+        error = torch.sigmoid(gamma)  # 1 / (1 + SNR)
+        return (denoising_weights(gamma, 0.3) * error[:-1]).mean().item() - limit
+
+    errors = [excess(100 * 2**k) for k in range(5)]
+    assert min(errors) > 0
+    assert errors[-1] < 5e-3 * limit
+    rates = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert rates == pytest.approx([1] * 4, abs=0.05)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_the_weight_of_eq_9_integrates_to_what_those_of_eq_8_add_up_to(name):
+    """∫ ½ η SNR'(t) dt by Simpson's rule, alone and with an error 1/(1 + SNR): the exact values.
+
+    The weight alone telescopes, so it is the mean of Eq. 8's weights at any T. A slope of γ taken
+    for one of the SNR, of the wrong sign or without its ½ does not integrate to it.
+    """
+    schedule = CONTINUOUS[name]
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    gamma, slope = (v.detach() for v in schedule(t))
+    simpson = torch.tensor([1.0, *([4.0, 2.0] * 999), 4.0, 1.0]).double() / 6000
+    weight = 0.5 * 0.3 * snr_slope(gamma, slope)
+    for steps in (2, 1000):
+        eq_8 = denoising_weights(schedule.levels(steps), 0.3).mean()
+        torch.testing.assert_close(weight @ simpson, eq_8, rtol=1e-6, atol=0)
+    with_error = (weight * torch.sigmoid(gamma)) @ simpson
+    first, last = torch.exp(-gamma[0]), torch.exp(-gamma[-1])
+    exact = 0.15 * torch.log((1 + last) / (1 + first))
+    torch.testing.assert_close(with_error, exact, rtol=1e-6, atol=0)
