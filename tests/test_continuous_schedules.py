@@ -106,6 +106,23 @@ def test_levels_are_the_schedule_at_equal_times(name, steps):
     torch.testing.assert_close(levels[[0, steps // 3, steps]], schedule(t)[0].detach())
 
 
+@pytest.mark.parametrize("bias", [-40.0, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_units_that_are_all_flat_leave_the_straight_line(bias, dtype):
+    """Every sigmoid at 0 or at 1, the skip term small beside them: γ̄ is then w_0 t / w_0.
+
+    As a difference of two sums near 2000 that would be 0/0 in float32.
+    """
+    schedule = LearnedSchedule(6.0, -6.0).to(dtype)
+    with torch.no_grad():
+        schedule.outer.fill_(30.0)
+        schedule.bias.fill_(bias)
+        schedule.skip.fill_(-10.0)
+    gamma, slope = schedule(GRID.to(dtype))
+    torch.testing.assert_close(gamma, (6 - 12 * GRID).to(dtype), rtol=0, atol=1e-4)
+    torch.testing.assert_close(slope, torch.full_like(slope, -12), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("direction", [-1.0, 1.0])
 def test_training_cannot_turn_it_round(direction):
     """200 steps of Adam on a loss that is least where γ rises, or falls in one leap."""

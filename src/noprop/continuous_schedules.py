@@ -126,21 +126,24 @@ class LearnedSchedule(ContinuousSchedule):
         ends = self.ends.to(t.dtype).tanh() * self.room
         noise, clean = self.noise + ends[0], self.clean + ends[1]
         rise, slope = self._rise(t)
-        low, high = self._rise(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))[0]
-        whole = high - low
-        gamma = noise - (noise - clean) * (rise - low) / whole
+        whole = self._rise(torch.ones(1, dtype=t.dtype, device=t.device))[0]
+        gamma = noise - (noise - clean) * rise / whole
         return gamma, -(noise - clean) * slope / whole
 
     def _rise(
         self, t: Float[Tensor, " times"]
     ) -> tuple[Float[Tensor, " times"], Float[Tensor, " times"]]:
-        r"""$\tilde\gamma(t)$ and its derivative, above 0."""
+        r"""$\tilde\gamma(t) - \tilde\gamma(0)$ and its derivative, above 0."""
         skip, outer, inner = (
             F.softplus(p.to(t.dtype)) for p in (self.skip, self.outer, self.inner)
         )
-        active = torch.sigmoid(t[:, None] * inner - self.bias.to(t.dtype))
-        rise = skip * t + (outer * active).sum(dim=1)
-        return rise, skip + (outer * inner * active * (1 - active)).sum(dim=1)
+        bias, step = self.bias.to(t.dtype), t[:, None] * inner
+        active, rest = torch.sigmoid(step - bias), torch.sigmoid(bias - step)
+        # As differences of sigmoids these lose all digits where every unit is flat, and float32
+        # then divides 0 by 0: sigma(p) - sigma(q) = sigma(p) sigma(-q) (1 - exp(q - p)).
+        gain = active * torch.sigmoid(bias) * -torch.expm1(-step)
+        rise = skip * t + (outer * gain).sum(dim=1)
+        return rise, skip + (outer * inner * active * rest).sum(dim=1)
 
 
 def inverse_softplus(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
