@@ -283,8 +283,7 @@ def test_the_best_velocity_takes_noise_to_each_label_as_often_as_p_says(sampler,
     5000 chains an input: the tolerance 0.04 is 4.9 standard errors and the solvers' bias of at most
     0.005; a fresh seed fails in 9 frequencies with probability < 1e-5. At σ = 0 chains also
     end on the embeddings, but for Heun's last evaluation at t = 1, where z tells z_0 no more: it
-    lands |z_0|/2T away. At σ = 0.1 they end around them; the path then starts from N(0, 1.01 I),
-    prediction, as in the paper, from N(0, I): a difference below the tolerance.
+    lands |z_0|/2T away. At σ = 0.1 they end around them.
     """
     unit = make_unit(Bayes(WEIGHT, sigma), sigma=sigma)
     method = FlowNoProp(unit, steps=steps, sampler=sampler)
@@ -300,6 +299,16 @@ def test_the_best_velocity_takes_noise_to_each_label_as_often_as_p_says(sampler,
     else:
         typical = distance.min(1).values.square().mean().sqrt().item()
         assert typical == pytest.approx(sigma * 3**0.5, rel=0.05)
+
+
+def test_a_chain_starts_where_the_path_of_training_does():
+    """z_t at t = 0 is N(z_0, σ² I) and so N(0, (1 + σ²) I), 1.25 at σ = 0.5.
+
+    |score| > 5 of 6000 squares: a fresh seed fails with probability < 1e-6; N(0, I) scores 11.
+    """
+    method = FlowNoProp(make_unit(Bayes(WEIGHT, 0.5), sigma=0.5), steps=2)
+    z = method.predict(TABLE[:1].repeat(2000, 1).log(), rng(7)).latents[0]
+    assert abs(z.square().mean().item() / 1.25 - 1) < 5 * (2 / z.numel()) ** 0.5
 
 
 def test_the_answer_of_many_chains_is_the_share_of_each_label():

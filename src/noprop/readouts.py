@@ -26,6 +26,7 @@ ReadoutStart = Literal["nearest", "random"]
 
 # How far, in nats, an embedding itself is classified ahead of its nearest neighbour at the start.
 START_MARGIN = 10.0
+LEAST_DISTANCE = 1e-6  # embeddings that collapsed into one point still give finite numbers
 
 
 class SoftmaxReadout(nn.Module):
@@ -112,5 +113,5 @@ def _nearest(
     weight: Float[Tensor, "classes dim"],
 ) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
     """S u_k and -s ‖u_k‖² / 2: u_y is ahead of neighbour k by s ‖u_y - u_k‖² / 2."""
-    scale = 2 * START_MARGIN / separation(weight)[1] ** 2
+    scale = 2 * START_MARGIN / max(separation(weight)[1], LEAST_DISTANCE) ** 2
     return scale * weight, -scale / 2 * weight.square().sum(dim=1)

@@ -122,6 +122,9 @@ class FlowNoProp(Method):
     ) -> Prediction:
         r"""See :meth:`Method.predict`; the only noise is $z_0$.
 
+        Differs from the paper where σ is above 0: the chain starts from N(0, (1 + σ²) I), which is
+        what Eq. 10 makes of t = 0, and not from N(0, I).
+
         The class of a chain is the embedding nearest to its end (Section 2.3.1), and its
         probabilities are those of :func:`nearest_embedding_logits`. ``path`` averages the readout's
         probabilities at $\tilde z_1$ over ten equal stretches of the chain.
@@ -143,6 +146,8 @@ class FlowNoProp(Method):
             return v
 
         z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
+        # The path begins at N(z_0, σ²), so its first marginal is wider than the noise alone.
+        z = z * (1 + self.unit.sigma**2) ** 0.5
         evaluations = self.num_steps * (2 if self.sampler == "heun" else 1)
         if self.sampler == "dopri5":
             levels, evaluations = self._adaptive(z, context, times)
