@@ -54,6 +54,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "cross-entropy, uniform, linear γ": CE | UNIFORM | {"method.schedule": "linear"},
         "cross-entropy, uniform, cosine": CE | UNIFORM | {"method.schedule": "cosine"},
         "cross-entropy, uniform, γ from 6 to -2": CE | UNIFORM | ends(6, -2, 1.0),
+        "cross-entropy, uniform, γ from 6 to -4": CE | UNIFORM | ends(6, -4, 2.0),
+        "cross-entropy, uniform, γ from 8 to -2": CE | UNIFORM | ends(8, -2, 1.0),
+        "uniform, γ from 6 to -2": UNIFORM | ends(6, -2, 1.0),
+        "Euler": {"method.sampler": "euler"},
+        "Heun": {"method.sampler": "heun"},
+        "cross-entropy, uniform, Euler": CE | UNIFORM | {"method.sampler": "euler"},
+        "cross-entropy, uniform, Heun": CE | UNIFORM | {"method.sampler": "heun"},
         "cross-entropy, uniform, γ from 3 to -3": CE | UNIFORM | ends(3, -3, 1.0),
         "cross-entropy, uniform, stratified times": (
             CE | UNIFORM | {"method.time_sampling": "stratified"}

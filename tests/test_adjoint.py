@@ -271,6 +271,14 @@ def test_the_adjoint_s_memory_does_not_grow_with_t():
 # -- without torchdiffeq -------------------------------------------------------------------------
 
 
+def test_the_adaptive_sampler_of_flow_matching_is_looked_for_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    config = replace(RunConfig(), {"method.name": "fm", "method.sampler": "dopri5"})
+    task = Task((4,), ("a", "b"), Normalization((0.0,) * 4, (1.0,) * 4))
+    with pytest.raises(ConfigError, match=r"dopri5 needs torchdiffeq: pip install 'noprop\[ode\]'"):
+        build_method(config, task, build_embedding(config, task, None))
+
+
 def test_without_torchdiffeq_there_is_one_clear_line(monkeypatch, tmp_path, capsys):
     """Before anything is trained or a folder made, in Python and on the command line."""
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)  # import then fails

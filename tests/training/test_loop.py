@@ -453,3 +453,25 @@ def test_a_file_that_is_no_training_checkpoint_is_refused(tmp_path):
     save_tensors(made.checkpoint, {"a": torch.zeros(1)}, {"total": made.total})
     with pytest.raises(RunError, match=r"checkpoint\.safetensors"):
         made.resume()
+
+
+def test_the_seconds_of_training_are_those_of_every_process(tmp_path, monkeypatch):
+    """A clock that ticks a second a look: what was spent before a stop is not forgotten."""
+    ticks = iter(range(1_000_000))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(ticks)))
+
+    def stop(event: dict) -> None:
+        if event["event"] == "epoch" and event["unit"] == "block-2" and event["epoch"] == 2:
+            raise Killed
+
+    first = trainer(tmp_path, stop)
+    with pytest.raises(Killed):
+        first.run()
+    spent = load_tensors(first.checkpoint)[1]["seconds"]
+    events: list[dict] = []
+    second = trainer(tmp_path, events.append)
+    second.resume()
+    second.run()
+    assert spent > 10
+    assert events[-1]["event"] == "trained"
+    assert events[-1]["seconds"] > spent

@@ -1,7 +1,7 @@
 r"""NoProp-FM: flow matching from noise to the label's embedding (Eqs. 10-13, Algorithm 3)."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,15 @@ class VelocityUnit(Unit):
         return LossTerms({"flow": flow, "classification": classification})
 
 
+def _dopri5() -> Callable[..., Any]:
+    """Torchdiffeq's solver, looked for before anything is trained."""
+    try:
+        from torchdiffeq import odeint
+    except ImportError:
+        raise ConfigError("sampler dopri5 needs torchdiffeq: pip install 'noprop[ode]'") from None
+    return odeint
+
+
 class FlowNoProp(Method):
     """NoProp with flow matching: one unit, ``network``.
 
@@ -81,6 +90,9 @@ class FlowNoProp(Method):
         steps: T of ``euler`` and ``heun``.
         sampler: of the ODE; ``dopri5`` chooses its own steps.
         tolerance: relative and absolute, of ``dopri5``.
+
+    Raises:
+        ConfigError: If ``dopri5`` is asked for and torchdiffeq is not installed.
     """
 
     def __init__(
@@ -94,7 +106,8 @@ class FlowNoProp(Method):
         self.unit = unit
         self.embedding = unit.embedding
         self.shared: nn.Module = unit.embedding
-        self.num_steps = STRETCHES if sampler == "dopri5" else steps
+        self.solve = _dopri5() if sampler == "dopri5" else None
+        self.num_steps = STRETCHES if self.solve else steps
         self.sampler, self.tolerance = sampler, tolerance
         stretches = min(STRETCHES, self.num_steps)
         self.path_weights = torch.full((stretches,), 1 / stretches)
@@ -170,12 +183,7 @@ class FlowNoProp(Method):
         times: Float[Tensor, " levels"],
     ) -> tuple[Float[Tensor, "levels rows dim"], int]:
         """The levels by Dormand and Prince's method, and how often it asked the network."""
-        try:
-            from torchdiffeq import odeint
-        except ImportError:
-            raise ConfigError(
-                "sampler dopri5 needs torchdiffeq: pip install 'noprop[ode]'"
-            ) from None
+        assert self.solve is not None
         asked = 0
 
         def velocity(t: Tensor, z: Tensor) -> Tensor:
@@ -185,7 +193,7 @@ class FlowNoProp(Method):
             return self.unit.network(z, context, time) @ self.embedding.weight
 
         tolerance = self.tolerance
-        levels = odeint(velocity, z, times, rtol=tolerance, atol=tolerance, method="dopri5")
+        levels = self.solve(velocity, z, times, rtol=tolerance, atol=tolerance, method="dopri5")
         assert isinstance(levels, Tensor)
         return levels, asked
 

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from noprop.build import Task, build_embedding, build_method, unit_names
-from noprop.config import RunConfig
+from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.diffusion import denoising_weights, step_coefficients
 from noprop.errors import ConfigError
-from noprop.method_config import DTConfig
+from noprop.method_config import AdjointConfig, DTConfig
 from noprop.methods.base import Unit
 from noprop.methods.ct import ContinuousNoProp
 from noprop.methods.dt import DiscreteNoProp
@@ -36,6 +36,8 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
         raise ConfigError("method.encoder: describe knows only the encoders that ship")
     names = unit_names(config)
     # Of DT one block: a thousand alike would say no more.
+    if isinstance(config.method, AdjointConfig) and config.method.gradient == "adjoint":
+        config = replace(config, {"method.steps": 2})  # its memory does not depend on T
     method = build_method(config, task, build_embedding(config, task, None), only=names[0])
     sizes = [sum(p.numel() for p in unit.parameters) for unit in method.units]
     sizes = [sizes[0]] * (len(names) - len(sizes)) + sizes

@@ -98,6 +98,8 @@ class GroupTrainer:
         # Algorithm 1 with something shared: a step of a block, and one of the readout beside it.
         self.joined = bool(shared and self.leading) and self.c.order == "sequential"
         self.position = 0
+        self.seconds = 0.0  # of training, in the processes before this one
+        self.started = time.monotonic()
         self.stepping = False  # inside an update: weights and position may disagree
         self.order: tuple[tuple[int, str], Int64[Tensor, "batches batch"]] | None = None
 
@@ -187,7 +189,7 @@ class GroupTrainer:
 
     def _run(self) -> None:
         reset_peak(self.device)
-        started = saved = time.monotonic()
+        self.started = saved = time.monotonic()
         reported = 0.0
         running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
         while self.position < self.total:
@@ -218,7 +220,7 @@ class GroupTrainer:
             {
                 "event": "trained",
                 "units": names,
-                "seconds": time.monotonic() - started,
+                "seconds": self.seconds + time.monotonic() - self.started,
                 "peak_memory_mb": memory,
                 "memory_counter": counter,
             }
@@ -353,6 +355,7 @@ class GroupTrainer:
             "position": self.position,
             "total": self.total,
             "fingerprint": self.fingerprint,
+            "seconds": self.seconds + time.monotonic() - self.started,
         }
         save_tensors(self.checkpoint, tensors, about)
 
@@ -384,6 +387,7 @@ class GroupTrainer:
             first = " ".join(str(error).split())[:200]
             raise RunError(f"{self.checkpoint}: belongs to another architecture: {first}") from None
         self.position = about["position"]
+        self.seconds = float(about.get("seconds", 0.0))
 
 
 def make_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

@@ -419,7 +419,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def training_cost(folder: Path) -> dict[str, Any]:
     """What training took: seconds summed over the groups, and the peak memory of the largest.
 
-    Empty if the run tells of no group trained without an interruption.
+    Each group's seconds are those of all the processes that had it; empty without such events.
     """
     events = [e for e in read_metrics(folder) if e.get("event") == "trained"]
     if not events or any("peak_memory_mb" not in e for e in events):
