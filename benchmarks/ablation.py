@@ -57,6 +57,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "cross-entropy, uniform, γ from 6 to -4": CE | UNIFORM | ends(6, -4, 2.0),
         "cross-entropy, uniform, γ from 8 to -2": CE | UNIFORM | ends(8, -2, 1.0),
         "uniform, γ from 6 to -2": UNIFORM | ends(6, -2, 1.0),
+        "no weight decay": {"train.weight_decay": 0.0},
+        "uniform, η = 10": UNIFORM | {"method.eta": 10.0},
+        "cross-entropy, uniform, no weight decay": CE | UNIFORM | {"train.weight_decay": 0.0},
+        "cross-entropy, uniform, η = 10, γ from 6 to -2": (
+            CE | UNIFORM | {"method.eta": 10.0} | ends(6, -2, 1.0)
+        ),
+        "cross-entropy, uniform, η = 10, learned d = 20": CE | UNIFORM | {"method.eta": 10.0} | D20,
         "Euler": {"method.sampler": "euler"},
         "Heun": {"method.sampler": "heun"},
         "cross-entropy, uniform, Euler": CE | UNIFORM | {"method.sampler": "euler"},
@@ -75,6 +82,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "anchor": {"method.anchor": "always"},
         "learned d = 20": D20,
         "learned d = 20, no anchor": D20 | {"method.anchor": "never"},
+        "no weight decay": {"train.weight_decay": 0.0},
+        "anchor, no weight decay": {"method.anchor": "always", "train.weight_decay": 0.0},
         "anchor, σ = 0.5": {"method.anchor": "always", "method.path_sigma": 0.5},
     },
     "dt": {
