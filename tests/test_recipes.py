@@ -8,7 +8,7 @@ from noprop.build import Task, build_embedding, build_method, unit_names
 from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
-from noprop.recipes import RECIPES, find_recipe
+from noprop.recipes import NAMES, RECIPES, find_recipe
 
 SHAPES = {
     "digits": ((1, 8, 8), 10),
@@ -101,3 +101,22 @@ def test_recipes_can_be_changed_without_changing_them():
     before = to_mapping(RECIPES["digits-dt"])
     assert replace(RECIPES["digits-dt"], {"train.epochs": 1}).train.epochs == 1
     assert to_mapping(RECIPES["digits-dt"]) == before
+
+
+def test_the_names_that_are_told_are_those_there_are():
+    """What --help and an error say of recipes: every one of them is there, and no other."""
+    datasets, methods, kinds = NAMES.partition(" of ")[2].split("; ")
+    told = {f"{d}-{m}" for d in datasets.split(", ") for m in methods.split(", ")}
+    groups = kinds.replace("and ", "").replace("prototype (not adjoint)", "prototype")
+    all_but_adjoint, best, radial = (g.strip(", ").split(", ") for g in splits(groups))
+    for d in datasets.split(", "):
+        told |= {f"{d}-{m}-{k}" for m in methods.split(", ")[:-1] for k in all_but_adjoint}
+        told |= {f"{d}-{m}-{k}" for m in ("dt", "ct", "fm") for k in best}
+        told |= {f"{d}-dt-{k}" for k in radial}
+    assert told == set(RECIPES)
+
+
+def splits(text: str) -> tuple[str, str, str]:
+    """The kinds of all methods but the last, of those with a best, and of DT alone."""
+    common, rest = text.split("best (dt, ct, fm), ")
+    return common, "best", rest.removesuffix(" (dt)")

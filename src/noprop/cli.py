@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from noprop import __version__
 from noprop.config import RunConfig, fields_of, from_toml, parse_value, replace
 from noprop.errors import ConfigError, NoPropError
-from noprop.recipes import RECIPES, find_recipe
+from noprop.recipes import NAMES, find_recipe
 
 __all__ = ["main"]
 
@@ -79,7 +79,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             "recipe",
             nargs="?",
             metavar="RECIPE",
-            help=f"one of: {', '.join(RECIPES)} [{DEFAULT_RECIPE}, whose values are shown below]",
+            help=f"{NAMES} [{DEFAULT_RECIPE}, whose values are shown below]",
         )
         sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of fields")
         sub.add_argument(
