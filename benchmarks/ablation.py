@@ -157,6 +157,9 @@ def main() -> None:
         common["method.steps"] = arguments.steps
     key = {"recipe": recipe, "common": common}
     out = arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if unknown := set(arguments.only or ()) - set(VARIANTS[arguments.method]):
+        parser.error(f"--only: no such variant: {', '.join(sorted(unknown))}")
     for name, changes in VARIANTS[arguments.method].items():
         lines = [json.loads(t) for t in out.read_text().splitlines()] if out.exists() else []
         done = [e for e in lines if all(e[k] == v for k, v in key.items())]

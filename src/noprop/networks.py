@@ -33,11 +33,17 @@ class Head(nn.Module):
         self.out = nn.Linear(128, num_classes)
 
     def part(
-        self, features: Float[Tensor, "batch width"], index: int
+        self,
+        features: Float[Tensor, "batch width"],
+        index: int,
+        offset: Float[Tensor, " width"] | None = None,
     ) -> Float[Tensor, "batch width"]:
-        """What the ``index``-th 256 inputs add to the first layer's output; bias with the first."""
+        """What the ``index``-th 256 inputs add to the first layer's output.
+
+        The layer's bias comes with the first, and with the others ``offset``.
+        """
         columns = self.join.weight[:, index * WIDTH : (index + 1) * WIDTH]
-        return F.linear(features, columns, self.join.bias if index == 0 else None)
+        return F.linear(features, columns, self.join.bias if index == 0 else offset)
 
     def forward(self, joined: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
         """Logits, from the sum of the parts."""
@@ -148,8 +154,10 @@ class ContinuousBlock(nn.Module):
     ) -> Float[Tensor, "batch classes"]:
         """Logits, shape (B, m); ``time_context`` has a row for each latent, or one for all."""
         latent = z.unflatten(1, self.latent_shape)
-        joined = self.head.part(stochastic_call(self.latent, latent, generator), 1)
-        return self.head(context + time_context + joined)
+        features = stochastic_call(self.latent, latent, generator)
+        if len(time_context) == 1:  # a bias of the product costs no pass over (B, 256)
+            return self.head(self.head.part(features, 1, time_context[0]) + context)
+        return self.head(context + time_context + self.head.part(features, 1))
 
 
 def sinusoidal_embedding(t: Float[Tensor, " times"]) -> Float[Tensor, "times features"]:
