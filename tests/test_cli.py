@@ -71,6 +71,9 @@ def line_of_error(capsys, *argv: str) -> str:
         (["describe", "--path-sigma", "0.1"], ["method.path_sigma", "method dt", "belongs to fm"]),
         (["train", "--method", "dp"], ["method.name", "one of dt, ct, fm, backprop", "got 'dp'"]),
         (["train", "digits-ct", "--sampler", "dopri5"], ["method.sampler", "got 'dopri5'"]),
+        (["train", "digits-ct", "--gamma-noise", "100"], ["gamma_noise", "less than", "100"]),
+        (["train", "digits-fm", "--tolerance", "1e-12"], ["tolerance", "greater than", "1e-12"]),
+        (["train", "mine.toml"], ["unknown recipe", "did you mean --config mine.toml?"]),
         (["train", "digits-ct", "--gamma-room", "7"], ["gamma_noise", "gamma_clean", "6.0"]),
     ],
 )

@@ -77,7 +77,7 @@ POSSIBLE: dict[str, Any] = {
     "method.sampler": st.just("heun"),
     "method.path_sigma": st.floats(0, 1e3),
     "method.anchor": st.sampled_from(["always", "never"]),
-    "method.tolerance": positive,
+    "method.tolerance": st.floats(1e-6, 1),
     "method.mixing": st.floats(0, 1, exclude_min=True, exclude_max=True),
     "method.gradient": st.just("autograd"),
     "method.offset": st.floats(1e-6, 0.9),

@@ -418,19 +418,6 @@ def test_features_computed_once_give_the_predictions_of_the_plain_flow(sampler):
     assert (latents[-1] - latents[0]).abs().max() > 0.1
 
 
-def test_the_control_is_where_the_last_step_leads_from_noise():
-    """z ~ N(0, I) by 5-sigma moments, at t = 1 - 1/T, and the class nearest to z + (1 - t) v."""
-    network = Known()
-    method = FlowNoProp(make_unit(network), steps=4)
-    x = torch.tensor([[4.0, -2.0, 3.0]]).expand(4000, 3)
-    answer = method.control(rng(1), x)
-    ((z, t),) = network.seen
-    assert (z.mean(0) * 4000**0.5).abs().max() < 5
-    assert ((z.square().mean(0) - 1) * 2000**0.5).abs().max() < 5
-    assert t.unique().tolist() == [0.75]
-    assert torch.equal(answer, torch.cdist(z + 0.25 * x @ WEIGHT, WEIGHT).argmin(1))
-
-
 # -- collapse -----------------------------------------------------------------------------------
 
 

@@ -29,15 +29,8 @@ from noprop.randomness import generator
 from noprop.recipes import find_recipe
 from noprop.training.checkpoint import write_whole
 from noprop.training.evaluate import choose_weights, evaluate, inputs, prepare
-from noprop.training.runs import (
-    Model,
-    create_run,
-    load_model,
-    open_run,
-    save_model,
-    train_run,
-    training_cost,
-)
+from noprop.training.model import Model, load_model, open_run, save_model
+from noprop.training.runs import create_run, train_run, training_cost
 
 __all__ = ["TrainedModel", "free_folder", "load", "resume", "train"]
 
@@ -251,7 +244,11 @@ def _json(value: Any) -> bytes:
 
 
 def load(
-    folder: Path | str, *, device: str | None = None, encoder: EncoderFactory | None = None
+    folder: Path | str,
+    *,
+    device: str | None = None,
+    encoder: EncoderFactory | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> TrainedModel:
     """The model of a finished run. Nothing in the folder is executed.
 
@@ -259,11 +256,14 @@ def load(
         folder: the run.
         device: another device than it was trained on.
         encoder: as given to :func:`train`, for a run with an encoder of one's own.
+        overrides: of fields that change no weight, such as ``{"method.steps": 100}`` of CT and FM;
+            see :func:`noprop.config.reading_fields`.
     """
     path = Path(folder)
     if open_run(path).method.encoder == "custom" and encoder is None:
         raise RunError(f"{path}: was trained with an encoder of its own; give it as encoder")
-    return TrainedModel(path, load_model(path, device=device, factory=encoder))
+    model = load_model(path, device=device, factory=encoder, changes=overrides)
+    return TrainedModel(path, model)
 
 
 def free_folder(recipe: str) -> Path:

@@ -20,8 +20,9 @@ def fit_path_weights(
         y: labels, shape (B,).
         iterations: of EM.
     """
-    likelihood = path.double().clamp_min(1e-12)[:, torch.arange(y.shape[0], device=y.device), y]
-    weights = torch.full((path.shape[0],), 1 / path.shape[0], dtype=torch.float64, device=y.device)
+    likelihood = path[:, torch.arange(y.shape[0], device=y.device), y]
+    likelihood = likelihood.cpu().double().clamp_min(1e-12)  # not every device has float64
+    weights = torch.full((path.shape[0],), 1 / path.shape[0], dtype=torch.float64)
     for _ in range(iterations):
         joint = weights[:, None] * likelihood
         weights = (joint / joint.sum(dim=0)).mean(dim=1)
@@ -34,6 +35,6 @@ def calibration_error(
     """Expected calibration error: Σ over bins of share times |accuracy - confidence|, in [0, 1]."""
     confidence, label = probabilities.max(dim=1)
     index = (confidence * bins).long().clamp(max=bins - 1)
-    gap = (label == y).double() - confidence.double()
-    sums = torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add(0, index, gap)
+    gap = (label == y).cpu().double() - confidence.cpu().double()
+    sums = torch.zeros(bins, dtype=torch.float64).index_add(0, index.cpu(), gap)
     return sums.abs().sum().item() / len(y)

@@ -92,6 +92,13 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     for sub in (evaluate, predict, plot):
         sub.add_argument("run", type=Path, metavar="RUN", help="a run folder")
         sub.add_argument("--device", help="auto, cpu, cuda or mps [as trained]")
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="FIELD=VALUE",
+            help="set a field of evaluation, or method.steps, sampler or tolerance of CT and FM",
+        )
     evaluate.add_argument(
         "--part", choices=("test", "validation", "train"), default="test", help="[test]"
     )
@@ -153,17 +160,23 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
         raise ConfigError("give a recipe or --config FILE, not both")
     config = from_toml(arguments.config) if arguments.config else None
     config = config or find_recipe(arguments.recipe or DEFAULT_RECIPE)
-    changes = {}
-    for pair in arguments.set:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set wants FIELD=VALUE, got {pair!r}")
-        changes[name] = parse_value(name, text)
+    changes = assignments(arguments)
     for name, *_ in fields_of():
         text = getattr(arguments, name, None)
         if text is not None:
             changes[name] = parse_value(name, text)
     return replace(config, changes)
+
+
+def assignments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields that ``--set`` gives."""
+    changes: dict[str, Any] = {}
+    for pair in arguments.set:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set wants FIELD=VALUE, got {pair!r}")
+        changes[name] = parse_value(name, text)
+    return changes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made[arguments.command].error(f"unrecognized arguments: {unknown[0].partition('=')[0]}")
     try:
         arguments.configuration = lambda: configuration(arguments)
+        arguments.changes = lambda: assignments(arguments)
         from noprop import commands
 
         return getattr(commands, arguments.command)(arguments)

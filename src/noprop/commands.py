@@ -22,7 +22,7 @@ from noprop.errors import ConfigError
 from noprop.report.description import describe as description
 from noprop.report.progress import ProgressReport
 from noprop.report.tables import description_text, evaluation_text, table
-from noprop.training.runs import open_run
+from noprop.training.model import open_run
 
 __all__ = ["data", "describe", "evaluate", "plot", "predict", "train"]
 
@@ -73,7 +73,8 @@ def train(arguments: argparse.Namespace) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """``noprop evaluate``."""
     encoder = _encoder(arguments.encoder)
-    model = api.load(arguments.run, device=arguments.device, encoder=encoder)
+    overrides = arguments.changes()
+    model = api.load(arguments.run, device=arguments.device, encoder=encoder, overrides=overrides)
     results = model.evaluate(arguments.data_dir, arguments.part)
     print(json.dumps(results, indent=1) if arguments.json else evaluation_text(results))
     return 0
@@ -86,7 +87,8 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
     encoder = _encoder(arguments.encoder)
-    model = api.load(arguments.run, device=arguments.device, encoder=encoder)
+    overrides = arguments.changes()
+    model = api.load(arguments.run, device=arguments.device, encoder=encoder, overrides=overrides)
     names, x = read_inputs(arguments.files, model.model.task.shape)
     probabilities = model.predict(
         x,
@@ -188,7 +190,8 @@ def plot(arguments: argparse.Namespace) -> int:
     from noprop.report.plots import draw_run, save_pictures
 
     encoder = _encoder(arguments.encoder)
-    model = api.load(arguments.run, device=arguments.device, encoder=encoder)
+    overrides = arguments.changes()
+    model = api.load(arguments.run, device=arguments.device, encoder=encoder, overrides=overrides)
     examples = model.examples("test", arguments.data_dir)
     pictures = draw_run(arguments.run, model.model, examples)
     paths = save_pictures(pictures, arguments.out or arguments.run / "plots")

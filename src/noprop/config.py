@@ -41,6 +41,7 @@ __all__ = [
     "from_toml",
     "methods_with",
     "parse_value",
+    "reading_fields",
     "replace",
     "to_mapping",
     "to_toml",
@@ -169,6 +170,13 @@ def _method_fields() -> Iterator[tuple[str, Any, Any, str]]:
 def methods_with(name: str) -> list[str]:
     """The methods that have a field."""
     return [m for m, cls in METHODS.items() if name in {f.name for f in dataclasses.fields(cls)}]
+
+
+def reading_fields(config: RunConfig) -> list[str]:
+    """Fields that change no weight, only how the trained method is read: free after training."""
+    own = [f.name for f in dataclasses.fields(config.method) if f.metadata.get("reading")]
+    read = [f.name for f in dataclasses.fields(config.evaluation)]
+    return [f"method.{name}" for name in own] + [f"evaluation.{name}" for name in read]
 
 
 def parse_value(name: str, text: str) -> Any:

@@ -5,6 +5,7 @@ learned schedule is trained through both. $\gamma(0)$ is the noise end, the pape
 $\gamma(1)$ is the clean end, its $\gamma_0$.
 """
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -31,8 +32,8 @@ class ContinuousSchedule(nn.Module, ABC):
 
     @torch.no_grad()
     def levels(self, steps: int) -> Float[Tensor, " levels"]:
-        r"""$\gamma(i/T)$ for $i = 0, \dots, T$, float64, shape (T + 1,)."""
-        return self(torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=self.device))[0]
+        r"""$\gamma(i/T)$ for $i = 0, \dots, T$, float64 on the CPU, shape (T + 1,)."""
+        return self._on_cpu()(torch.linspace(0, 1, steps + 1, dtype=torch.float64))[0]
 
     @torch.no_grad()
     def facts(self) -> dict[str, float | list[float]]:
@@ -40,8 +41,7 @@ class ContinuousSchedule(nn.Module, ABC):
 
         $\bar\alpha$ at both ends, the greatest $\mathrm{SNR}'$ and $\gamma$ at 21 times.
         """
-        t = torch.linspace(0, 1, 1001, dtype=torch.float64, device=self.device)
-        gamma, slope = self(t)
+        gamma, slope = self._on_cpu()(torch.linspace(0, 1, 1001, dtype=torch.float64))
         return {
             "alpha_bar_0": torch.sigmoid(-gamma[0]).item(),
             "alpha_bar_1": torch.sigmoid(-gamma[-1]).item(),
@@ -49,10 +49,10 @@ class ContinuousSchedule(nn.Module, ABC):
             "gamma": [round(value, 4) for value in gamma[::50].tolist()],
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are, if there are any."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+    def _on_cpu(self) -> "ContinuousSchedule":
+        """This schedule where float64 is: MPS has none."""
+        elsewhere = any(p.device.type != "cpu" for p in self.parameters())
+        return copy.deepcopy(self).cpu() if elsewhere else self
 
 
 class LinearSchedule(ContinuousSchedule):

@@ -160,7 +160,7 @@ def separation(
     weight: Float[Tensor, "classes dim"],
 ) -> tuple[Float[Tensor, " classes"], float]:
     """The length of every embedding and the least distance of two: a collapse shows in both."""
-    weight = weight.detach().double()
+    weight = weight.detach().cpu().double()  # not every device has float64
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
     distances.fill_diagonal_(torch.inf)
     return weight.norm(dim=1).float(), distances.min().item()

@@ -23,7 +23,8 @@ __all__ = [
 ]
 
 Positive = Annotated[int, Field(ge=1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+# Beyond ±20 the noise or the signal is under float32's digits, and SNR' overflows soon after.
+Gamma = Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weighting = Literal["snr", "uniform", "min-snr"]
 Objective = Literal["l2", "cross-entropy"]
@@ -31,9 +32,12 @@ Steps = Annotated[int, Field(ge=1, le=100_000)]
 STRICT = ConfigDict(extra="forbid")
 
 
-def described(default: Any, text: str) -> Any:
-    """A field with a default and the words that ``--help`` says of it."""
-    return field(default=default, metadata={"help": text})
+def described(default: Any, text: str, *, reading: bool = False) -> Any:
+    """A field with a default and the words that ``--help`` says of it.
+
+    ``reading`` marks what changes no weight, only how a trained method is read.
+    """
+    return field(default=default, metadata={"help": text, "reading": reading})
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -68,7 +72,7 @@ class DTConfig(MethodConfig):
     num_blocks: Annotated[int, Field(ge=1, le=10_000)] = described(10, "T, blocks of the chain")
     eta: AboveZero = described(0.1, "weight of the denoising terms (Eq. 8)")
     weighting: Weighting = described(
-        "snr", "of the denoising errors: the bound's SNR slope, 1, or SNR up to 5"
+        "snr", "of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
     )
     objective: Objective = described(
         "l2", "denoising error: of the embedding, or cross-entropy of the logits"
@@ -82,10 +86,10 @@ class CTConfig(MethodConfig):
     """NoProp with continuous time."""
 
     name: Literal["ct"] = described("ct", "the method")
-    steps: Steps = described(1000, "T, steps of inference")
+    steps: Steps = described(1000, "T, steps of inference", reading=True)
     eta: AboveZero = described(1.0, "weight of the denoising term (Eq. 9)")
     weighting: Weighting = described(
-        "snr", "of the denoising errors: the bound's SNR slope, 1, or SNR up to 5"
+        "snr", "of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
     )
     objective: Objective = described(
         "l2", "denoising error: of the embedding, or cross-entropy of the logits"
@@ -93,14 +97,14 @@ class CTConfig(MethodConfig):
     schedule: Literal["learned", "cosine", "linear"] = described(
         "learned", "γ(t) of Appendix B, or a fixed one"
     )
-    gamma_noise: Number = described(6.0, "γ at t = 0; a learned schedule starts there")
-    gamma_clean: Number = described(-6.0, "γ at t = 1; a learned schedule starts there")
+    gamma_noise: Gamma = described(6.0, "γ at t = 0, in -20..20; a learned schedule starts there")
+    gamma_clean: Gamma = described(-6.0, "γ at t = 1, in -20..20; a learned schedule starts there")
     gamma_room: AboveZero = described(3.0, "how far learned endpoints may move")
     time_sampling: Literal["uniform", "stratified"] = described(
         "uniform", "t of a batch: drawn apart, or spread evenly with one random shift"
     )
     sampler: Literal["ancestral", "euler", "heun"] = described(
-        "ancestral", "inference: the stochastic chain, or the probability-flow ODE"
+        "ancestral", "inference: the stochastic chain, or the probability-flow ODE", reading=True
     )
 
 
@@ -109,7 +113,7 @@ class FMConfig(MethodConfig):
     """NoProp with flow matching."""
 
     name: Literal["fm"] = described("fm", "the method")
-    steps: Steps = described(1000, "T, steps of inference")
+    steps: Steps = described(1000, "T, steps of inference", reading=True)
     path_sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = described(
         0.0, "σ of the Gaussian path (Eq. 10)"
     )
@@ -117,9 +121,12 @@ class FMConfig(MethodConfig):
         "learned", "when the cross-entropy of Eq. 13 trains the network: with learned embeddings"
     )
     sampler: Literal["euler", "heun", "dopri5"] = described(
-        "euler", "inference: fixed steps, or dopri5 with its own"
+        "euler", "inference: fixed steps, or dopri5 with its own", reading=True
     )
-    tolerance: AboveZero = described(1e-4, "of dopri5, relative and absolute")
+    # Below 1e-6 float32 cannot tell a step's error, and dopri5 would not end.
+    tolerance: Annotated[float, Field(ge=1e-6, le=1)] = described(
+        1e-4, "of dopri5, relative and absolute, at least 1e-6", reading=True
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -38,8 +38,9 @@ def denoising_error(
 ) -> Float[Tensor, " batch"]:
     r"""$\|\hat u - u_y\|^2$ of each example, or the cross-entropy of the logits in nats.
 
-    Differs from the paper: ``cross-entropy`` is not a term of the bound. Its minimiser is the same
-    $p(y|z, x)$, since $\hat u$ is a mean of embeddings under the softmax of the logits.
+    Differs from the paper: ``cross-entropy`` is not a term of the bound. Its minimiser is
+    $p(y|z, x)$, which also minimises the squared error: alone where the embeddings are affinely
+    independent, as one-hot ones are.
     """
     if objective == "cross-entropy":
         return F.cross_entropy(logits.float(), y, reduction="none")

@@ -80,7 +80,8 @@ class RadialReadout(nn.Module):
     ) -> Float[Tensor, "batch classes"]:
         """Log-probabilities up to a constant, given today's W_Embed."""
         guess = self.linear(z).softmax(dim=1) @ weight
-        squares = (guess[:, None] - weight[None]).square().sum(dim=2)
+        # Not from products, which cancel; and (B, m, d) differences would not fit for prototypes.
+        squares = torch.cdist(guess, weight, compute_mode="donot_use_mm_for_euclid_dist").square()
         return squares / (-2 * self.sigma**2)
 
 

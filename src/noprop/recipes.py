@@ -8,8 +8,8 @@ from noprop.errors import ConfigError
 
 __all__ = ["BEST", "EMBEDDINGS", "NAMES", "RECIPES", "find_recipe"]
 
-# Epochs of Table 4. Those of no table (Fashion-MNIST, Tiny ImageNet in continuous time) are those
-# of the data set most like them.
+# Epochs of Table 4. It has none of Fashion-MNIST and Tiny ImageNet: theirs are those of the data
+# set most like them.
 EPOCHS = {
     "mnist": {"dt": 100, "backprop": 100, "ct": 100, "fm": 100, "adjoint": 2},
     "fashion-mnist": {"dt": 100, "backprop": 100, "ct": 100, "fm": 100, "adjoint": 2},
@@ -53,7 +53,7 @@ def _recipe(name: str, dataset: str, method: str, epochs: int, **changes: Any) -
 
 
 def _family(dataset: str, epochs: dict[str, int]) -> list[RunConfig]:
-    """Every method × embedding that the paper has, both readouts for NoProp-DT, and the best."""
+    """Every method × embedding of Table 1, both readouts for NoProp-DT, and the best found."""
     made = []
     for method, count in epochs.items():
         for suffix, embedding in EMBEDDINGS.items():
@@ -98,5 +98,7 @@ def find_recipe(name: str) -> RunConfig:
     if name in RECIPES:
         return RECIPES[name]
     near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
+    if name.endswith(".toml"):
+        hint = f"; did you mean --config {name}?"
     raise ConfigError(f"unknown recipe {name!r}{hint} A recipe is {NAMES}")

@@ -13,11 +13,13 @@ import noprop
 from noprop.build import load_data
 from noprop.cli import main
 from noprop.config import RunConfig, replace
+from noprop.errors import ConfigError
 from noprop.methods.backprop import BackpropChain
 from noprop.methods.ct import ContinuousNoProp
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors
-from noprop.training.runs import open_run, read_metrics
+from noprop.training.model import open_run
+from noprop.training.runs import fingerprint, read_metrics
 from noprop.training.workers import checkpoint_path, groups_of
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -52,7 +54,7 @@ COMMON = {
 OWN = {
     "dt": {"last_block_alone", "elbo", "path_weights"},
     "ct": {"last_block_alone", "elbo", "path_weights"},
-    "fm": {"last_block_alone", "path_weights"},
+    "fm": {"path_weights"},
     "backprop": set(),
     "adjoint": set(),
 }
@@ -176,8 +178,49 @@ def test_training_moved_every_part(run):
     assert fixed == (run.kind == "one-hot")
 
 
+def test_how_a_method_is_read_is_free_after_training_and_what_it_is_is_not(run):
+    """Steps and sampler of CT and FM change no weight: the same run answers with others."""
+    free = {"evaluation.runs": 1, "evaluation.samples": 2}
+    wanted = 2
+    if run.method in ("ct", "fm"):
+        free |= {"method.steps": 3, "method.sampler": "heun"}
+        wanted = 6
+    other = noprop.load(run.folder, overrides=free)
+    results = other.evaluate()
+    if run.method in ("ct", "fm"):
+        assert results["evaluations"] == wanted
+        assert results["path_weights"] == pytest.approx([1 / 3] * 3)  # fitted ones are of others
+    for new, old in zip(
+        other.model.method.parameters(), run.trained.model.method.parameters(), strict=True
+    ):
+        assert torch.equal(new, old)
+    config = replace(run.config, free)
+    data = load_data(config)
+    assert fingerprint(config, data.train) == fingerprint(run.config, data.train)
+    fixed = ["train.lr", "method.embedding"]
+    fixed += [] if run.method in ("ct", "fm") else ["method.steps"]
+    for name in fixed:
+        with pytest.raises(ConfigError, match=rf"{name}: cannot change after training"):
+            noprop.load(run.folder, overrides={name: 1})
+
+
+def test_the_command_line_reads_a_run_otherwise(run, capsys):
+    arguments = ["evaluate", str(run.folder), "--json", "--set", "evaluation.runs=1"]
+    if run.method in ("ct", "fm"):
+        arguments += ["--set", "method.steps=2", "--set", "method.sampler=euler"]
+    assert main(arguments) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["runs"] == 1
+    if run.method in ("ct", "fm"):
+        assert results["evaluations"] == 2
+    assert main(["evaluate", str(run.folder), "--set", "train.lr=1"]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("noprop: error: train.lr: cannot change after training")
+    assert text.count("\n") == 1
+
+
 def test_the_evaluation_has_what_the_method_has(run):
-    """A baseline has no bound, no path and no control; flow matching has no bound."""
+    """A baseline has no bound, no path and no control; flow matching has a path."""
     results = run.results
     assert results.keys() == COMMON | OWN[run.method]
     pathless = run.method in ("backprop", "adjoint")
@@ -261,9 +304,9 @@ def test_the_command_line_reads_it(run, capsys, tmp_path):
     assert main(["evaluate", str(run.folder), "--part", "validation"]) == 0
     text = capsys.readouterr().out
     assert ("bound on -log p(y|x)" in text) == (run.method in ("dt", "ct"))
-    assert ("last step alone on noise" in text) == (run.method in ("dt", "ct", "fm"))
+    assert ("last step alone on noise" in text) == (run.method in ("dt", "ct"))
     assert ("path average" in text) == (run.method in ("dt", "ct", "fm"))
-    assert f"network evaluations in one chain: {run.results['evaluations']}" in text
+    assert f"network evaluations in a chain: {run.results['evaluations']:.4g}" in text
     file = tmp_path / "two.npz"
     np.savez(file, x=np.zeros((2, 8, 8), np.uint8))
     assert main(["predict", str(run.folder), str(file), "--json", "--seed", "5"]) == 0

@@ -24,15 +24,8 @@ from noprop.data import Examples
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.training import workers as workers_module
 from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
-from noprop.training.runs import (
-    commit_of_package,
-    create_run,
-    load_model,
-    open_run,
-    read_metrics,
-    save_model,
-    train_run,
-)
+from noprop.training.model import load_model, open_run, save_model
+from noprop.training.runs import commit_of_package, create_run, read_metrics, train_run
 from noprop.training.workers import checkpoint_path, groups_of, worker_count
 
 SMALL = {
@@ -157,7 +150,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from noprop.build import load_data
-from noprop.training.runs import open_run, train_run
+from noprop.training.model import open_run
+from noprop.training.runs import train_run
 if __name__ == "__main__":
     config = open_run(Path(sys.argv[1]))
     train_run(Path(sys.argv[1]), config, load_data(config), lambda event: None)

@@ -42,9 +42,9 @@ class DenoiserUnit(Unit):
         embedding: W_Embed, shared.
         eta: η of Eq. 9.
         weighting: of the denoising errors over t. Differs from the paper where it is not ``snr``:
-            the sum is then no bound, and would teach the schedule to make the task easy, so the
-            denoising term no longer trains the schedule.
-        objective: the error: squared, of the embedding, or the cross-entropy of the logits.
+            the sum is then no bound, and would teach the schedule to make the task easy.
+        objective: the error: squared, of the embedding, or the cross-entropy of the logits. Any
+            choice but the paper's two leaves the schedule to ``classification`` and ``prior``.
         time_sampling: how a batch's times are drawn.
     """
 
@@ -85,7 +85,7 @@ class DenoiserUnit(Unit):
         ``context`` is what the network takes from x, where it is at hand.
         """
         gamma, slope = self.schedule(t)
-        if weighting != "snr":
+        if (weighting, objective) != ("snr", "l2"):
             gamma, slope = gamma.detach(), slope.detach()
         z = sample_latent(self.embedding(y), gamma, generator)
         context = self.network.context(x, generator) if context is None else context
@@ -186,7 +186,7 @@ class ContinuousNoProp(Method):
             k = step_coefficients(levels).to(x.device, torch.float32)
             z = ancestral(denoise, z, k.a, k.b, k.c, draws, record.observe)
         else:
-            gamma = levels.float()
+            gamma = levels.float().to(x.device)
             follow = euler if self.sampler == "euler" else heun
             z = follow(probability_flow(denoise, gamma), z, -gamma, record.observe)
         ends = self.unit.readout(z, weight).softmax(dim=1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from noprop.embeddings import Embedding, nearest_class
+from noprop.embeddings import Embedding
 from noprop.errors import ConfigError
 from noprop.flow import extrapolate, sample_path, target_velocity
 from noprop.methods.base import LossTerms, Method, Prediction, Unit
@@ -196,14 +196,3 @@ class FlowNoProp(Method):
         levels = self.solve(velocity, z, times, rtol=tolerance, atol=tolerance, method="dopri5")
         assert isinstance(levels, Tensor)
         return levels, asked
-
-    @torch.no_grad()
-    def control(
-        self, generator: torch.Generator, prepared: Float[Tensor, "batch width"]
-    ) -> Int64[Tensor, " batch"]:
-        """The control: where the last step leads from z ~ N(0, I)."""
-        network, weight = self.unit.network, self.embedding.weight
-        t = torch.tensor([1 - 1 / self.num_steps], device=prepared.device)
-        z = start(1, prepared.shape[0], weight.shape[1], generator, prepared.device)
-        v = network(z, prepared, network.time_context(t)) @ weight
-        return nearest_class(extrapolate(z, t[0], v), weight)

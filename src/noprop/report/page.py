@@ -13,7 +13,7 @@ from noprop.errors import ConfigError
 from noprop.report.plots import Picture, draw
 from noprop.report.tables import MODE_NAMES
 from noprop.training.checkpoint import write_whole
-from noprop.training.runs import Model
+from noprop.training.model import Model
 
 __all__ = ["write_page"]
 

@@ -20,10 +20,12 @@ from noprop.embeddings import separation
 from noprop.errors import ConfigError
 from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
+from noprop.report.tables import FACTS
 from noprop.schedules import alpha_bar
 from noprop.training.checkpoint import load_tensors, write_whole
 from noprop.training.evaluate import inputs, prepare
-from noprop.training.runs import Model, read_metrics
+from noprop.training.model import Model
+from noprop.training.runs import read_metrics
 
 __all__ = ["Picture", "draw", "draw_run", "save_pictures"]
 
@@ -262,20 +264,16 @@ def _facts(figure: Any, run: Path) -> None:
             t = torch.linspace(*ends, len(values)).tolist()
             label = f"epoch {epoch}" if epoch in (min(found), max(found)) else None
             axis.plot(t, values, color=shades[1](shades[0](place)), label=label)
-        title = {"gamma": "γ(t): t = 0 is noise", "mixing": "α_t of each block"}.get(name, name)
-        axis.set(title=title, xlabel="t")
+        noise = ": t = 0 is noise" if name == "gamma" else ""
+        axis.set(title=FACTS.get(name, name) + noise, xlabel="t")
         axis.legend()
-    for name, words in (
-        ("alpha_bar_0", "ᾱ(0)"),
-        ("alpha_bar_1", "1 - ᾱ(1)"),
-        ("max_snr_slope", "max SNR′(t)"),
-    ):
-        if name in numbers:
-            values = [found[e][name] for e in sorted(found)]
-            values = [1 - v for v in values] if name == "alpha_bar_1" else values
-            axes[-1].plot(sorted(found), values, marker=_marker(found), label=words)
+    for name in numbers:
+        values, words = [found[e][name] for e in sorted(found)], FACTS.get(name, name)
+        if name == "alpha_bar_1":  # so near to 1 that only the rest shows a change
+            values, words = [1 - v for v in values], f"1 - {words}"
+        axes[-1].plot(sorted(found), values, marker=_marker(found), label=words)
     if numbers:
-        axes[-1].set(title="its ends and greatest weight", xlabel="epoch", yscale="log")
+        axes[-1].set(title="after each epoch", xlabel="epoch", yscale="log")
         axes[-1].xaxis.get_major_locator().set_params(**WHOLE)
         axes[-1].legend()
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from noprop.report.tables import duration
+from noprop.report.tables import FACTS, duration
 
 __all__ = ["ProgressReport"]
 
@@ -58,7 +58,8 @@ class ProgressReport:
         if kind == "started":
             self.groups = max(1, sum(g != "readout" for g in event["groups"]))
             names, count = event["groups"], event["workers"]
-            self._line(f"training {len(names)} units on {count} worker{'s' * (count > 1)}")
+            units = f"{len(names)} unit{'s' * (len(names) > 1)}"
+            self._line(f"training {units} on {count} worker{'s' * (count > 1)}")
         elif kind == "found":
             self._line(f"{event['group']} is trained already")
         elif kind == "progress":
@@ -139,9 +140,6 @@ class ProgressReport:
             self.live.console.print(text, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
-
-
-FACTS = {"alpha_bar_0": "ᾱ(0)", "alpha_bar_1": "ᾱ(1)", "max_snr_slope": "max SNR′", "mixing": "α_t"}
 
 
 def facts_text(facts: dict[str, Any]) -> str:

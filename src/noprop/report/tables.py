@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["description_text", "duration", "evaluation_text", "table"]
+__all__ = ["FACTS", "description_text", "duration", "evaluation_text", "table"]
 
 MODE_NAMES = {
     "single": "one chain (the paper's protocol)",
@@ -11,6 +11,16 @@ MODE_NAMES = {
     "path-fitted": "path average, fitted weights",
     "mean": "mean chain (no noise)",
     "mean-path-fitted": "mean chain, path average, fitted",
+}
+
+
+# What a method tells of itself after an epoch, as people write it.
+FACTS = {
+    "alpha_bar_0": "ᾱ(0)",
+    "alpha_bar_1": "ᾱ(1)",
+    "max_snr_slope": "max SNR′(t)",
+    "gamma": "γ(t)",
+    "mixing": "α_t",
 }
 
 
@@ -48,7 +58,7 @@ def evaluation_text(results: dict[str, Any]) -> str:
         "",
         f"accuracy % of one chain, by the nearest embedding: {steps}",
         f"  at t = {times}",
-        f"network evaluations in one chain: {results['evaluations']}",
+        f"network evaluations in a chain: {results['evaluations']:.4g}",
         f"calibration error of the default: {100 * results['calibration_error']:.2f} %",
     ]
     if alone := results.get("last_block_alone"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from noprop.averaging import calibration_error, fit_path_weights
 from noprop.data import Examples
 from noprop.randomness import generator
-from noprop.training.runs import Model
+from noprop.training.model import Model
 
 __all__ = [
     "Score",
@@ -101,14 +101,14 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
         y = torch.cat([p["y"] for p in parts])
         for mode, score in scores.items():
             p = torch.cat([part[mode] for part in parts])
-            score.accuracy.append(100 * (p.argmax(1) == y).double().mean().item())
-            likelihood = p[torch.arange(len(y), device=p.device), y].double()
+            score.accuracy.append(100 * (p.argmax(1) == y).cpu().double().mean().item())
+            likelihood = p[torch.arange(len(y), device=p.device), y].cpu().double()
             score.log_loss.append(-likelihood.clamp_min(1e-12).log().mean().item())
         labels = torch.cat([part["steps"] for part in parts], dim=1)
-        steps.append(100 * (labels == y).double().mean(dim=1))
+        steps.append(100 * (labels == y).cpu().double().mean(dim=1))
         if parts[0]["alone"] is not None:
             guesses = torch.cat([part["alone"] for part in parts])
-            alone.append(100 * (guesses == y).double().mean().item())
+            alone.append(100 * (guesses == y).cpu().double().mean().item())
         default = torch.cat([part[default_mode(model)] for part in parts])
         errors.append(calibration_error(default, y))
         shares = [len(part["y"]) / len(y) for part in parts]
@@ -125,7 +125,8 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
         "examples": len(examples),
         "runs": runs,
         "samples": model.config.evaluation.samples,
-        "evaluations": first["evaluations"],
+        # dopri5 chooses its steps for a batch of chains, so batches differ.
+        "evaluations": sum(p["evaluations"] for c in chunks for p in c) / (runs * len(chunks)),
         "default": default_mode(model),
         "modes": {mode: score.summary() for mode, score in scores.items()},
         "times": first["times"],

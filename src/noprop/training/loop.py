@@ -25,7 +25,7 @@ from torch import Tensor
 
 from noprop.config import RunConfig, TrainConfig
 from noprop.data import Examples, Normalization, augment, batch_indices
-from noprop.embeddings import Embedding, separation
+from noprop.embeddings import separation
 from noprop.errors import RunError, TrainingError
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
@@ -316,8 +316,8 @@ class GroupTrainer:
             "terms": {name: value.item() for name, value in terms.terms.items()},
             "validation_loss": self._validation_loss(unit),
         }
-        if isinstance(self.method.shared, Embedding) and self.method.shared.learned:
-            lengths, least = separation(self.method.shared.weight)
+        if self.method.embedding.learned:
+            lengths, least = separation(self.method.embedding.weight)
             event["embedding"] = {
                 "least_length": lengths.min().item(),
                 "greatest_length": lengths.max().item(),

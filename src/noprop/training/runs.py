@@ -5,7 +5,6 @@ Any process that finds the folder can go on with it, and reading it executes not
 
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -13,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,51 +23,33 @@ from noprop.build import (
     RunData,
     Task,
     build_embedding,
-    build_method,
     choose_device,
     use_bf16,
 )
-from noprop.config import RunConfig, from_toml, to_mapping, to_toml
-from noprop.data import Examples, Normalization
+from noprop.config import RunConfig, reading_fields, to_mapping, to_toml
+from noprop.data import Examples
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
-from noprop.methods.base import Method
 from noprop.training.checkpoint import (
     check_fingerprint,
-    flatten,
     load_tensors,
     save_tensors,
-    unflatten,
     write_whole,
 )
+from noprop.training.model import Model, empty_model, load_weights
 from noprop.training.workers import Job, checkpoint_path, groups_of, train_groups, worker_count
 
 __all__ = [
-    "Model",
     "commit_of_package",
     "create_run",
     "fingerprint",
-    "load_model",
-    "open_run",
     "read_metrics",
-    "save_model",
     "train_run",
     "training_cost",
 ]
 
 Emit = Callable[[dict[str, Any]], None]
-
-
-@dataclass
-class Model:
-    """A trained method and what it needs to read raw inputs."""
-
-    config: RunConfig
-    task: Task
-    method: Method
-    device: torch.device
-    bf16: bool
 
 
 def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
@@ -110,18 +90,6 @@ def _is_free(folder: Path) -> bool:
     """Whether nothing is in a folder but what :func:`create_run` leaves before ``config.toml``."""
     ours = re.compile(r"\.lock|\.config\.toml\.\d+\.tmp")
     return all(ours.fullmatch(entry.name) for entry in folder.iterdir())
-
-
-def open_run(folder: Path) -> RunConfig:
-    """The configuration of a run folder.
-
-    Raises:
-        RunError: If the folder is no run.
-    """
-    if not (folder / "config.toml").is_file():
-        what = "has no config.toml" if folder.is_dir() else "there is no such folder"
-        raise RunError(f"{folder}: is no run folder: {what}")
-    return from_toml(folder / "config.toml")
 
 
 def train_run(
@@ -225,6 +193,9 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
         mapping.pop(name)
     for name in ("device", "workers", "checkpoint_every"):
         mapping["train"].pop(name)
+    for name in reading_fields(config):
+        section, _, field = name.partition(".")
+        mapping.get(section, {}).pop(field, None)
     digest = hashlib.blake2b(json.dumps(mapping, sort_keys=True).encode(), digest_size=16)
     for part in (train.x, train.y):
         digest.update(str(tuple(part.shape)).encode())
@@ -248,141 +219,9 @@ def _assemble(folder: Path, config: RunConfig, task: Task, factory: EncoderFacto
         tensors, _ = load_tensors(checkpoint_path(folder, group))
         kinds = {"optimizer", "shared-optimizer"}
         state |= {n: v for n, v in tensors.items() if not kinds & set(n.split("/")[:2])}
-    model = _empty_model(config, task, factory)
-    _load_weights(model, state, folder)
+    model = empty_model(config, task, factory)
+    load_weights(model, state, folder)
     return model
-
-
-def _empty_model(config: RunConfig, task: Task, factory: EncoderFactory | None) -> Model:
-    device = choose_device(config.train.device)
-    embedding = build_embedding(config, task, None)
-    method = build_method(config, task, embedding, factory=factory)
-    return Model(config, task, method, device, use_bf16(config.train.precision, device))
-
-
-def _load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
-    if unused := sorted(tensors.keys() - _weights_of(model.method).keys()):
-        raise RunError(
-            f"{source}: holds the weights of another architecture: {unused[0]} has no place in "
-            "that of config.toml"
-        )
-    try:
-        model.method.shared.load_state_dict(unflatten("shared", tensors))
-        for unit in model.method.units:
-            unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise RunError(f"{source}: holds the weights of another architecture: {first}") from None
-    for module in (model.method.shared, *(u.module for u in model.method.units)):
-        module.to(model.device).eval()
-        if model.config.train.channels_last:
-            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def _weights_of(method: Method) -> dict[str, Any]:
-    tensors = flatten("shared", method.shared.state_dict())
-    for unit in method.units:
-        tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
-    return tensors
-
-
-def save_model(folder: Path, model: Model) -> None:
-    """Write ``model.safetensors`` and ``model.json``: all that prediction needs."""
-    save_tensors(folder / "model.safetensors", _weights_of(model.method), {"format": 1})
-    weights = model.method.path_weights
-    about = {
-        "format": 1,
-        "shape": model.task.shape,
-        "class_names": model.task.class_names,
-        "dtype": model.task.dtype,
-        "normalization": asdict(model.task.normalization),
-        "path_weights": None if weights is None else weights.tolist(),
-    }
-    write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
-
-
-def load_model(
-    folder: Path, *, device: str | None = None, factory: EncoderFactory | None = None
-) -> Model:
-    """The finished model of a run.
-
-    Args:
-        folder: the run.
-        device: another device than it was trained on.
-        factory: the user's own encoder, where it was trained with one; a run never names code.
-
-    Raises:
-        RunError: If the folder is no run, or its training has not finished.
-    """
-    config = open_run(folder)
-    path = folder / "model.json"
-    if not path.exists():
-        raise RunError(
-            f"{folder}: is not trained to its end; go on with noprop train --resume {folder}"
-        )
-    try:
-        about = json.loads(path.read_text())
-        _check_description(about)
-        normal = Normalization(*(tuple(about["normalization"][k]) for k in ("mean", "std")))
-        task = Task(tuple(about["shape"]), tuple(about["class_names"]), normal, about["dtype"])
-        weights = None if about["path_weights"] is None else torch.tensor(about["path_weights"])
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
-    if device or config.train.device.startswith(("cuda", "mps")):
-        from noprop.config import replace
-
-        wanted = device or _still_here(config.train.device)
-        config = replace(config, {"train.device": wanted})
-    model = _empty_model(config, task, factory)
-    _load_weights(
-        model, load_tensors(folder / "model.safetensors")[0], folder / "model.safetensors"
-    )
-    if trouble := _misfit(weights, model.method.path_weights):
-        raise RunError(f"{path}: is damaged (path_weights {trouble})")
-    model.method.path_weights = weights
-    return model
-
-
-def _check_description(about: dict[str, Any]) -> None:
-    """Refuse what no data set can have told of itself.
-
-    Raises:
-        ValueError: With the field of ``model.json`` and what is wrong with it.
-    """
-    shape, names, normalization = (about[k] for k in ("shape", "class_names", "normalization"))
-    if not shape or not all(type(n) is int and n > 0 for n in shape):
-        raise ValueError(f"shape is {shape}, wanted numbers of at least 1")
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("class_names must be texts, and at least one")
-    if about["dtype"] not in ("uint8", "float32"):
-        raise ValueError(f"dtype is {about['dtype']}, wanted uint8 or float32")
-    for key in ("mean", "std"):
-        values = normalization[key]
-        if len(values) != shape[0]:
-            raise ValueError(f"{key} has {len(values)} numbers, wanted {shape[0]}")
-        if not all(isinstance(v, float) and math.isfinite(v) for v in values):
-            raise ValueError(f"{key} must be finite numbers")
-    if not all(v > 0 for v in normalization["std"]):
-        raise ValueError("std must be above 0")
-
-
-def _misfit(weights: torch.Tensor | None, uniform: torch.Tensor | None) -> str | None:
-    """What keeps path weights from being those of a method that begins with ``uniform``."""
-    if weights is None or uniform is None:
-        return None if weights is uniform else "are for a method with a path, and for no other"
-    if weights.shape != uniform.shape:
-        return f"have shape {tuple(weights.shape)}, wanted {tuple(uniform.shape)}"
-    if not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-3:
-        return "must be at least 0 and sum to 1"
-    return None
-
-
-def _still_here(device: str) -> str:
-    """The device a model was trained on, or ``auto`` on a machine without it."""
-    present = torch.cuda.is_available() if device.startswith("cuda") else False
-    return device if present else "auto"
 
 
 @contextmanager
