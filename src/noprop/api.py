@@ -57,7 +57,7 @@ class TrainedModel:
         x: Tensor | NDArray[Any],
         *,
         samples: int | None = None,
-        noise: bool = True,
+        noise: bool | None = None,
         average: str | None = None,
         seed: int = 0,
     ) -> Tensor:
@@ -68,7 +68,8 @@ class TrainedModel:
                 features (N, …).
             samples: K, chains to average; the run's ``evaluation.samples`` unless given. 1 with
                 ``average="readout"`` is the paper's single run, a sample from p(y|x).
-            noise: without it, the mean chain.
+            noise: without it, the mean chain. Unless given, with noise where ``samples`` or
+                ``average="readout"`` asks for chains, else as the method does best.
             average: ``path``, weighted as the validation part chose, or ``readout``; ``path``
                 unless given, where the method has one.
             seed: of the chains.
@@ -78,6 +79,9 @@ class TrainedModel:
                 finite.
             ConfigError: If ``samples`` is below 1, or the method cannot average so.
         """
+        if noise is None:
+            chains_wanted = samples is not None or average == "readout"
+            noise = self.model.method.noise_by_default or chains_wanted
         if samples is None:
             samples = self.config.evaluation.samples
         try:

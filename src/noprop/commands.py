@@ -93,7 +93,7 @@ def predict(arguments: argparse.Namespace) -> int:
     probabilities = model.predict(
         x,
         samples=arguments.samples,
-        noise=not arguments.no_noise,
+        noise=False if arguments.no_noise else None,
         average=arguments.average,
         seed=arguments.seed,
     )

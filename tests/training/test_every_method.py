@@ -219,13 +219,34 @@ def test_the_command_line_reads_a_run_otherwise(run, capsys):
     assert text.count("\n") == 1
 
 
+def test_what_predict_answers_is_the_default_of_the_evaluation(run):
+    """CT and FM answer with their mean chain, unless chains are asked for; DT with chains."""
+    data = load_data(run.config)
+    y = data.test.y
+    p = run.trained.predict(data.test.x)
+    found = 100 * p.argmax(1).eq(y).double().mean().item()
+    mode = run.results["modes"][run.results["default"]]
+    again = run.trained.predict(data.test.x, seed=7)
+    if run.method in ("ct", "fm"):
+        assert found == pytest.approx(mode["accuracy"])
+        assert torch.equal(p, again)
+        assert torch.equal(p, run.trained.predict(data.test.x, noise=False))
+    else:
+        assert found == pytest.approx(mode["accuracy"], abs=5)
+        assert not torch.equal(p, again)
+    for wanted in ({"samples": 2}, {"average": "readout"}, {"noise": True}):
+        one, other = (run.trained.predict(data.test.x, seed=s, **wanted) for s in (1, 2))
+        assert not torch.equal(one, other)
+
+
 def test_the_evaluation_has_what_the_method_has(run):
     """A baseline has no bound, no path and no control; flow matching has a path."""
     results = run.results
     assert results.keys() == COMMON | OWN[run.method]
     pathless = run.method in ("backprop", "adjoint")
     assert set(results["modes"]) == (PATHLESS if pathless else MODES)
-    assert results["default"] == ("samples" if pathless else "path-fitted")
+    default = {"dt": "path-fitted", "ct": "mean-path-fitted", "fm": "mean-path-fitted"}
+    assert results["default"] == default.get(run.method, "samples")
     assert results["method"] == run.method
     assert (results["examples"], results["part"]) == (359, "test")
     steps = run.config.method.num_blocks if run.method in ("dt", "backprop") else None  # pyright: ignore[reportAttributeAccessIssue]
@@ -281,7 +302,8 @@ def test_prediction_is_a_distribution_and_takes_its_options(run):
         p = run.trained.predict(x, **options)
         assert p.shape == (6, 10)
         torch.testing.assert_close(p.sum(1), torch.ones(6))
-    assert not torch.equal(run.trained.predict(x, seed=1), default)
+    one, other = (run.trained.predict(x, noise=True, seed=s) for s in (0, 1))
+    assert not torch.equal(one, other)
     assert torch.equal(
         run.trained.predict(x, noise=False, seed=1), run.trained.predict(x, noise=False)
     )

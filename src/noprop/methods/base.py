@@ -96,11 +96,14 @@ class Method(ABC):
         shared: module whose parameters are shared; it may have none.
         path_weights: of the path average, one for each entry of ``Prediction.path``, uniform until
             they are fitted; None for a method without a path.
+        noise_by_default: whether the default prediction averages chains with noise, or runs the
+            mean chain alone; decided on validation splits (docs/findings.md).
     """
 
     embedding: Embedding
     shared: nn.Module
     path_weights: Tensor | None = None
+    noise_by_default: bool = True
 
     @property
     @abstractmethod

@@ -126,6 +126,8 @@ class ContinuousNoProp(Method):
             probability-flow ODE by ``euler`` or ``heun``.
     """
 
+    noise_by_default = False
+
     def __init__(
         self,
         unit: DenoiserUnit,

@@ -95,6 +95,8 @@ class FlowNoProp(Method):
         ConfigError: If ``dopri5`` is asked for and torchdiffeq is not installed.
     """
 
+    noise_by_default = False
+
     def __init__(
         self,
         unit: VelocityUnit,

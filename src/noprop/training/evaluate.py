@@ -71,9 +71,12 @@ def modes_of(model: Model) -> tuple[str, ...]:
 def default_mode(model: Model) -> str:
     """How ``predict`` answers unless told otherwise.
 
-    The fitted path average over K chains; their mean for a method without a path.
+    The fitted path average, over K chains (DT) or of the mean chain (CT, FM); the mean over K
+    chains for a method without a path.
     """
-    return "samples" if model.method.path_weights is None else "path-fitted"
+    if model.method.path_weights is None:
+        return "samples"
+    return "path-fitted" if model.method.noise_by_default else "mean-path-fitted"
 
 
 def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
