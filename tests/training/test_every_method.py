@@ -361,7 +361,7 @@ def test_plot_draws_what_the_run_has(run, capsys, tmp_path):
     assert html.count("<svg") == len(wanted) + 1  # and the accuracy after each step
     assert f"A run of {run.method} on digits" in html
     assert ("The bound on −log p(y|x)" in html) == (run.method in ("dt", "ct"))
-    assert ("Last step alone on noise" in html) == (run.method in ("dt", "ct", "fm"))
+    assert ("Last step alone on noise" in html) == (run.method in ("dt", "ct"))
 
 
 # -- what only some have -------------------------------------------------------------------------
