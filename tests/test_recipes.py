@@ -111,12 +111,12 @@ def test_the_names_that_are_told_are_those_there_are():
     all_but_adjoint, best, radial = (g.strip(", ").split(", ") for g in splits(groups))
     for d in datasets.split(", "):
         told |= {f"{d}-{m}-{k}" for m in methods.split(", ")[:-1] for k in all_but_adjoint}
-        told |= {f"{d}-{m}-{k}" for m in ("ct", "fm") for k in best}
+        told |= {f"{d}-{m}-{k}" for m in ("dt", "ct", "fm") for k in best}
         told |= {f"{d}-dt-{k}" for k in radial}
     assert told == set(RECIPES)
 
 
 def splits(text: str) -> tuple[str, str, str]:
     """The kinds of all methods but the last, of those with a best, and of DT alone."""
-    common, rest = text.split("best (ct, fm), ")
+    common, rest = text.split("best (dt, ct, fm), ")
     return common, "best", rest.removesuffix(" (dt)")

@@ -30,6 +30,7 @@ EMBEDDINGS: dict[str, dict[str, Any]] = {
 # Not of the paper: what did best on the validation parts of MNIST and CIFAR-10; docs/findings.md
 # has the figures.
 BEST: dict[str, dict[str, Any]] = {
+    "dt": {"method.objective": "cross-entropy"},
     "ct": {"method.objective": "cross-entropy", "method.weighting": "uniform", "method.eta": 10.0},
     "fm": {"method.anchor": "always"},
 }
@@ -87,7 +88,7 @@ RECIPES: dict[str, RunConfig] = {config.recipe: config for config in _ALL}
 
 NAMES = (
     f"DATASET-METHOD or DATASET-METHOD-KIND, of {', '.join(['digits', *EPOCHS])}; "
-    f"{', '.join(DIGITS_EPOCHS)}; d20, prototype (not adjoint), best (ct, fm), and radial, "
+    f"{', '.join(DIGITS_EPOCHS)}; d20, prototype (not adjoint), best (dt, ct, fm), and radial, "
     "d20-radial, prototype-radial (dt)"
 )
 
