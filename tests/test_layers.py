@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from noprop.layers import MaxPool2, ReLUDropout, ResidualPath, Sequence, keep_mask
+from noprop.layers import ReLUDropout, ResidualPath, Sequence, channels_last, keep_mask
 
 
 def generator(seed=0):
@@ -123,7 +124,65 @@ def test_a_sequence_hands_the_generator_on():
 
 def test_pooling_rounds_down():
     x = torch.arange(25.0).reshape(1, 1, 5, 5)
-    assert MaxPool2()(x).tolist() == [[[[6.0, 8.0], [16.0, 18.0]]]]
+    assert ReLUDropout(0.0, pool=True)(x).tolist() == [[[[6.0, 8.0], [16.0, 18.0]]]]
+
+
+def plain(x, keep, pool, source):
+    """The layer as one writes it, with the same draws."""
+    x = F.relu(F.max_pool2d(x, 2) if pool else x)
+    return x * keep_mask(x, keep, source) * (256 / keep)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(4, 3, 8, 10), (3, 16, 7, 9), (2, 1, 2, 2)])
+@pytest.mark.parametrize("pool", [False, True])
+def test_the_fast_layer_is_the_plain_one_to_the_last_bit(order, dtype, shape, pool):
+    """Values and gradients, with ties (values in eighths) and odd sizes; the gradient of another
+    memory order, as after a Flatten, too.
+    """
+    x = (torch.randn(shape, generator=generator()) * 8).round() / 8
+    x = x.to(dtype).contiguous(memory_format=order).requires_grad_()
+    layer = ReLUDropout(0.2, pool=pool)
+    fast, slow = layer(x, generator(1)), plain(x, layer.keep_of_256, pool, generator(1))
+    assert torch.equal(fast, slow)
+    assert fast.stride() == slow.stride()
+    for weight in (torch.randn(fast.shape, generator=generator(2)), torch.randn_like(fast)):
+        weight = weight.to(dtype)
+        (ours,) = torch.autograd.grad(layer(x, generator(1)), x, weight)
+        (theirs,) = torch.autograd.grad(plain(x, layer.keep_of_256, pool, generator(1)), x, weight)
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
+@pytest.mark.parametrize("pool", [False, True])
+def test_what_is_not_finite_is_not_hidden(value, pool):
+    """A loss that diverges is found by its NaN: no layer may clear it, whatever its sign."""
+    x = torch.randn(2, 3, 4, 4, generator=generator())
+    x[1, 2, 3, 1] = value
+    y = ReLUDropout(0.0, pool=pool)(x)
+    assert (~y.isfinite()).sum() == 1
+
+
+def test_its_gradient_is_refused_a_second_derivative():
+    x = torch.randn(2, 3, 4, 4, generator=generator(), requires_grad=True)
+    (first,) = torch.autograd.grad(
+        ReLUDropout(0.0, pool=True)(x).square().sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_come_innermost_even_where_there_is_one(channels):
+    """A convolution of one channel then writes its channels innermost, as the next one wants."""
+    x = torch.randn(2, channels, 6, 5, generator=generator())
+    y = channels_last(x)
+    assert torch.equal(x, y)
+    assert y.stride() == (30 * channels, 1, 5 * channels, channels)
+    conv = nn.Conv2d(channels, 4, 3).to(memory_format=torch.channels_last)
+    assert conv(y).stride() == (48, 1, 12, 4)
+    assert channels_last(y).data_ptr() == y.data_ptr()
 
 
 def test_the_residual_path_is_that_of_the_figure():

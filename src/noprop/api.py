@@ -30,6 +30,7 @@ from noprop.recipes import find_recipe
 from noprop.training.checkpoint import write_whole
 from noprop.training.evaluate import choose_weights, evaluate, inputs, prepare
 from noprop.training.model import Model, load_model, open_run, save_model
+from noprop.training.parallel import side_by_side
 from noprop.training.runs import create_run, train_run, training_cost
 
 __all__ = ["TrainedModel", "free_folder", "load", "resume", "train"]
@@ -99,20 +100,24 @@ class TrainedModel:
             )
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise DataError("x: wanted finite numbers, got NaN or infinity")
-        parts = []
-        for index, raw in enumerate(x.split(self.config.evaluation.batch_size)):
+
+        def answer(chunk: tuple[int, Tensor]) -> Tensor:
+            index, raw = chunk
             batch = inputs(self.model, raw)
-            draws = generator(seed, "predict", index, device=self.model.device)
             prediction = self.model.method.predict(
                 batch,
-                draws,
+                generator(seed, "predict", index, device=self.model.device),
                 samples=samples,
                 noise=noise,
                 average=average,
                 prepared=prepare(self.model, batch),
             )
-            parts.append(prediction.probabilities.cpu())
-        return torch.cat(parts) if parts else torch.empty(0, self.model.task.num_classes)
+            return prediction.probabilities.cpu()
+
+        if len(x) == 0:
+            return torch.empty(0, self.model.task.num_classes)
+        chunks = list(enumerate(x.split(self.config.evaluation.batch_size)))
+        return torch.cat(side_by_side(answer, chunks, self.model.device))
 
     def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
         """Measure on a part of the run's own data; see :mod:`noprop.training.evaluate`.

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from noprop.layers import MaxPool2, ReLUDropout, Sequence, stochastic_call
+from noprop.layers import ReLUDropout, Sequence, stochastic_call
 from noprop.randomness import seeded
 
 __all__ = [
@@ -48,16 +48,14 @@ def conv_path(channels: int, size: tuple[int, int], dropout: float) -> Sequence:
     layers: list[nn.Module] = [
         Trim(height, width),
         nn.Conv2d(channels, 32, 3),
-        MaxPool2(),
-        ReLUDropout(dropout),
+        ReLUDropout(dropout, pool=True),
         nn.Conv2d(32, 64, 3),
         ReLUDropout(dropout),
         nn.Conv2d(64, 128, 3),
-        MaxPool2(),
-        ReLUDropout(dropout),
+        ReLUDropout(dropout, pool=True),
     ]
     if deep:
-        layers += [nn.Conv2d(128, 256, 3), MaxPool2(), ReLUDropout(dropout)]
+        layers += [nn.Conv2d(128, 256, 3), ReLUDropout(dropout, pool=True)]
     return Sequence(*layers, nn.Flatten())
 
 
@@ -87,8 +85,7 @@ def small_conv_path(channels: int, size: tuple[int, int], dropout: float) -> Seq
         nn.Conv2d(channels, 32, 3, padding=1),
         ReLUDropout(dropout),
         nn.Conv2d(32, 64, 3, padding=1),
-        MaxPool2(),
-        ReLUDropout(dropout),
+        ReLUDropout(dropout, pool=True),
         nn.Flatten(),
     )
 

@@ -1,15 +1,18 @@
 """Layers whose randomness comes from a generator, and the residual path of Fig. 5."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 __all__ = [
-    "MaxPool2",
     "ReLUDropout",
     "ResidualPath",
     "Sequence",
+    "channels_last",
     "keep_mask",
     "stochastic_call",
 ]
@@ -20,6 +23,17 @@ def stochastic_call(
 ) -> Float[Tensor, "..."]:
     """Call a module with the generator if it takes one."""
     return module(x, generator) if getattr(module, "takes_generator", False) else module(x)
+
+
+def channels_last(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+    """Images with their channels innermost in memory, copied only if they are not so already.
+
+    One channel has the same order either way, so torch's own conversion leaves it: a convolution
+    then takes the images, and all that follows, for planes, and is slower for it.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = x.shape
+    return x.as_strided(x.shape, (height * width * channels, 1, width * channels, channels))
 
 
 class Sequence(nn.Sequential):
@@ -44,54 +58,138 @@ def keep_mask(
     On the CPU eight bytes come from each draw: a draw per element costs more than a small
     convolution.
     """
+    return _below(x, keep_of_256, generator).bool()
+
+
+def _below(x: Tensor, keep_of_256: int, generator: torch.Generator | None) -> Tensor:
+    """1 where a random byte is below the threshold, else 0, as uint8."""
     n = x.numel()
     if x.device.type == "cpu":
         words = torch.empty((n + 7) // 8, dtype=torch.int64)
         words.random_(-(2**63), None, generator=generator)
         flat = words.view(torch.uint8)[:n]
     else:
-        flat = torch.empty(n, dtype=torch.uint8, device=x.device).random_(
-            0, 256, generator=generator
-        )
-    keep = flat < keep_of_256
+        flat = torch.empty(n, dtype=torch.uint8, device=x.device)
+        flat.random_(0, 256, generator=generator)
+    # In place, and in the type of the bytes: a comparison that makes booleans is ten times slower.
+    below = flat.lt_(keep_of_256)
     dense = x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else None
-    return keep.view(x.shape) if dense is None else keep.as_strided(x.shape, dense.stride())
+    return below.view(x.shape) if dense is None else below.as_strided(x.shape, dense.stride())
 
 
 class ReLUDropout(nn.Module):
-    """max(x, 0), then inverted dropout while training.
+    """max(x, 0), then inverted dropout while training; with ``pool``, 2×2 max-pooling before both.
 
     The probability is rounded to a multiple of 1/256 (0.2 becomes 51/256 = 0.1992), and the scale
-    corrects for the rounded value, so the expectation is exact.
+    corrects for the rounded value, so the expectation is exact. Pooling rounds down; it commutes
+    with the ReLU.
 
     Args:
         dropout: probability that an element is set to 0, in [0, 1).
+        pool: whether to pool; the input must then be images (B, C, H, W).
     """
 
     takes_generator = True
 
-    def __init__(self, dropout: float):
+    def __init__(self, dropout: float, *, pool: bool = False):
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.keep_of_256 = max(1, round(256 * (1 - dropout)))
+        self.pool = pool
 
     def forward(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch ..."]:
         """The activations."""
-        x = F.relu(x)
-        if not self.training or self.keep_of_256 == 256:
-            return x
-        return x * keep_mask(x, self.keep_of_256, generator) * (256 / self.keep_of_256)
+        keep = self.keep_of_256 if self.training else 256
+        if x.device.type == "cpu":
+            function = _PoolReLUDropout if self.pool else _ReLUDropout
+            activations = function.apply(x, keep, generator)
+            assert isinstance(activations, Tensor)
+            return activations
+        x = F.relu(F.max_pool2d(x, 2) if self.pool else x)
+        return x if keep == 256 else x * keep_mask(x, keep, generator) * (256 / keep)
 
 
-class MaxPool2(nn.Module):
-    """2×2 max-pooling that rounds down."""
+# What the plain operations compute, to the last bit, in half of their time on a CPU: there, masks
+# of booleans, products of mixed types and the scatter of a pool's gradient are not vectorised, but
+# bitwise operations on integers of the floats' own width are.
 
-    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h2 w2"]:
-        """The pooled images."""
-        return F.max_pool2d(x, 2)
+_BITS = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+def _drop_(x: Tensor, keep_of_256: int, generator: torch.Generator | None) -> Tensor:
+    """Dropout in place."""
+    if keep_of_256 == 256:
+        return x
+    bits = _BITS[x.dtype]
+    mask = _below(x, keep_of_256, generator).to(bits).neg_()  # all bits, or none
+    x.view(bits).bitwise_and_(mask)
+    return x.mul_(256 / keep_of_256)
+
+
+def _drop_gradient(gradient: Tensor, out: Tensor, keep_of_256: int) -> Tensor:
+    """The gradient before ReLU and dropout: it passes where the output is not 0."""
+    if gradient.stride() != out.stride():  # as after a Flatten: the next line would take ten times
+        gradient = torch.empty_like(out).copy_(gradient)
+    # Of an ELU whose negative side is 0: mask and scale in one pass.
+    return torch.ops.aten.elu_backward(gradient, 0.0, 256 / keep_of_256, 1.0, True, out)
+
+
+class _ReLUDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: int, generator: torch.Generator | None) -> Tensor:
+        out = _drop_(F.relu(x), keep, generator)
+        ctx.save_for_backward(out)
+        ctx.keep = keep
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _drop_gradient(gradients[0], ctx.saved_tensors[0], ctx.keep), None, None
+
+
+class _PoolReLUDropout(torch.autograd.Function):
+    """Of equal values in a window the first gets the gradient, as in torch's pooling."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: int, generator: torch.Generator | None) -> Tensor:
+        ctx.shape, ctx.keep = x.shape, keep
+        x = x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]
+        rows = torch.maximum(x[..., ::2], x[..., 1::2])
+        out = _drop_(torch.maximum(rows[:, :, ::2], rows[:, :, 1::2]).relu_(), keep, generator)
+        ctx.save_for_backward(x, rows, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, rows, out = ctx.saved_tensors
+        bits = _BITS[x.dtype]
+        # Bits compare as their floats do where one is positive, and only there a gradient flows.
+        x, rows = x.view(bits), rows.view(bits)
+        gradient = _drop_gradient(gradients[0], out, ctx.keep).view(bits)
+        to_rows = torch.empty_like(rows)
+        _share(gradient, rows[:, :, ::2], rows[:, :, 1::2], to_rows[:, :, ::2], to_rows[:, :, 1::2])
+        whole = x.shape == ctx.shape
+        to_x = torch.empty_like(x) if whole else x.new_zeros(ctx.shape)
+        inside = to_x[:, :, : x.shape[2], : x.shape[3]]
+        _share(to_rows, x[..., ::2], x[..., 1::2], inside[..., ::2], inside[..., 1::2])
+        return to_x.view(gradients[0].dtype), None, None
+
+
+def _share(gradient: Tensor, a: Tensor, b: Tensor, to_a: Tensor, to_b: Tensor) -> None:
+    """Give the gradient of max(a, b) to the greater, to ``a`` if they are equal; all as bits."""
+    mask = torch.ge(a, b, out=torch.empty_like(gradient)).neg_()
+    torch.bitwise_and(gradient, mask, out=to_a)
+    torch.bitwise_xor(gradient, to_a, out=to_b)
 
 
 class ResidualPath(nn.Module):
@@ -99,11 +197,13 @@ class ResidualPath(nn.Module):
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
-        self.first = nn.Sequential(nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU())
+        self.first = nn.Sequential(
+            nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)
+        )
         self.residual = nn.Sequential(
             nn.Linear(width, width),
             nn.BatchNorm1d(width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Linear(width, width),
             nn.BatchNorm1d(width),
         )

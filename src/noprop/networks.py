@@ -46,9 +46,9 @@ class Head(nn.Module):
         return F.linear(features, columns, self.join.bias if index == 0 else offset)
 
     def forward(self, joined: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
-        """Logits, from the sum of the parts."""
-        hidden = F.relu(self.norm1(joined))
-        return self.out(F.relu(self.norm2(self.hidden(hidden))))
+        """Logits, from the sum of the parts, which is overwritten."""
+        hidden = F.relu(self.norm1(joined), inplace=True)
+        return self.out(F.relu(self.norm2(self.hidden(hidden)), inplace=True))
 
 
 def _latent_features(shape: tuple[int, ...], dropout: float, batch_norm: bool) -> nn.Module:
@@ -57,7 +57,7 @@ def _latent_features(shape: tuple[int, ...], dropout: float, batch_norm: bool) -
         return Features(shape, dropout=dropout, batch_norm=batch_norm)
     if batch_norm:
         return ResidualPath(shape[0], WIDTH)
-    return nn.Sequential(nn.Linear(shape[0], WIDTH), nn.ReLU())
+    return nn.Sequential(nn.Linear(shape[0], WIDTH), nn.ReLU(inplace=True))
 
 
 class DiscreteBlock(nn.Module):

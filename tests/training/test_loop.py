@@ -12,6 +12,7 @@ from noprop.build import Task, build_embedding, build_method, load_data
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization, batch_indices
 from noprop.errors import RunError, TrainingError
+from noprop.layers import channels_last
 from noprop.methods.base import LossTerms
 from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
@@ -173,7 +174,7 @@ def test_with_shared_embeddings_training_is_algorithm_1(tmp_path):
             order = batch_indices(len(DATA), 16, generator(4, "order", epoch, block.name))
             for batch, chosen in enumerate(order):
                 x = TASK.normalization.apply(DATA.x[chosen])
-                x = x.contiguous(memory_format=torch.channels_last)
+                x = channels_last(x)
                 y, turn = DATA.y[chosen], 3 * epoch + t
                 own = generator(4, "step", 4 * epoch + batch, block.name)
                 beside = generator(4, "step", 4 * turn + batch, "readout")
@@ -242,7 +243,7 @@ def test_unit_by_unit_is_algorithm_1(tmp_path):
     def descend(unit, turn: int, batch: int) -> None:
         order = batch_indices(len(DATA), 16, generator(4, "order", turn, unit.name))
         chosen = order[batch]
-        x = TASK.normalization.apply(DATA.x[chosen]).contiguous(memory_format=torch.channels_last)
+        x = channels_last(TASK.normalization.apply(DATA.x[chosen]))
         draws = generator(4, "step", 4 * turn + batch, unit.name)
         unit.loss(x, DATA.y[chosen], draws).total.backward()
         optimizers[unit.name].step()
@@ -271,7 +272,7 @@ def test_shared_embeddings_descend_the_gradient_of_eq_8(tmp_path):
         at = loop.Update(0, index, 0, 0)
         chosen = made.indices(at)
         draws = generator(0, "step", 0, unit.name)
-        x = TASK.normalization.apply(DATA.x[chosen]).contiguous(memory_format=torch.channels_last)
+        x = channels_last(TASK.normalization.apply(DATA.x[chosen]))
         share = 1.0 if unit.name == "readout" else 1 / 2
         whole = whole + share * unit.loss(x, DATA.y[chosen], draws).total
     (wanted,) = torch.autograd.grad(whole, made.method.shared_parameters)

@@ -5,7 +5,6 @@ average and the mean chain estimate p(y|x) itself. Images are read once: their f
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +13,10 @@ from torch import Tensor
 
 from noprop.averaging import calibration_error, fit_path_weights
 from noprop.data import Examples
+from noprop.layers import channels_last
 from noprop.randomness import generator
 from noprop.training.model import Model
+from noprop.training.parallel import side_by_side
 
 __all__ = [
     "Score",
@@ -59,7 +60,7 @@ def choose_weights(model: Model, validation: Examples) -> None:
     """
     if len(validation) == 0 or model.method.path_weights is None:
         return
-    path = torch.cat(list(_paths(model, validation)), dim=1)
+    path = torch.cat(_paths(model, validation), dim=1)
     model.method.path_weights = fit_path_weights(path, validation.y.to(path.device)).cpu()
 
 
@@ -98,7 +99,7 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
     alone: list[float] = []
     errors: list[float] = []
     bounds: list[dict[str, float]] = []
-    chunks = list(_chunks_of_runs(model, examples, runs))
+    chunks = _chunks_of_runs(model, examples, runs)
     for run in range(runs):
         parts = [chunk[run] for chunk in chunks]
         y = torch.cat([p["y"] for p in parts])
@@ -147,12 +148,13 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
     return results
 
 
-def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> Iterator[list[dict[str, Any]]]:
+def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[dict[str, Any]]]:
     """For each chunk of the examples, one result per run; the images are read once for all runs."""
     size = model.config.evaluation.batch_size
     seed, device, method = model.config.train.seed, model.device, model.method
-    pairs = zip(examples.x.split(size), examples.y.split(size), strict=True)
-    for index, (x, y) in enumerate(pairs):
+
+    def read(chunk: tuple[int, tuple[Tensor, Tensor]]) -> list[dict[str, Any]]:
+        index, (x, y) = chunk
         x, y = inputs(model, x), y.to(device)
         prepared = prepare(model, x)
         still = method.predict(x, generator(0, "unused"), noise=False, prepared=prepared)
@@ -183,19 +185,27 @@ def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> Iterator[lis
                     "mean-path-fitted": torch.einsum("t,tbm->bm", weights, still.path),
                 }
             results.append(result)
-        yield results
+        return results
+
+    pairs = zip(examples.x.split(size), examples.y.split(size), strict=True)
+    return side_by_side(read, list(enumerate(pairs)), device)
 
 
-def _paths(model: Model, examples: Examples) -> Iterator[Tensor]:
+def _paths(model: Model, examples: Examples) -> list[Tensor]:
     """The blocks' probabilities, averaged over K chains, for each chunk of the examples."""
-    for index, x in enumerate(examples.x.split(model.config.evaluation.batch_size)):
+
+    def read(chunk: tuple[int, Tensor]) -> Tensor:
+        index, x = chunk
         draws = generator(model.config.train.seed, "weights", 0, f"batch-{index}", model.device)
         x = inputs(model, x)
         prepared = prepare(model, x)
         samples = model.config.evaluation.samples
         path = model.method.predict(x, draws, samples=samples, prepared=prepared).path
         assert path is not None
-        yield path
+        return path
+
+    chunks = list(enumerate(examples.x.split(model.config.evaluation.batch_size)))
+    return side_by_side(read, chunks, model.device)
 
 
 def prepare(model: Model, x: Tensor) -> Any:
@@ -208,5 +218,5 @@ def inputs(model: Model, x: Tensor) -> Tensor:
     """Raw examples, normalised, on the model's device, in its memory order."""
     x = model.task.normalization.apply(x.to(model.device))
     if x.ndim == 4 and model.config.train.channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
     return x

@@ -27,6 +27,7 @@ from noprop.config import RunConfig, TrainConfig
 from noprop.data import Examples, Normalization, augment, batch_indices
 from noprop.embeddings import separation
 from noprop.errors import RunError, TrainingError
+from noprop.layers import channels_last
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.checkpoint import (
@@ -36,7 +37,7 @@ from noprop.training.checkpoint import (
     save_tensors,
     unflatten,
 )
-from noprop.training.measure import peak_memory, reset_peak
+from noprop.training.memory import peak_memory, reset_peak
 
 __all__ = ["GroupTrainer", "Update", "make_optimizer"]
 
@@ -164,8 +165,9 @@ class GroupTrainer:
         key = (update.epoch * unit.passes + turn, unit.name if alone else "")
         if self.order is None or self.order[0] != key:
             shuffle = generator(self.c.seed, "order", *key)
-            self.order = key, batch_indices(len(self.train_part), self.c.batch_size, shuffle)
-        return self.order[1][update.batch].to(self.device)
+            order = batch_indices(len(self.train_part), self.c.batch_size, shuffle)
+            self.order = key, order.to(self.device)
+        return self.order[1][update.batch]
 
     # -- training ------------------------------------------------------------------------------
 
@@ -302,7 +304,7 @@ class GroupTrainer:
     def _loss(self, unit: Unit, x: Tensor, y: Tensor, draws: torch.Generator) -> LossTerms:
         x = self.normalization.apply(x)
         if self.c.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = channels_last(x)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return unit.loss(x, y, draws)
 

@@ -27,6 +27,7 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.training.checkpoint import load_tensors
 from noprop.training.loop import GroupTrainer
+from noprop.training.memory import freed_memory_kept
 
 __all__ = ["Job", "checkpoint_path", "groups_of", "train_groups", "worker_count"]
 
@@ -116,8 +117,9 @@ def train_groups(job: Job, groups: Sequence[str], workers: int, emit: Emit) -> N
         # One thread as in a worker: sums then have one order, whatever the number of workers.
         torch.set_num_threads(1)
         try:
-            for group in groups:
-                train_group(job, group, emit)
+            with freed_memory_kept():
+                for group in groups:
+                    train_group(job, group, emit)
         finally:
             torch.set_num_threads(threads)
         return
@@ -230,8 +232,9 @@ def _worker(job: Job, connection: Connection) -> None:
             raise StopRequestedError
 
     try:
-        while (group := connection.recv()) is not None:
-            train_group(job, group, emit)
+        with freed_memory_kept():
+            while (group := connection.recv()) is not None:
+                train_group(job, group, emit)
     except (StopRequestedError, EOFError, BrokenPipeError):
         return
     except NoPropError as error:

@@ -1,0 +1,117 @@
+"""What makes training and prediction fast changes no result."""
+
+import threading
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import noprop
+from noprop.layers import ReLUDropout, keep_mask
+from noprop.training.evaluate import evaluate
+from noprop.training.memory import freed_memory_kept
+from noprop.training.parallel import side_by_side
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def digits(folder, recipe="digits-dt", **changes):
+    """A very short run; the losses it reported, and the model."""
+    events = []
+    overrides = {
+        "train.epochs": 2, "train.workers": 1, "data.train_size": 400, "train.device": "cpu",
+        "train.precision": "float32", "evaluation.runs": 2, "evaluation.batch_size": 100, **changes,
+    }  # fmt: skip
+    model = noprop.train(recipe, folder=folder, overrides=overrides, emit=events.append)
+    return [e["loss"] for e in events if e["event"] == "epoch"], model
+
+
+@pytest.mark.parametrize("recipe", ["digits-dt", "digits-ct"])
+def test_float32_losses_are_those_of_the_plain_layers(tmp_path, monkeypatch, recipe):
+    """Same seed, same losses, to the last bit, with ReLU, pool and dropout as one writes them."""
+    few = {"method.num_blocks": 2} if recipe == "digits-dt" else {"method.steps": 3}
+    fast, _ = digits(tmp_path / "fast", recipe, **few)
+
+    def plain(self, x, generator=None):
+        x = F.relu(F.max_pool2d(x, 2) if self.pool else x)
+        if not self.training:
+            return x
+        return x * keep_mask(x, self.keep_of_256, generator) * (256 / self.keep_of_256)
+
+    monkeypatch.setattr(ReLUDropout, "forward", plain)
+    slow, _ = digits(tmp_path / "slow", recipe, **few)
+    assert len(fast) == (6 if recipe == "digits-dt" else 2)
+    assert fast == slow
+
+
+def test_results_do_not_depend_on_the_number_of_threads(tmp_path, three_threads):
+    """Chunks of an evaluation are computed with one thread each, however many at a time."""
+    _, model = digits(tmp_path / "run", **{"method.num_blocks": 2, "train.epochs": 1})
+    examples = model.examples("test")
+    beside, p = evaluate(model.model, examples), model.predict(examples.x)
+    torch.set_num_threads(1)
+    assert evaluate(model.model, examples) == beside
+    assert torch.equal(model.predict(examples.x), p)
+
+
+def test_pieces_run_beside_each_other_with_one_thread_each(three_threads):
+    """Three that wait for one another end: one after the other they never would."""
+    barrier = threading.Barrier(3, timeout=20)
+
+    def wait(item):
+        barrier.wait()
+        return item, torch.get_num_threads()
+
+    assert side_by_side(wait, [5, 6, 7], CPU) == [(5, 1), (6, 1), (7, 1)]
+    assert torch.get_num_threads() == 3
+
+
+def test_a_lone_piece_has_all_threads(three_threads):
+    assert side_by_side(lambda item: torch.get_num_threads(), [0], CPU) == [3]
+    assert side_by_side(lambda item: item, [], CPU) == []
+
+
+def test_what_stops_a_piece_stops_all(three_threads):
+    """The error comes through, the pieces not begun are left, the threads are as before."""
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 0:
+            raise ValueError("no such piece")
+        time.sleep(0.02)
+
+    with pytest.raises(ValueError, match="no such piece"):
+        side_by_side(work, list(range(1000)), CPU)
+    assert len(begun) < 500
+    assert torch.get_num_threads() == 3
+
+
+def test_freed_memory_is_kept_in_here_and_handed_back_after():
+    """Page faults of tensors made and left: none inside once warm, thousands outside."""
+    resource = pytest.importorskip("resource")
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            parts = [torch.ones(1_000_000) for _ in range(3)]  # 4 MB: 1,000 pages each
+            del parts
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept():
+        faults()
+        inside = faults()
+    faults()
+    outside = faults()
+    if outside < 10_000:
+        pytest.skip("this system's malloc keeps freed memory by itself")
+    assert inside < outside / 10
