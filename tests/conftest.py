@@ -23,8 +23,10 @@ UNPACK_NAMES = {
     "tiny-imagenet": "tiny",
 }
 
-# Two threads on two busy cores are many times slower than one on small operations.
+# Two threads on two busy cores are many times slower than one on small operations; the processes
+# that tests start follow the variable.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("noprop", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("noprop")
 

@@ -32,6 +32,7 @@ from noprop.training.evaluate import choose_weights, evaluate, inputs, prepare
 from noprop.training.model import Model, load_model, open_run, save_model
 from noprop.training.parallel import side_by_side
 from noprop.training.runs import create_run, train_run, training_cost
+from noprop.training.workers import thread_count
 
 __all__ = ["TrainedModel", "free_folder", "load", "resume", "train"]
 
@@ -197,6 +198,8 @@ def train(
         config = replace(config, {"data.dataset": lasting_name(config.data.dataset)})
     # What cannot be built is found here, before a run folder is there for it.
     choose_device(config.train.device)
+    # Sums depend on it in their last digits: a run goes on with as many, on whatever machine.
+    config = replace(config, {"train.threads": thread_count(config)})
     for field in ("crop_padding", "flip"):
         if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
             raise ConfigError(

@@ -52,6 +52,9 @@ AnyMethod = Annotated[
 ]
 
 
+Count = Annotated[int, Field(ge=0), BeforeValidator(lambda value: 0 if value == "auto" else value)]
+
+
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Which examples, and how they are divided."""
@@ -93,9 +96,10 @@ class TrainConfig:
         "auto", "bf16 where the device has instructions for it"
     )
     channels_last: bool = described(True, "memory order of images; faster on CPU and CUDA")
-    workers: Annotated[
-        int, Field(ge=0), BeforeValidator(lambda value: 0 if value == "auto" else value)
-    ] = described(0, "worker processes, one thread each; auto, or 0, takes one a core")
+    workers: Count = described(0, "worker processes; auto, or 0, takes one a core")
+    threads: Count = described(
+        0, "threads of each process; auto, or 0: one, and all where a method is a single unit"
+    )
     checkpoint_every: Annotated[float, Field(ge=0)] = described(
         20.0, "seconds of training between checkpoints"
     )

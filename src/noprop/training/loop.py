@@ -189,20 +189,25 @@ class GroupTrainer:
                 self.save()
             raise
 
+    def step(self) -> tuple[Update, LossTerms]:
+        """Make the update at the current position, and move on to the next."""
+        at = self.update(self.position)
+        self.stepping = True
+        terms = self._step(at)
+        self.position += 1
+        self.stepping = False
+        return at, terms
+
     def _run(self) -> None:
         reset_peak(self.device)
         self.started = saved = time.monotonic()
         reported = 0.0
         running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
         while self.position < self.total:
-            at = self.update(self.position)
+            at, terms = self.step()
             unit = self.units[at.index]
-            self.stepping = True
-            terms = self._step(at)
             losses = running[unit.name]
             losses.append(terms.total.detach())
-            self.position += 1
-            self.stepping = False
             now = time.monotonic()
             ends = at.batch == self.batches - 1 and at.turn == unit.passes - 1
             due = now - saved > self.c.checkpoint_every and self._between_steps(self.position)

@@ -1,4 +1,4 @@
-"""Groups of units over local processes, one thread each: blocks share and exchange nothing.
+"""Groups of units over local processes: blocks share and exchange nothing.
 
 Which process trains a group changes nothing in its result. A worker ends when its parent does, and
 saves a checkpoint first when it is asked to stop.
@@ -29,7 +29,14 @@ from noprop.training.checkpoint import load_tensors
 from noprop.training.loop import GroupTrainer
 from noprop.training.memory import freed_memory_kept
 
-__all__ = ["Job", "checkpoint_path", "groups_of", "train_groups", "worker_count"]
+__all__ = [
+    "Job",
+    "checkpoint_path",
+    "groups_of",
+    "thread_count",
+    "train_groups",
+    "worker_count",
+]
 
 COUPLED = "all"
 Emit = Callable[[dict[str, Any]], None]
@@ -67,6 +74,16 @@ def worker_count(config: RunConfig, groups: int) -> int:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(config.train.workers or cores or 1, groups))
+
+
+def thread_count(config: RunConfig) -> int:
+    """Threads of each training process: as many as asked for.
+
+    Else one, since blocks over processes use all cores better; but a method of one unit has nothing
+    to spread, and is given as many as torch would take.
+    """
+    alone = len(unit_names(config)) == 1
+    return config.train.threads or (torch.get_num_threads() if alone else 1)
 
 
 def train_group(job: Job, group: str, emit: Emit) -> None:
@@ -114,8 +131,8 @@ def train_groups(job: Job, groups: Sequence[str], workers: int, emit: Emit) -> N
     """
     if workers == 1:
         threads = torch.get_num_threads()
-        # One thread as in a worker: sums then have one order, whatever the number of workers.
-        torch.set_num_threads(1)
+        # As many as in a worker: sums then have one order, whatever the number of workers.
+        torch.set_num_threads(job.config.train.threads or 1)
         try:
             with freed_memory_kept():
                 for group in groups:
@@ -224,7 +241,7 @@ def _stop(processes: dict[Connection, BaseProcess], silent: set[Connection]) -> 
 def _worker(job: Job, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    torch.set_num_threads(1)
+    torch.set_num_threads(job.config.train.threads or 1)
 
     def emit(event: dict[str, Any]) -> None:
         connection.send(event)
