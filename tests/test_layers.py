@@ -180,7 +180,8 @@ def test_channels_come_innermost_even_where_there_is_one(channels):
     y = channels_last(x)
     assert torch.equal(x, y)
     assert y.stride() == (30 * channels, 1, 5 * channels, channels)
-    conv = nn.Conv2d(channels, 4, 3).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(channels, 4, 3)
+    conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     assert conv(y).stride() == (48, 1, 12, 4)
     assert channels_last(y).data_ptr() == y.data_ptr()
 

@@ -112,9 +112,11 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     predict.add_argument("--seed", type=int, default=0, help="of the chains [0]")
     predict.add_argument("--top", type=int, default=3, help="classes to show [3]")
     plot.add_argument("--out", type=Path, metavar="DIR", help="where to [RUN/plots]")
+    bench = command("bench", "Measure speed and memory against the plain loop, on the CPU.")
+    _add_bench(bench)
     data = command("data", "Show the data sets: what is here, where, and whether it is intact.")
     data.add_argument("--verify", action="store_true", help="compare every file with its hash")
-    for sub in (train, evaluate, plot, data):
+    for sub in (train, evaluate, plot, bench, data):
         sub.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data here first")
     own = "makes an image encoder of your own"
     for sub in (evaluate, predict, plot):
@@ -123,6 +125,52 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "--encoder", metavar="VALUE", help=f"auto|conv|small|mlp, or MODULE:FUNCTION that {own}"
     )
     return parser, made
+
+
+def _add_bench(parser: Parser) -> None:
+    parser.add_argument(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        help="training, prediction, scaling, memory, accuracy [all but accuracy, which needs the "
+        "data and takes the longest]",
+    )
+    numbers = {
+        "blocks": (10, "T of dt and backprop"),
+        "steps": (1000, "T of prediction of the others"),
+        "images": (2000, "images of a measurement of prediction"),
+        "rounds": (5, "of each measurement; contestants alternate"),
+        "workers": (None, "most processes [one a core]"),
+    }
+    parser.add_argument(
+        "--dataset", default="mnist", help="mnist, fashion-mnist, cifar10 or cifar100 [mnist]"
+    )
+    parser.add_argument(
+        "--methods", default="dt,ct,fm,backprop,adjoint", help="a list with commas [all]"
+    )
+    for name, (default, text) in numbers.items():
+        shown = f" [{default}]" if default else ""
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text}{shown}"
+        )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="that each contestant runs in a round [3]"
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        default=99.0,
+        help="accuracy to reach, percent [99]",
+    )
+    parser.add_argument("--quick", action="store_true", help="one short round of everything")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench"),
+        metavar="DIR",
+        help="where results go [bench]",
+    )
 
 
 def _add_fields(parser: Parser) -> None:

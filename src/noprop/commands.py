@@ -20,11 +20,11 @@ from noprop.data import (
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
 from noprop.report.description import describe as description
-from noprop.report.progress import ProgressReport
+from noprop.report.progress import ProgressReport, StepsReport
 from noprop.report.tables import description_text, evaluation_text, table
 from noprop.training.model import open_run
 
-__all__ = ["data", "describe", "evaluate", "plot", "predict", "train"]
+__all__ = ["bench", "data", "describe", "evaluate", "plot", "predict", "train"]
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -187,7 +187,8 @@ def _status(s: Any) -> dict[str, Any]:
 def plot(arguments: argparse.Namespace) -> int:
     """``noprop plot``: pictures, and the page, in the run or both in ``--out``."""
     from noprop.report.page import write_page
-    from noprop.report.plots import draw_run, save_pictures
+    from noprop.report.pictures import save_pictures
+    from noprop.report.plots import draw_run
 
     encoder = _encoder(arguments.encoder)
     overrides = arguments.changes()
@@ -204,6 +205,50 @@ def plot(arguments: argparse.Namespace) -> int:
         print(json.dumps([str(p) for p in paths]))
     else:
         print("\n".join(map(str, [*paths, page])))
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """``noprop bench``: tables, ``bench.json`` and figures in ``--out``."""
+    from noprop.bench.figures import draw_bench
+    from noprop.bench.settings import Settings
+    from noprop.bench.suites import DEFAULT_SUITES, Target, bench_text, run_suites, step_count
+    from noprop.training.checkpoint import write_whole
+    from noprop.training.workers import core_count
+
+    suites = tuple(arguments.suites) or DEFAULT_SUITES
+    settings = Settings(
+        dataset=arguments.dataset,
+        methods=tuple(name.strip() for name in arguments.methods.split(",")),
+        blocks=arguments.blocks,
+        steps=arguments.steps,
+        images=min(500, arguments.images) if arguments.quick else arguments.images,
+        workers=core_count() if arguments.workers is None else arguments.workers,
+        rounds=1 if arguments.quick else arguments.rounds,
+        seconds=0.2 if arguments.quick else arguments.seconds,
+    )
+    target = Target(arguments.target, arguments.data_dir)
+    report = StepsReport(step_count(settings, suites), quiet=arguments.quiet)
+    place = arguments.out / "bench.json"
+
+    def keep(results: dict[str, Any]) -> None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_whole(place, (json.dumps(results, indent=1) + "\n").encode())
+
+    try:
+        results = run_suites(settings, suites, report, keep, target)
+    finally:
+        report.close()
+    try:
+        paths = draw_bench(results, arguments.out)
+    except ConfigError as error:  # figures are an extra; the measurements are not lost for it
+        print(f"no figures: {error}", file=sys.stderr)
+        paths = []
+    if arguments.json:
+        print(json.dumps(results, indent=1))
+        return 0
+    print(bench_text(results))
+    print("\n" + "\n".join(map(str, [place, *paths])))
     return 0
 
 

@@ -17,7 +17,8 @@ from noprop.errors import ConfigError
 from noprop.report import page as page_module
 from noprop.report import plots
 from noprop.report.page import write_page
-from noprop.report.plots import Picture, draw, draw_run, save_pictures
+from noprop.report.pictures import Picture, draw, save_pictures
+from noprop.report.plots import draw_run
 from noprop.training.checkpoint import save_tensors
 from noprop.training.evaluate import evaluate
 from noprop.training.model import Model

@@ -25,7 +25,7 @@ def three_threads():
     torch.set_num_threads(before)
 
 
-def digits(folder, recipe="digits-dt", **changes):
+def digits(folder, recipe="digits-dt", /, **changes):
     """A very short run; the losses it reported, and the model."""
     events = []
     overrides = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from noprop.errors import ConfigError
-from noprop.report.plots import Picture, draw
+from noprop.report.pictures import Picture, draw
 from noprop.report.tables import MODE_NAMES
 from noprop.training.checkpoint import write_whole
 from noprop.training.model import Model

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from noprop.report.tables import FACTS, duration
 
-__all__ = ["ProgressReport"]
+__all__ = ["ProgressReport", "StepsReport"]
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
 
@@ -150,3 +150,40 @@ def facts_text(facts: dict[str, Any]) -> str:
         if len(values) <= 10:
             shown.append(f"{FACTS.get(name, name)} " + " ".join(f"{v:.4g}" for v in values))
     return ", ".join(shown)
+
+
+class StepsReport:
+    """Progress of a known number of steps of about the same length.
+
+    Args:
+        total: how many.
+        quiet: print nothing.
+    """
+
+    def __init__(self, total: int, *, quiet: bool = False):
+        self.total, self.quiet, self.done = total, quiet, 0
+        self.started, self.printed = time.monotonic(), 0.0
+        console = Console(stderr=True)
+        self.live: Progress | None = None
+        if console.is_terminal and not quiet:
+            columns = (BarColumn(), TextColumn("{task.fields[note]}"))
+            self.live = Progress(*columns, console=console)
+            self.live.start()
+            self.bar = self.live.add_task("", total=total, note="")
+
+    def __call__(self, text: str) -> None:
+        """Another step is done."""
+        self.done = min(self.done + 1, self.total)
+        elapsed = time.monotonic() - self.started
+        left = duration(elapsed / self.done * (self.total - self.done))
+        note = f"about {left} left: {text}"
+        if self.live:
+            self.live.update(self.bar, completed=self.done, note=note)
+        elif not self.quiet and (time.monotonic() - self.printed > PLAIN_EVERY):
+            self.printed = time.monotonic()
+            print(f"{100 * self.done // self.total:3d} %, {note}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        if self.live:
+            self.live.stop()

@@ -27,7 +27,15 @@ from noprop.training.checkpoint import (
     write_whole,
 )
 
-__all__ = ["Model", "empty_model", "load_model", "load_weights", "open_run", "save_model"]
+__all__ = [
+    "Model",
+    "empty_model",
+    "load_model",
+    "load_weights",
+    "open_run",
+    "ready",
+    "save_model",
+]
 
 
 @dataclass
@@ -207,6 +215,11 @@ def load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise RunError(f"{source}: holds the weights of another architecture: {first}") from None
+    ready(model)
+
+
+def ready(model: Model) -> None:
+    """Bring a model's modules to its device and memory order, in evaluation mode."""
     for module in (model.method.shared, *(u.module for u in model.method.units)):
         module.to(model.device).eval()
         if model.config.train.channels_last:

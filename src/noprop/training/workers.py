@@ -32,6 +32,7 @@ from noprop.training.memory import freed_memory_kept
 __all__ = [
     "Job",
     "checkpoint_path",
+    "core_count",
     "groups_of",
     "thread_count",
     "train_groups",
@@ -72,8 +73,13 @@ def worker_count(config: RunConfig, groups: int) -> int:
     """Processes to use: as many as asked for, at most one a group; on a GPU always this one."""
     if choose_device(config.train.device).type != "cpu":
         return 1
+    return max(1, min(config.train.workers or core_count(), groups))
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(config.train.workers or cores or 1, groups))
+    return cores or 1
 
 
 def thread_count(config: RunConfig) -> int:

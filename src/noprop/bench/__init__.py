@@ -1,0 +1,1 @@
+"""What ``noprop bench`` measures: ours against the plain loop, in one run, and against a bound."""

@@ -1,0 +1,155 @@
+"""Contestants of a race: work that is built once in processes of its own and run when told to.
+
+A process of its own has its own memory and threads, as in use; while one contestant runs the others
+wait on a pipe and cost nothing. Rounds alternate, so that a busy machine slows all alike.
+"""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from noprop.errors import RunError
+
+__all__ = ["Contestant", "Timing", "race", "ratios"]
+
+Build = Callable[[dict[str, Any]], Callable[[int], Any]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each round.
+
+    Attributes:
+        seconds: of one unit of work, in every round.
+        answer: what the work returned last, in each of its processes.
+    """
+
+    seconds: list[float]
+    answer: list[Any]
+
+    def rate(self, items: float | int) -> dict[str, float]:
+        """Items a second where a unit of work is so many: median, least and greatest."""
+        rates = [items / s for s in self.seconds]
+        return {"median": statistics.median(rates), "least": min(rates), "greatest": max(rates)}
+
+
+class Contestant:
+    """One contestant, in one process or several that run at the same time.
+
+    Args:
+        build: a function of a module, called in each process with the settings; what it returns is
+            called with how many units of work to do.
+        settings: of each process.
+    """
+
+    def __init__(self, build: Build, *settings: dict[str, Any]):
+        context = multiprocessing.get_context("spawn")
+        self.processes: list[tuple[BaseProcess, Connection]] = []
+        for chosen in settings:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(build, chosen, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self.processes.append((process, ours))
+
+    def run(self, units: int) -> tuple[float, list[Any]]:
+        """Do so many units of work in every process; seconds until the last is done, and answers.
+
+        Raises:
+            RunError: If a process failed.
+        """
+        began = time.perf_counter()
+        for _, connection in self.processes:
+            connection.send(units)
+        answers = [_answer(connection) for _, connection in self.processes]
+        return time.perf_counter() - began, answers
+
+    def close(self) -> None:
+        """End the processes."""
+        for process, connection in self.processes:
+            connection.close()
+            process.terminate()
+            process.join()
+
+
+def _answer(connection: Connection) -> Any:
+    try:
+        kind, value = connection.recv()
+    except (EOFError, ConnectionError):
+        raise RunError("a benchmark's process ended unexpectedly (out of memory?)") from None
+    if kind == "error":
+        raise RunError(f"a benchmark failed: {value}")
+    return value
+
+
+def _serve(build: Build, settings: dict[str, Any], connection: Connection) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        work = build(settings)
+        while True:
+            connection.send(("done", work(connection.recv())))
+    except (EOFError, ConnectionError):
+        return
+    except Exception as error:
+        connection.send(("error", f"{type(error).__name__}: {error}"))
+
+
+@contextmanager
+def _all(contestants: Sequence[Contestant]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for contestant in contestants:
+            contestant.close()
+
+
+def race(
+    contestants: dict[str, Contestant],
+    *,
+    rounds: int,
+    seconds: float,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Timing]:
+    """Time all contestants in alternating rounds, and end their processes.
+
+    Args:
+        contestants: by name.
+        rounds: of which each is timed once; the warm-up before them is not counted.
+        seconds: about how long a contestant runs in a round; at least one unit of work.
+        progress: called with what was just done.
+    """
+    with _all(list(contestants.values())):
+        units: dict[str, int] = {}
+        for name, contestant in contestants.items():
+            contestant.run(1)  # builds, allocates, chooses kernels
+            taken, _ = contestant.run(1)
+            units[name] = max(1, round(seconds / taken))
+            progress(f"{name} is warm")
+        times: dict[str, list[float]] = {name: [] for name in contestants}
+        answers: dict[str, list[Any]] = {}
+        for number in range(1, rounds + 1):
+            for name, contestant in contestants.items():
+                taken, answers[name] = contestant.run(units[name])
+                times[name].append(taken / units[name])
+                progress(f"{name}, round {number} of {rounds}")
+    return {name: Timing(times[name], answers[name]) for name in contestants}
+
+
+def ratios(faster: Timing, slower: Timing, scale: float | int = 1) -> dict[str, float]:
+    """How many times as fast, round by round: median, least and greatest.
+
+    Args:
+        faster: whose seconds divide.
+        slower: whose seconds are divided.
+        scale: units of work of ``faster`` that equal one of ``slower``.
+    """
+    values = [scale * b / a for a, b in zip(faster.seconds, slower.seconds, strict=True)]
+    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}

@@ -1,0 +1,80 @@
+"""Peak memory of training against the number of blocks T.
+
+Each figure is the largest resident set of a fresh process that makes two updates of every block and
+of the readout, as a worker does, less that of a process that only imports and holds the data:
+
+    python -m noprop.bench.memory MODE BLOCKS DATASET
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop.bench.plain import BATCH
+from noprop.bench.settings import Settings
+from noprop.build import build_embedding
+from noprop.config import replace
+from noprop.training.checkpoint import save_tensors
+from noprop.training.memory import freed_memory_kept, peak_memory
+from noprop.training.workers import Job, groups_of, train_group
+
+__all__ = ["BLOCKS", "MODES", "measure_memory"]
+
+BLOCKS = (5, 10, 20, 40)
+LEARNED = {"method.embedding": "orthogonal", "method.dim": 20, "method.learned": True}
+MODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dt": ("dt", {}),
+    "dt, learned embeddings": ("dt", LEARNED),
+    "backprop": ("backprop", {}),
+}
+NOTHING = "nothing"
+Progress = Callable[[str], None]
+
+
+def measure_memory(settings: Settings, progress: Progress) -> dict[str, Any]:
+    """The peak of each way of training, in MB, for T = 5, 10, 20 and 40."""
+    base = _peak_of_a_process(NOTHING, 1, settings.dataset)
+    progress("memory: imports")
+    found: dict[str, dict[str, float]] = {}
+    for mode in MODES:
+        found[mode] = {}
+        for blocks in BLOCKS:
+            found[mode][str(blocks)] = _peak_of_a_process(mode, blocks, settings.dataset) - base
+            progress(f"memory {mode}: T = {blocks}")
+    counter = peak_memory(torch.device("cpu"))[1]
+    return {"imports_mb": base, "above_imports_mb": found, "batch": BATCH, "counter": counter}
+
+
+def _peak_of_a_process(mode: str, blocks: int, dataset: str) -> float:
+    command = [sys.executable, "-m", "noprop.bench.memory", mode, str(blocks), dataset]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(out.splitlines()[-1])
+
+
+def train(mode: str, blocks: int, dataset: str) -> None:
+    """Two updates of every unit, one unit or group after the other in this process."""
+    torch.set_num_threads(1)
+    settings = Settings(dataset=dataset, blocks=blocks)
+    method, changes = MODES.get(mode, MODES["dt"])
+    config = replace(settings.config(method), {**changes, "train.epochs": 1, "train.threads": 1})
+    x, y = settings.data(2 * BATCH)
+    embedding = build_embedding(config, settings.task, None)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tensors = {"train/x": x, "train/y": y, "validation/x": x[:0], "validation/y": y[:0]}
+        save_tensors(folder / "data", {**tensors, "embedding": embedding.weight}, {})
+        job = Job(config, settings.task, folder, folder / "data", "")
+        if mode != NOTHING:
+            with freed_memory_kept():
+                for group in groups_of(config):
+                    train_group(job, group, lambda event: None)
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    print(peak_memory(torch.device("cpu"))[0])

@@ -1,0 +1,100 @@
+"""What a benchmark is made with, and the made-up images that it runs on."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from noprop.build import Task
+from noprop.config import RunConfig, replace
+from noprop.data import Normalization
+from noprop.errors import ConfigError
+from noprop.method_config import METHODS
+from noprop.recipes import find_recipe
+
+__all__ = ["SHAPES", "Settings"]
+
+# Of data sets whose images Fig. 5 is drawn for; speed does not depend on what the images show.
+SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "mnist": ((1, 28, 28), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a benchmark is run.
+
+    Attributes:
+        dataset: whose images and recipes; a name of :data:`SHAPES`.
+        methods: which are measured.
+        blocks: T of ``dt`` and ``backprop``.
+        steps: T of inference of the others.
+        solver_steps: T of ``adjoint`` in training.
+        images: of a measurement of inference.
+        workers: most processes; all cores unless given.
+        rounds: of every measurement.
+        seconds: about how long a contestant runs in a round.
+    """
+
+    dataset: str = "mnist"
+    methods: tuple[str, ...] = ("dt", "ct", "fm", "backprop", "adjoint")
+    blocks: int = 10
+    steps: int = 1000
+    solver_steps: int = 10
+    images: int = 2000
+    workers: int = 1
+    rounds: int = 5
+    seconds: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.dataset not in SHAPES:
+            raise ConfigError(f"--dataset: {self.dataset!r} is none of {', '.join(SHAPES)}")
+        for method in self.methods:
+            if method not in METHODS:
+                raise ConfigError(f"--methods: {method!r} is none of {', '.join(METHODS)}")
+        for name in ("blocks", "steps", "solver_steps", "images", "workers", "rounds"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} must be at least 1, got {getattr(self, name)}")
+        if not self.seconds > 0:
+            raise ConfigError(f"--seconds must be above 0, got {self.seconds}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return SHAPES[self.dataset][0]
+
+    @property
+    def classes(self) -> int:
+        """M."""
+        return SHAPES[self.dataset][1]
+
+    @property
+    def task(self) -> Task:
+        """What the networks know of the data."""
+        channels = self.shape[0]
+        normalization = Normalization((0.5,) * channels, (0.25,) * channels)
+        return Task(self.shape, tuple(map(str, range(self.classes))), normalization)
+
+    def config(self, method: str) -> RunConfig:
+        """The recipe of a method on this data set, on the CPU, with these lengths of chain."""
+        recipe = find_recipe(f"{self.dataset}-{method}")
+        length = {"method.num_blocks": self.blocks} if method in ("dt", "backprop") else {}
+        if not length:
+            length = {"method.steps": self.solver_steps if method == "adjoint" else self.steps}
+        return replace(recipe, {"train.device": "cpu", "train.epochs": 1_000_000, **length})
+
+    def data(self, count: int) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+        """Made-up images and labels, the same every time."""
+        g = torch.Generator().manual_seed(0)
+        x = torch.randint(256, (count, *self.shape), dtype=torch.uint8, generator=g)
+        return x, torch.randint(self.classes, (count,), generator=g)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, and for another process."""
+        return asdict(self)

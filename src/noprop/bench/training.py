@@ -1,0 +1,216 @@
+"""Training: a mini-batch of each method, ours against the plain loop, over workers, and its bound.
+
+For NoProp-DT a *turn* is one mini-batch for every block, with a step of the readout beside each;
+for the other methods it is one step.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop.bench.contestants import Contestant, race, ratios
+from noprop.bench.machine import copy_rate, product_rate
+from noprop.bench.plain import BATCH, plain_training
+from noprop.bench.roofline import Work, count
+from noprop.bench.settings import Settings
+from noprop.build import build_embedding, build_method, unit_names, use_bf16
+from noprop.config import replace
+from noprop.data import Examples
+from noprop.training.loop import GroupTrainer
+from noprop.training.memory import freed_memory_kept
+
+__all__ = [
+    "measure_rates",
+    "measure_scaling",
+    "measure_training",
+    "product_kind",
+    "trainers",
+    "worker_counts",
+]
+
+EXAMPLES = 4096
+Progress = Callable[[str], None]
+
+
+def measure_training(
+    settings: Settings, rates: dict[str, float], progress: Progress
+) -> dict[str, Any]:
+    """Of each method: images a second of both, how many times as fast ours is, share of the bound.
+
+    NoProp-DT has ``settings.workers`` processes of one thread, other methods one process of as many
+    threads; the plain loop has one process, and as many threads as torch takes by itself.
+    """
+    found = {}
+    for method in settings.methods:
+        timings = race(
+            {"ours": ours(settings, method, settings.workers), "plain": plain(settings, method)},
+            rounds=settings.rounds,
+            seconds=settings.seconds,
+            progress=lambda text, method=method: progress(f"training {method}: {text}"),
+        )
+        work, kind = count_turn(settings, method), product_kind()
+        # The machine's rates are of all cores; ours uses the workers it has been given.
+        bound = work.bound(rates[kind], rates["copy"])
+        median = BATCH / timings["ours"].rate(BATCH)["median"]
+        found[method] = {
+            "images_per_second": {name: t.rate(BATCH) for name, t in timings.items()},
+            "ours_over_plain": ratios(timings["ours"], timings["plain"]),
+            "plain_threads": timings["plain"].answer[0],
+            "operations": work.operations,
+            "bytes": work.bytes,
+            "bound_seconds": bound,
+            "seconds": median,
+            "share_of_bound": bound / median,
+            "precision": kind,
+        }
+    return found
+
+
+def measure_scaling(settings: Settings, progress: Progress) -> dict[str, Any]:
+    """NoProp-DT on 1, 2, 4, … workers: images a second, and how many times as fast as on one."""
+    timings = race(
+        {str(n): ours(settings, "dt", n) for n in worker_counts(settings)},
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        progress=lambda text: progress(f"workers: {text}"),
+    )
+    return {
+        "workers": {
+            name: {"images_per_second": t.rate(BATCH), "over_one": ratios(t, timings["1"])}
+            for name, t in timings.items()
+        }
+    }
+
+
+def worker_counts(settings: Settings) -> list[int]:
+    """1, 2, 4, … and the most."""
+    powers = (2**k for k in range(20) if 2**k < settings.workers)
+    return sorted({1, *powers, settings.workers})
+
+
+def measure_rates(workers: int, seconds: float = 0.5) -> dict[str, float]:
+    """Products (operations a second) in float32 and bf16, and copies (bytes a second).
+
+    Of ``workers`` processes of one thread that all measure at the same time, added up.
+    """
+    contestant = Contestant(_build_rates, *({"seconds": seconds} for _ in range(workers)))
+    try:
+        _, answers = contestant.run(1)
+    finally:
+        contestant.close()
+    return {name: sum(answer[name] for answer in answers) for name in answers[0]}
+
+
+def _build_rates(settings: dict[str, Any]) -> Callable[[int], dict[str, float]]:
+    torch.set_num_threads(1)
+    seconds = settings["seconds"]
+
+    def rates(units: int) -> dict[str, float]:
+        del units
+        found = {"float32": product_rate(torch.float32, seconds), "copy": copy_rate(seconds)}
+        has_bf16 = use_bf16("auto", torch.device("cpu"))
+        return found | ({"bf16": product_rate(torch.bfloat16, seconds)} if has_bf16 else {})
+
+    return rates
+
+
+def product_kind() -> str:
+    """In which numbers training multiplies on this CPU unless told otherwise."""
+    return "bf16" if use_bf16("auto", torch.device("cpu")) else "float32"
+
+
+def ours(settings: Settings, method: str, workers: int) -> Contestant:
+    """Training as ``noprop train`` does it: NoProp-DT's units dealt over workers in turn."""
+    names = unit_names(settings.config(method))
+    common = {"bench": settings.as_dict(), "method": method}
+    if len(names) == 1:
+        return Contestant(_build_ours, {**common, "units": names, "threads": workers})
+    dealt = [names[i::workers] for i in range(min(workers, len(names)))]
+    return Contestant(_build_ours, *({**common, "units": d, "threads": 1} for d in dealt))
+
+
+def plain(settings: Settings, method: str) -> Contestant:
+    """The plain loop."""
+    return Contestant(_build_plain, {"bench": settings.as_dict(), "method": method})
+
+
+def trainers(settings: Settings, method: str, units: list[str]) -> list[GroupTrainer]:
+    """A trainer for each unit, as a worker has it."""
+    config, task = settings.config(method), settings.task
+    x, y = settings.data(EXAMPLES)
+    made = []
+    for name in units:
+        embedding = build_embedding(config, task, None)
+        built = build_method(config, task, embedding, only=name)
+        group = [unit for unit in built.units if unit.name == name]
+        for unit in group:
+            unit.module.train()
+            unit.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        made.append(
+            GroupTrainer(
+                replace(config, {"train.threads": 1}),
+                built,
+                group,
+                Examples(x, y),
+                Examples(x[:0], y[:0]),
+                task.normalization,
+                bf16=use_bf16("auto", torch.device("cpu")),
+                checkpoint=Path("unused"),
+                emit=lambda event: None,
+            )
+        )
+    return made
+
+
+def turn(made: list[GroupTrainer]) -> None:
+    """One mini-batch for each unit; the readout has one beside every block's (Algorithm 1)."""
+    for trainer in made:
+        for _ in range(trainer.units[0].passes):
+            trainer.step()
+
+
+def _build_ours(settings: dict[str, Any]) -> Callable[[int], None]:
+    torch.set_num_threads(settings["threads"])
+    kept = ExitStack()  # as long as the process lives
+    kept.enter_context(freed_memory_kept())
+    made = trainers(Settings(**settings["bench"]), settings["method"], settings["units"])
+
+    def work(units: int, kept: ExitStack = kept) -> None:
+        for _ in range(units):
+            turn(made)
+
+    return work
+
+
+def _build_plain(settings: dict[str, Any]) -> Callable[[int], int]:
+    bench = Settings(**settings["bench"])
+    method = settings["method"]
+    steps = bench.solver_steps if method == "adjoint" else bench.blocks
+    step, _ = plain_training(method, bench.shape, bench.classes, steps)
+    x, y = bench.data(EXAMPLES)
+
+    def work(units: int) -> int:
+        for _ in range(units):
+            chosen = torch.randint(EXAMPLES, (BATCH,))
+            step((x[chosen].float() / 255 - 0.5) / 0.25, y[chosen])
+        return torch.get_num_threads()
+
+    return work
+
+
+def count_turn(settings: Settings, method: str) -> Work:
+    """Operations and bytes of a turn of ours."""
+    config = settings.config(method)
+    names = unit_names(config)
+    if len(names) == 1:
+        (trainer,) = trainers(settings, method, names)
+        return count(trainer.step)
+    block, readout = trainers(settings, method, [names[0], names[-1]])
+    one, beside = count(block.step), count(readout.step)  # every block costs the same
+    return Work(
+        settings.blocks * (one.operations + beside.operations),
+        settings.blocks * (one.bytes + beside.bytes),
+    )

@@ -1,0 +1,112 @@
+"""``noprop bench`` as a user meets it: tables, JSON and figures, and errors before any work."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noprop.bench.figures import draw_bench
+from noprop.bench.memory import BLOCKS
+from noprop.bench.settings import SHAPES, Settings
+from noprop.bench.suites import SUITES, bench_text, run_suites, step_count
+from noprop.bench.training import worker_counts
+from noprop.cli import main
+from noprop.errors import ConfigError
+
+QUICK = Settings(methods=("dt", "ct"), blocks=2, steps=3, images=20, rounds=1, seconds=0.01)
+
+
+def noprop(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "noprop", "bench", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trainin"], "SUITE: 'trainin' is none of training, prediction"),
+        (["--dataset", "digits"], "--dataset: 'digits' is none of mnist"),
+        (["--methods", "dt,sgd"], "--methods: 'sgd' is none of dt, ct"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--workers", "-2"], "--workers must be at least 1, got -2"),
+        (["--seconds", "0"], "--seconds must be above 0, got 0.0"),
+        (["--target", "101"], "--target must lie in 0..100, got 101"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_option(arguments, words, capsys, tmp_path):
+    assert main(["bench", *arguments, "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("noprop: error: ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_training_and_prediction_against_the_plain_loop(tmp_path):
+    """One short round; the figures of it mean nothing, their arithmetic does."""
+    steps, kept = [], []
+    suites = ("training", "prediction", "scaling")
+    results = run_suites(QUICK, suites, steps.append, lambda found: kept.append(list(found)))
+    assert len(steps) == step_count(QUICK, suites)
+    assert [len(names) for names in kept] == [4, 6, 7]  # written after each suite
+    for row in (*results["training"].values(), *results["prediction"].values()):
+        speed, ratio = row["images_per_second"], row["ours_over_plain"]["median"]
+        assert ratio == pytest.approx(speed["ours"]["median"] / speed["plain"]["median"])
+        assert 0 < row["share_of_bound"]
+    dt = results["training"]["dt"]
+    assert dt["seconds"] == pytest.approx(128 / dt["images_per_second"]["ours"]["median"])
+    assert dt["share_of_bound"] * dt["seconds"] == pytest.approx(dt["bound_seconds"])
+    text = bench_text(json.loads(json.dumps(results)))
+    for words in ("times as fast", "dt, 10 chains with noise cost", "dt over workers"):
+        assert words in text
+    names = {path.name for path in draw_bench(results, tmp_path)}
+    assert names == {"training-speed.png", "prediction-speed.png", "roofline.png", "scaling.png"}
+
+
+@pytest.mark.slow
+def test_the_command_leaves_tables_json_and_figures(tmp_path):
+    made = noprop("scaling", "--quick", "--blocks", "2", "--workers", "2", folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "dt over workers" in made.stdout
+    assert "left: workers" in made.stderr
+    results = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert set(results["scaling"]["workers"]) == {"1", "2"}
+    assert (tmp_path / "bench" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_workers_are_counted_in_powers_of_two_up_to_the_most():
+    counted = {n: worker_counts(Settings(workers=n)) for n in (1, 2, 6, 8)}
+    assert counted == {1: [1], 2: [1, 2], 6: [1, 2, 4, 6], 8: [1, 2, 4, 8]}
+
+
+def test_every_data_set_has_recipes_of_every_method():
+    for dataset in SHAPES:
+        settings = Settings(dataset=dataset)
+        for method in settings.methods:
+            assert settings.config(method).method.name == method
+
+
+def test_no_suite_is_left_out_of_the_count():
+    assert all(step_count(QUICK, (suite,)) > 1 for suite in SUITES)
+    with pytest.raises(ConfigError, match="SUITE"):
+        step_count(QUICK, ("speed",))
+
+
+def test_memory_and_accuracy_are_told_and_drawn(tmp_path):
+    row = {str(n): 100.0 + n for n in BLOCKS}
+    run = {"epochs": 2, "seconds": 75.0, "validation_accuracy": 99.0, "test_accuracy": 98.9}
+    results = {
+        "machine": {"processor": "none", "cores": 2, "torch": "2", "commit": "abc"},
+        "rates": {"float32": 2e11, "copy": 5e10},
+        "memory": {"above_imports_mb": {"dt": row, "backprop": row}},
+        "accuracy": {"target": 99.0, "methods": {"dt": [run]}},
+    }
+    text = bench_text(results)
+    assert "T = 40" in text
+    assert "1 min 15 s" in text
+    assert {p.name for p in draw_bench(results, tmp_path)} == {"memory.png", "accuracy.png"}
