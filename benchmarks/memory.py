@@ -22,7 +22,8 @@ from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.methods.dt import DiscreteNoProp
-from noprop.training.loop import GroupTrainer, make_optimizer
+from noprop.training.loop import GroupTrainer
+from noprop.training.optimizers import make_optimizer
 
 BATCH = 128
 

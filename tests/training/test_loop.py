@@ -19,6 +19,7 @@ from noprop.randomness import generator
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors, save_tensors
 from noprop.training.loop import GroupTrainer
+from noprop.training.updates import Update
 
 FIXED: dict[str, object] = {}
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
@@ -75,10 +76,10 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def test_each_epoch_has_every_unit_on_every_batch(tmp_path, order):
     """No update is missing or doubled; the readout passes once a block in Algorithm 1."""
     made = trainer(tmp_path, **{"train.order": order})
-    seen = Counter(made.update(i) for i in range(made.total))
+    seen = Counter(made.updates.at(i) for i in range(made.updates.total))
     passes = [1, 1, 2 if order == "sequential" else 1]
     wanted = {
-        loop.Update(epoch, index, turn, batch)
+        Update(epoch, index, turn, batch)
         for epoch in range(2)
         for index in range(3)
         for turn in range(passes[index])
@@ -86,7 +87,7 @@ def test_each_epoch_has_every_unit_on_every_batch(tmp_path, order):
     }
     assert set(seen) == wanted
     assert set(seen.values()) == {1}
-    places = [(u.epoch, u.index) for u in (made.update(i) for i in range(made.total))]
+    places = [(u.epoch, u.index) for u in (made.updates.at(i) for i in range(made.updates.total))]
     if order == "sequential":
         assert places == sorted(places)
     else:
@@ -99,12 +100,12 @@ def test_work_counts_the_updates_that_read_images(tmp_path, order, embedding):
     """One by one: the readout's, which take no time, leave the count where it is."""
     made = trainer(tmp_path, **embedding, **{"train.order": order})
     count = 0
-    for position in range(made.total):
-        assert made.work(position) == count
-        count += made.units[made.update(position).index].reads_images
-    assert made.work(made.total) == count == 2 * 2 * 4
+    for position in range(made.updates.total):
+        assert made.updates.work(position) == count
+        count += made.units[made.updates.at(position).index].reads_images
+    assert made.updates.work(made.updates.total) == count == 2 * 2 * 4
     alone = trainer(tmp_path, quiet, "readout", **{"train.order": order})
-    assert alone.work(alone.total) == alone.total
+    assert alone.updates.work(alone.updates.total) == alone.updates.total
 
 
 @pytest.mark.parametrize("order", ["sequential", "parallel"])
@@ -128,7 +129,7 @@ def test_which_examples_each_unit_sees(tmp_path, monkeypatch, order):
     else:
         assert first != second
         assert len(readout) == 2 * len(first)
-    indices = [made.indices(made.update(i)) for i in range(made.total)]
+    indices = [made.indices(made.updates.at(i)) for i in range(made.updates.total)]
     for batches in (indices[:4],) if order == "sequential" else (indices[:12:3],):
         drawn = torch.cat(batches)
         assert len(drawn.unique()) == len(drawn) == 64
@@ -137,7 +138,7 @@ def test_which_examples_each_unit_sees(tmp_path, monkeypatch, order):
 def test_with_shared_embeddings_the_readout_steps_beside_every_block(tmp_path):
     """Block, readout, block, …: each pair on one mini-batch, and shared weights move after it."""
     made = trainer(tmp_path, **LEARNED, **{"train.order": "sequential"})
-    updates = [made.update(i) for i in range(made.total)]
+    updates = [made.updates.at(i) for i in range(made.updates.total)]
     places = [(u.epoch, u.index, u.turn, u.batch) for u in updates]
     wanted = [
         place
@@ -149,7 +150,7 @@ def test_with_shared_embeddings_the_readout_steps_beside_every_block(tmp_path):
     assert places == wanted
     for block, readout in zip(updates[::2], updates[1::2], strict=True):
         assert torch.equal(made.indices(block), made.indices(readout))
-    assert [made._between_steps(i) for i in range(4)] == [True, False, True, False]
+    assert [made.updates.between_steps(i) for i in range(4)] == [True, False, True, False]
 
 
 def test_with_shared_embeddings_training_is_algorithm_1(tmp_path):
@@ -269,7 +270,7 @@ def test_shared_embeddings_descend_the_gradient_of_eq_8(tmp_path):
     before = made.method.shared_parameters[0].detach().clone()
     whole = torch.zeros(())
     for index, unit in enumerate(made.units):
-        at = loop.Update(0, index, 0, 0)
+        at = Update(0, index, 0, 0)
         chosen = made.indices(at)
         draws = generator(0, "step", 0, unit.name)
         x = channels_last(TASK.normalization.apply(DATA.x[chosen]))
@@ -278,7 +279,7 @@ def test_shared_embeddings_descend_the_gradient_of_eq_8(tmp_path):
     (wanted,) = torch.autograd.grad(whole, made.method.shared_parameters)
     for index in range(3):
         made.position = index
-        made._step(loop.Update(0, index, 0, 0))
+        made._step(Update(0, index, 0, 0))
         moved = not torch.equal(made.method.shared_parameters[0], before)
         assert moved == (index == 2)
     torch.testing.assert_close(
@@ -291,7 +292,7 @@ def test_a_step_moves_one_unit_only(tmp_path):
     made = trainer(tmp_path, **LEARNED)
     for index, unit in enumerate(made.units):
         before = [{k: v.clone() for k, v in u.module.state_dict().items()} for u in made.units]
-        made._step(loop.Update(0, index, 0, 0))
+        made._step(Update(0, index, 0, 0))
         for other, old in zip(made.units, before, strict=True):
             new = other.module.state_dict()
             assert (other is not unit) == all(torch.equal(old[k], new[k]) for k in old)
@@ -451,7 +452,7 @@ def test_a_file_that_is_no_training_checkpoint_is_refused(tmp_path):
     save_tensors(made.checkpoint, {"a": torch.zeros(1)}, {"format": 1})
     with pytest.raises(RunError, match=r"checkpoint\.safetensors"):
         made.resume()
-    save_tensors(made.checkpoint, {"a": torch.zeros(1)}, {"total": made.total})
+    save_tensors(made.checkpoint, {"a": torch.zeros(1)}, {"total": made.updates.total})
     with pytest.raises(RunError, match=r"checkpoint\.safetensors"):
         made.resume()
 

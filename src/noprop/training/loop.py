@@ -1,21 +1,12 @@
 """Training one group of units in one process, resumable at any step.
 
 A *group* is what must be trained together: a single unit when nothing is shared, all of them when
-W_Embed is learned. The group's work is a numbered list of updates, fixed by the configuration
-alone; its state after update n is a function of n. So a checkpoint is weights, optimizer state and
-n.
-
-Two orders of the updates, which are different algorithms when something is shared:
-``sequential`` (Algorithm 1) is, in each epoch, every mini-batch for block 1, then for block 2, …;
-shared parameters then descend Eq. 61, block t's loss and the readout's on one mini-batch, for
-without the readout's the embeddings collapse. ``parallel`` shows each mini-batch to every unit, and
-moves shared parameters once a mini-batch, by the gradient of Eq. 8 (blocks weighted 1/T, the
-readout 1).
+W_Embed is learned. Its work is a numbered list of updates (:mod:`noprop.training.updates`); its
+state after update n is a function of n. So a checkpoint is weights, optimizer state and n.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from noprop.config import RunConfig, TrainConfig
+from noprop.config import RunConfig
 from noprop.data import Examples, Normalization, augment, batch_indices
 from noprop.embeddings import separation
 from noprop.errors import RunError, TrainingError
@@ -38,20 +29,12 @@ from noprop.training.checkpoint import (
     unflatten,
 )
 from noprop.training.memory import peak_memory, reset_peak
+from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from noprop.training.updates import Update, Updates
 
-__all__ = ["GroupTrainer", "Update", "make_optimizer"]
+__all__ = ["GroupTrainer"]
 
 Event = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Update:
-    """Where an update is: unit ``index`` of the group, mini-batch ``batch`` of pass ``turn``."""
-
-    epoch: int
-    index: int
-    turn: int
-    batch: int
 
 
 class GroupTrainer:
@@ -90,84 +73,21 @@ class GroupTrainer:
         self.normalization, self.bf16 = normalization, bf16
         self.checkpoint, self.emit, self.fingerprint = checkpoint, emit, fingerprint
         self.device = train.x.device
-        self.batches = max(1, len(train) // self.c.batch_size)
         self.optimizers = [make_optimizer(self.c, unit.parameters) for unit in units]
         shared = method.shared_parameters
         self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
-        self.leading = [i for i, unit in enumerate(units) if not unit.beside]
-        self.beside = [i for i, unit in enumerate(units) if unit.beside]
-        # Algorithm 1 with something shared: a step of a block, and one of the readout beside it.
-        self.joined = bool(shared and self.leading) and self.c.order == "sequential"
+        self.updates = Updates(
+            tuple(units),
+            order=self.c.order,
+            epochs=self.c.epochs,
+            batches=max(1, len(train) // self.c.batch_size),
+            shared=bool(shared),
+        )
         self.position = 0
         self.seconds = 0.0  # of training, in the processes before this one
         self.started = time.monotonic()
         self.stepping = False  # inside an update: weights and position may disagree
         self.order: tuple[tuple[int, str], Int64[Tensor, "batches batch"]] | None = None
-
-    # -- the numbered list of updates ----------------------------------------------------------
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """Updates of the whole group in one epoch."""
-        return sum(unit.passes for unit in self.units) * self.batches
-
-    @property
-    def total(self) -> int:
-        """Updates of the whole training."""
-        return self.c.epochs * self.updates_per_epoch
-
-    def update(self, position: int) -> Update:
-        """What update number ``position`` is."""
-        epoch, rest = divmod(position, self.updates_per_epoch)
-        if self.c.order == "parallel":
-            batch, index = divmod(rest, len(self.units))
-            return Update(epoch, index, 0, batch)
-        if self.joined:
-            pair, half = divmod(rest, 1 + len(self.beside))
-            place, batch = divmod(pair, self.batches)
-            if half == 0:
-                return Update(epoch, self.leading[place], 0, batch)
-            return Update(epoch, self.beside[half - 1], place, batch)
-        for index, unit in enumerate(self.units):
-            if rest < unit.passes * self.batches:
-                return Update(epoch, index, *divmod(rest, self.batches))
-            rest -= unit.passes * self.batches
-        raise AssertionError("an epoch's updates are those of its units")
-
-    def work(self, position: int) -> int:
-        """Updates with images before ``position``: those that take the time.
-
-        A group whose loss looks at no image counts all of its updates.
-        """
-        reads = [unit.reads_images for unit in self.units]
-        if not any(reads):
-            return position
-        epoch, rest = divmod(position, self.updates_per_epoch)
-        done = epoch * self.batches * sum(u.passes for u in self.units if u.reads_images)
-        if self.c.order == "parallel":
-            batch, index = divmod(rest, len(reads))
-            return done + batch * sum(reads) + sum(reads[:index])
-        if self.joined:  # what takes a step beside the others reads no image
-            pair, half = divmod(rest, 1 + len(self.beside))
-            return done + pair + (half > 0)
-        for unit, reads_images in zip(self.units, reads, strict=True):
-            here = min(rest, unit.passes * self.batches)
-            done += here * reads_images
-            rest -= here
-        return done
-
-    def indices(self, update: Update) -> Int64[Tensor, " batch"]:
-        """The examples of an update: its own shuffle in each pass, or one for those joined."""
-        unit, turn = self.units[update.index], update.turn
-        if self.joined and unit.beside:
-            unit, turn = self.units[self.leading[turn]], 0
-        alone = self.c.order == "sequential"
-        key = (update.epoch * unit.passes + turn, unit.name if alone else "")
-        if self.order is None or self.order[0] != key:
-            shuffle = generator(self.c.seed, "order", *key)
-            order = batch_indices(len(self.train_part), self.c.batch_size, shuffle)
-            self.order = key, order.to(self.device)
-        return self.order[1][update.batch]
 
     # -- training ------------------------------------------------------------------------------
 
@@ -184,33 +104,43 @@ class GroupTrainer:
         except TrainingError:
             raise
         except BaseException:
-            whole = not self.stepping and self._between_steps(self.position)
+            whole = not self.stepping and self.updates.between_steps(self.position)
             if whole and self._not_finite() is None:
                 self.save()
             raise
 
     def step(self) -> tuple[Update, LossTerms]:
         """Make the update at the current position, and move on to the next."""
-        at = self.update(self.position)
+        at = self.updates.at(self.position)
         self.stepping = True
         terms = self._step(at)
         self.position += 1
         self.stepping = False
         return at, terms
 
+    def indices(self, update: Update) -> Int64[Tensor, " batch"]:
+        """The examples of an update."""
+        key = self.updates.shuffle(update)
+        if self.order is None or self.order[0] != key:
+            shuffle = generator(self.c.seed, "order", *key)
+            order = batch_indices(len(self.train_part), self.c.batch_size, shuffle)
+            self.order = key, order.to(self.device)
+        return self.order[1][update.batch]
+
     def _run(self) -> None:
         reset_peak(self.device)
         self.started = saved = time.monotonic()
         reported = 0.0
         running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
-        while self.position < self.total:
+        while self.position < self.updates.total:
             at, terms = self.step()
             unit = self.units[at.index]
             losses = running[unit.name]
             losses.append(terms.total.detach())
             now = time.monotonic()
-            ends = at.batch == self.batches - 1 and at.turn == unit.passes - 1
-            due = now - saved > self.c.checkpoint_every and self._between_steps(self.position)
+            ends = self.updates.ends_epoch(at)
+            whole = self.updates.between_steps(self.position)
+            due = whole and now - saved > self.c.checkpoint_every
             if ends or due or now - reported > 0.5:
                 reported = now
                 self._report_progress(at, running)
@@ -220,7 +150,7 @@ class GroupTrainer:
             if due:
                 self._save_finite(at)
                 saved = now
-        self._save_finite(self.update(self.total - 1))
+        self._save_finite(self.updates.at(self.updates.total - 1))
         names = [unit.name for unit in self.units]
         memory, counter = peak_memory(self.device)
         self.emit(
@@ -233,14 +163,6 @@ class GroupTrainer:
             }
         )
 
-    def _between_steps(self, position: int) -> bool:
-        """Whether no gradient of shared parameters waits for the rest of a mini-batch."""
-        if self.shared_optimizer is None:
-            return True
-        if self.c.order == "parallel":
-            return position % len(self.units) == 0
-        return not self.joined or position % (1 + len(self.beside)) == 0
-
     def _report_progress(self, at: Update, running: dict[str, list[Tensor]]) -> None:
         for name, losses in running.items():
             if losses and not bool(torch.stack(losses).isfinite().all()):
@@ -252,16 +174,16 @@ class GroupTrainer:
                 "unit": unit.name,
                 "epoch": at.epoch + 1,
                 "position": self.position,
-                "total": self.total,
-                "work": self.work(self.position),
-                "total_work": self.work(self.total),
+                "total": self.updates.total,
+                "work": self.updates.work(self.position),
+                "total_work": self.updates.work(self.updates.total),
                 "loss": torch.stack(running[unit.name]).mean().item(),
             }
         )
 
     def _diverged(self, what: str, at: Update) -> TrainingError:
         return TrainingError(
-            f"{what} not finite by update {self.position} of {self.total} "
+            f"{what} not finite by update {self.position} of {self.updates.total} "
             f"(epoch {at.epoch + 1}, lr {self.c.lr:g}); its last good checkpoint is kept. "
             "Try a smaller train.lr"
         )
@@ -282,8 +204,7 @@ class GroupTrainer:
 
     def _step(self, at: Update) -> LossTerms:
         unit, optimizer = self.units[at.index], self.optimizers[at.index]
-        step = (at.epoch * unit.passes + at.turn) * self.batches + at.batch
-        draws = generator(self.c.seed, "step", step, unit.name, self.device)
+        draws = generator(self.c.seed, "step", self.updates.step(at), unit.name, self.device)
         indices = self.indices(at)
         x = self.train_part.x[indices] if unit.reads_images else self.train_part.x[:0]
         if unit.reads_images and (self.c.crop_padding or self.c.flip):
@@ -301,7 +222,7 @@ class GroupTrainer:
                     p.grad *= unit.coupling
                 if before is not None:
                     p.grad = before if p.grad is None else p.grad + before
-            if self._between_steps(self.position + 1):
+            if self.updates.between_steps(self.position + 1):
                 self.shared_optimizer.step()
                 self.shared_optimizer.zero_grad(set_to_none=True)
         return terms
@@ -355,12 +276,12 @@ class GroupTrainer:
         tensors = flatten("shared", self.method.shared.state_dict())
         for unit, optimizer in zip(self.units, self.optimizers, strict=True):
             tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
-            tensors |= flatten(f"{unit.name}/optimizer", _optimizer_state(optimizer))
+            tensors |= flatten(f"{unit.name}/optimizer", optimizer_state(optimizer))
         if self.shared_optimizer:
-            tensors |= flatten("shared-optimizer", _optimizer_state(self.shared_optimizer))
+            tensors |= flatten("shared-optimizer", optimizer_state(self.shared_optimizer))
         about = {
             "position": self.position,
-            "total": self.total,
+            "total": self.updates.total,
             "fingerprint": self.fingerprint,
             "seconds": self.seconds + time.monotonic() - self.started,
         }
@@ -378,45 +299,20 @@ class GroupTrainer:
         if not {"position", "total"} <= about.keys():
             raise RunError(f"{self.checkpoint}: is no checkpoint of a training")
         check_fingerprint(self.checkpoint, about, self.fingerprint)
-        if about["total"] != self.total:
+        if about["total"] != self.updates.total:
             raise RunError(
                 f"{self.checkpoint}: belongs to a training of {about['total']} updates, "
-                f"this one has {self.total}"
+                f"this one has {self.updates.total}"
             )
         try:
             self.method.shared.load_state_dict(unflatten("shared", tensors))
             for unit, optimizer in zip(self.units, self.optimizers, strict=True):
                 unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
-                _restore(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
+                restore_optimizer(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
             if self.shared_optimizer:
-                _restore(self.shared_optimizer, unflatten("shared-optimizer", tensors))
+                restore_optimizer(self.shared_optimizer, unflatten("shared-optimizer", tensors))
         except (RuntimeError, ValueError) as error:
             first = " ".join(str(error).split())[:200]
             raise RunError(f"{self.checkpoint}: belongs to another architecture: {first}") from None
         self.position = about["position"]
         self.seconds = float(about.get("seconds", 0.0))
-
-
-def make_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of one unit, fused into one pass over the weights."""
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
-    return kind[config.optimizer](
-        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused
-    )
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {str(i): state for i, state in optimizer.state_dict()["state"].items()}
-
-
-def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": {int(i): s for i, s in state.items()}, "param_groups": groups}
-    )
-    # Fused steps walk a weight and its moments side by side: they must lie alike in memory.
-    for p, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if isinstance(value, Tensor) and value.shape == p.shape:
-                moments[name] = torch.empty_like(p).copy_(value)
