@@ -2,9 +2,11 @@
 
 Each figure is the peak resident set (``ru_maxrss``) of a fresh process that trains two steps of
 every block on made-up 28×28 images at batch 128, less that of a process that only imports and
-holds the data.
+holds the data. With ``--learned`` it is that of learned embeddings (d = 20), where all blocks are
+trained in one process, with ``train.offload`` off and on; two epochs, so that every block has
+waited in a file and come back, and the checkpoint at the end.
 
-    python benchmarks/memory.py [--blocks 5 10 20 40]
+    python benchmarks/memory.py [--learned] [--blocks 5 10 20 40]
 """
 
 import argparse
@@ -22,10 +24,13 @@ from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.methods.dt import DiscreteNoProp
+from noprop.training.checkpoint import save_tensors
 from noprop.training.loop import GroupTrainer
 from noprop.training.optimizers import make_optimizer
+from noprop.training.workers import Job, groups_of, train_groups
 
 BATCH = 128
+MODES = ("sequential", "backprop", "learned", "offload")
 
 
 def peak_mb() -> float:
@@ -63,6 +68,10 @@ def train(mode: str, num_blocks: int) -> None:
                     emit=lambda event: None,
                 )
                 trainer.run()
+    elif mode in ("learned", "offload"):
+        changes = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 20}
+        changes |= {"train.epochs": 2, "train.device": "cpu", "train.offload": mode == "offload"}
+        train_learned(replace(config, changes), task, Examples(x, y))
     elif mode == "backprop":
         method = build_method(config, task, embedding)
         assert isinstance(method, DiscreteNoProp)
@@ -79,6 +88,26 @@ def train(mode: str, num_blocks: int) -> None:
             optimizer.zero_grad(set_to_none=True)
 
 
+def train_learned(config: RunConfig, task: Task, train: Examples) -> None:
+    """All blocks as one group, as a run trains it."""
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "data.safetensors"
+        empty = torch.arange(0)
+        save_tensors(
+            data,
+            {
+                "train/x": train.x,
+                "train/y": train.y,
+                "validation/x": train.x[empty],
+                "validation/y": train.y[empty],
+                "embedding": build_embedding(config, task, None).weight,
+            },
+            {},
+        )
+        job = Job(config, task, Path(name), data, "")
+        train_groups(job, groups_of(config), 1, lambda event: None)
+
+
 def measure(mode: str, num_blocks: int) -> float:
     """The peak of a process of its own, in MB."""
     command = [sys.executable, __file__, "--mode", mode, "--blocks", str(num_blocks)]
@@ -89,19 +118,17 @@ def main() -> None:
     """Print the table as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, nargs="+", default=[5, 10, 20, 40])
-    parser.add_argument("--mode", choices=("none", "sequential", "backprop"))
+    parser.add_argument("--learned", action="store_true", help="of learned embeddings")
+    parser.add_argument("--mode", choices=("none", *MODES), help="train in this process")
     arguments = parser.parse_args()
     if arguments.mode:
         train(arguments.mode, arguments.blocks[0])
         print(peak_mb())
         return
     nothing = measure("none", 1)
+    modes = MODES[2:] if arguments.learned else MODES[:2]
     rows = [
-        {
-            "T": n,
-            "sequential_mb": round(measure("sequential", n) - nothing),
-            "backprop_mb": round(measure("backprop", n) - nothing),
-        }
+        {"T": n} | {f"{mode}_mb": round(measure(mode, n) - nothing) for mode in modes}
         for n in arguments.blocks
     ]
     print(json.dumps({"imports_mb": round(nothing), "above_that": rows}, indent=1))

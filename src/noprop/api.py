@@ -182,7 +182,8 @@ def train(
         data_dir: the first place to look for data.
         data: the data itself, in place of reading ``data.dataset``.
         encoder: makes an ``nn.Module`` x → features (B, F) that replaces the convolutions; called
-            once a block. A function of a module, so that worker processes can be sent it.
+            once a block, or with ``train.offload`` each time a block comes back into memory. A
+            function of a module, so that worker processes can be sent it.
         emit: called with every event of training.
 
     Raises:

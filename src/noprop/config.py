@@ -100,6 +100,9 @@ class TrainConfig:
     threads: Count = described(
         0, "threads of each process; auto, or 0: one, and all where a method is a single unit"
     )
+    offload: bool = described(
+        False, "learned embeddings: keep one block in memory, the others in files of the run"
+    )
     checkpoint_every: Annotated[float, Field(ge=0)] = described(
         20.0, "seconds of training between checkpoints"
     )
@@ -134,6 +137,12 @@ class RunConfig:
             raise ConfigError(
                 f"method.dim: {self.method.embedding} embeddings have the dimension they have"
             )
+        if self.train.offload and self.train.order == "parallel":
+            if isinstance(self.method, DTConfig) and self.method.learned:
+                raise ConfigError(
+                    "train.offload: with method.learned and train.order=parallel every mini-batch "
+                    "visits every block, so none can wait in a file; use train.order=sequential"
+                )
         if isinstance(self.method, CTConfig):
             room = 2 * self.method.gamma_room if self.method.schedule == "learned" else 0.0
             if not self.method.gamma_noise - self.method.gamma_clean > room:

@@ -6,7 +6,8 @@ state after update n is a function of n. So a checkpoint is weights, optimizer s
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from noprop.training.checkpoint import (
     unflatten,
 )
 from noprop.training.memory import peak_memory, reset_peak
+from noprop.training.offload import Shelf, Waiting
 from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from noprop.training.updates import Update, Updates
 
@@ -50,6 +52,8 @@ class GroupTrainer:
         bf16: whether convolutions and products run in bf16.
         checkpoint: the group's file.
         fingerprint: of the settings and the data; a checkpoint with another is refused.
+        shelf: where units wait while others are trained; ``units`` then has a :class:`Waiting` in
+            the place of each that does.
         emit: called with every event.
     """
 
@@ -66,14 +70,16 @@ class GroupTrainer:
         checkpoint: Path,
         emit: Callable[[Event], None],
         fingerprint: str = "",
+        shelf: Shelf | None = None,
     ):
         self.config, self.c = config, config.train
-        self.method, self.units = method, units
+        self.method, self.units, self.shelf = method, list(units), shelf
         self.train_part, self.validation = train, validation
         self.normalization, self.bf16 = normalization, bf16
         self.checkpoint, self.emit, self.fingerprint = checkpoint, emit, fingerprint
         self.device = train.x.device
-        self.optimizers = [make_optimizer(self.c, unit.parameters) for unit in units]
+        self.optimizers = [self._optimizer(unit) for unit in units]
+        self.visitor: int | None = None  # the unit in memory that waits at other times
         shared = method.shared_parameters
         self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
         self.updates = Updates(
@@ -113,6 +119,7 @@ class GroupTrainer:
         """Make the update at the current position, and move on to the next."""
         at = self.updates.at(self.position)
         self.stepping = True
+        self._bring(at)
         terms = self._step(at)
         self.position += 1
         self.stepping = False
@@ -134,8 +141,7 @@ class GroupTrainer:
         running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
         while self.position < self.updates.total:
             at, terms = self.step()
-            unit = self.units[at.index]
-            losses = running[unit.name]
+            losses = running[self.units[at.index].name]
             losses.append(terms.total.detach())
             now = time.monotonic()
             ends = self.updates.ends_epoch(at)
@@ -148,9 +154,11 @@ class GroupTrainer:
                 self._report_epoch(at, torch.stack(losses), terms)
                 losses.clear()
             if due:
-                self._save_finite(at)
+                self._check_finite()
+                self.save()
                 saved = now
-        self._save_finite(self.updates.at(self.updates.total - 1))
+        self._check_finite()
+        self.save()
         names = [unit.name for unit in self.units]
         memory, counter = peak_memory(self.device)
         self.emit(
@@ -166,7 +174,7 @@ class GroupTrainer:
     def _report_progress(self, at: Update, running: dict[str, list[Tensor]]) -> None:
         for name, losses in running.items():
             if losses and not bool(torch.stack(losses).isfinite().all()):
-                raise self._diverged(f"{name}: the loss is", at)
+                raise self._diverged(f"{name}: the loss is")
         unit = self.units[at.index]
         self.emit(
             {
@@ -181,10 +189,11 @@ class GroupTrainer:
             }
         )
 
-    def _diverged(self, what: str, at: Update) -> TrainingError:
+    def _diverged(self, what: str) -> TrainingError:
+        epoch = self.updates.at(self.position - 1).epoch + 1
         return TrainingError(
             f"{what} not finite by update {self.position} of {self.updates.total} "
-            f"(epoch {at.epoch + 1}, lr {self.c.lr:g}); its last good checkpoint is kept. "
+            f"(epoch {epoch}, lr {self.c.lr:g}); its last good checkpoint is kept. "
             "Try a smaller train.lr"
         )
 
@@ -196,14 +205,14 @@ class GroupTrainer:
                 return name
         return None
 
-    def _save_finite(self, at: Update) -> None:
+    def _check_finite(self) -> None:
         # A finite loss can have an infinite gradient: such weights must not replace good ones.
         if name := self._not_finite():
-            raise self._diverged(f"{name}: the weights are", at)
-        self.save()
+            raise self._diverged(f"{name}: the weights are")
 
     def _step(self, at: Update) -> LossTerms:
         unit, optimizer = self.units[at.index], self.optimizers[at.index]
+        assert optimizer
         draws = generator(self.c.seed, "step", self.updates.step(at), unit.name, self.device)
         indices = self.indices(at)
         x = self.train_part.x[indices] if unit.reads_images else self.train_part.x[:0]
@@ -269,31 +278,70 @@ class GroupTrainer:
         unit.module.train()
         return total / len(self.validation)
 
+    # -- units that wait -------------------------------------------------------------------------
+
+    def _optimizer(self, unit: Unit) -> torch.optim.Optimizer | None:
+        return None if isinstance(unit, Waiting) else make_optimizer(self.c, unit.parameters)
+
+    def _bring(self, at: Update) -> None:
+        """Have the unit of an update in memory, in place of the one that was there before it."""
+        if self.optimizers[at.index]:
+            return
+        assert self.shelf
+        self._check_finite()
+        if self.visitor is not None:
+            self._put_visitor()
+            self._set(self.visitor, Waiting(self.units[self.visitor].name))
+        unit, tensors = self.shelf.take(self.units[at.index].name)
+        unit.module.train()
+        self._set(at.index, unit)
+        self.visitor = at.index
+        if tensors:
+            with self._one_architecture():
+                self._load(at.index, tensors)
+
+    def _set(self, index: int, unit: Unit) -> None:
+        self.units[index], self.optimizers[index] = unit, self._optimizer(unit)
+
+    def _put_visitor(self) -> None:
+        """Have the file of the unit that waits at other times say what it is now."""
+        if self.shelf and self.visitor is not None:
+            name = self.units[self.visitor].name
+            self.shelf.put(name, self.position, self._state(self.visitor))
+
     # -- checkpoints ---------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write weights, optimizer state and the position."""
+        self._put_visitor()
         tensors = flatten("shared", self.method.shared.state_dict())
-        for unit, optimizer in zip(self.units, self.optimizers, strict=True):
-            tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
-            tensors |= flatten(f"{unit.name}/optimizer", optimizer_state(optimizer))
+        for index, optimizer in enumerate(self.optimizers):
+            if optimizer and index != self.visitor:
+                tensors |= self._state(index)
         if self.shared_optimizer:
             tensors |= flatten("shared-optimizer", optimizer_state(self.shared_optimizer))
-        about = {
+        about: dict[str, Any] = {
             "position": self.position,
             "total": self.updates.total,
             "fingerprint": self.fingerprint,
             "seconds": self.seconds + time.monotonic() - self.started,
         }
+        if self.shelf:
+            about["waiting"] = self.shelf.positions
         save_tensors(self.checkpoint, tensors, about)
+        if self.shelf:
+            self.shelf.settle()
 
     def resume(self) -> None:
         """Take up the checkpoint, if there is one.
 
         Raises:
-            RunError: If it belongs to another architecture or length of training.
+            RunError: If it belongs to another architecture or length of training, or to a training
+                in which units did not wait as they do in this one.
         """
         if not self.checkpoint.exists():
+            if self.shelf:
+                self.shelf.begin({})
             return
         tensors, about = load_tensors(self.checkpoint)
         if not {"position", "total"} <= about.keys():
@@ -304,15 +352,41 @@ class GroupTrainer:
                 f"{self.checkpoint}: belongs to a training of {about['total']} updates, "
                 f"this one has {self.updates.total}"
             )
-        try:
+        if ("waiting" in about) != bool(self.shelf):
+            before, now = ("off", "on") if self.shelf else ("on", "off")
+            raise RunError(
+                f"{self.checkpoint}: was written with train.offload {before}, now it is {now}; "
+                "put it back, or begin a run of its own"
+            )
+        with self._one_architecture():
             self.method.shared.load_state_dict(unflatten("shared", tensors))
-            for unit, optimizer in zip(self.units, self.optimizers, strict=True):
-                unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
-                restore_optimizer(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
+            for index, optimizer in enumerate(self.optimizers):
+                if optimizer:
+                    self._load(index, tensors)
             if self.shared_optimizer:
                 restore_optimizer(self.shared_optimizer, unflatten("shared-optimizer", tensors))
+        if self.shelf:
+            self.shelf.begin(about["waiting"])
+        self.position = about["position"]
+        self.seconds = float(about.get("seconds", 0.0))
+
+    def _state(self, index: int) -> dict[str, Tensor]:
+        unit, optimizer = self.units[index], self.optimizers[index]
+        assert optimizer
+        tensors = flatten(f"{unit.name}/module", unit.module.state_dict())
+        return tensors | flatten(f"{unit.name}/optimizer", optimizer_state(optimizer))
+
+    def _load(self, index: int, tensors: dict[str, Tensor]) -> None:
+        unit, optimizer = self.units[index], self.optimizers[index]
+        assert optimizer
+        unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
+        restore_optimizer(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
+
+    @contextmanager
+    def _one_architecture(self) -> Iterator[None]:
+        """In here tensors that do not fit are those of another architecture."""
+        try:
+            yield
         except (RuntimeError, ValueError) as error:
             first = " ".join(str(error).split())[:200]
             raise RunError(f"{self.checkpoint}: belongs to another architecture: {first}") from None
-        self.position = about["position"]
-        self.seconds = float(about.get("seconds", 0.0))

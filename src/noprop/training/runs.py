@@ -38,6 +38,7 @@ from noprop.training.checkpoint import (
     write_whole,
 )
 from noprop.training.model import Model, empty_model, load_weights
+from noprop.training.offload import whole_checkpoint
 from noprop.training.workers import Job, checkpoint_path, groups_of, train_groups, worker_count
 
 __all__ = [
@@ -185,13 +186,14 @@ def _starting_embedding(folder: Path, config: RunConfig, data: RunData) -> Any:
 def fingerprint(config: RunConfig, train: Examples) -> str:
     """A digest of all that a unit's weights depend on: its settings, and the training examples.
 
-    Where the examples lie, which device and how many workers train, and how the result is read
-    change nothing, so a run may go on with others.
+    Where the examples lie, which device and how many workers train, where blocks wait, and how the
+    result is read change nothing, so a run may go on with others. (With another ``train.offload``
+    only once it is trained, for the checkpoints are of another form.)
     """
     mapping = to_mapping(config)
     for name in ("recipe", "data", "evaluation"):
         mapping.pop(name)
-    for name in ("device", "workers", "checkpoint_every"):
+    for name in ("device", "workers", "checkpoint_every", "offload"):
         mapping["train"].pop(name)
     for name in reading_fields(config):
         section, _, field = name.partition(".")
@@ -216,9 +218,9 @@ def _assemble(folder: Path, config: RunConfig, task: Task, factory: EncoderFacto
     """The model out of the groups' checkpoints."""
     state: dict[str, Any] = {}
     for group in groups_of(config):
-        tensors, _ = load_tensors(checkpoint_path(folder, group))
-        kinds = {"optimizer", "shared-optimizer"}
-        state |= {n: v for n, v in tensors.items() if not kinds & set(n.split("/")[:2])}
+        for tensors in whole_checkpoint(checkpoint_path(folder, group)):
+            kinds = {"optimizer", "shared-optimizer"}
+            state |= {n: v for n, v in tensors.items() if not kinds & set(n.split("/")[:2])}
     model = empty_model(config, task, factory)
     load_weights(model, state, folder)
     return model

@@ -25,14 +25,17 @@ from noprop.config import RunConfig
 from noprop.data import Examples
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
+from noprop.methods.base import Method, Unit
 from noprop.training.checkpoint import load_tensors
 from noprop.training.loop import GroupTrainer
 from noprop.training.memory import freed_memory_kept
+from noprop.training.offload import Shelf, Waiting, units_wait
 
 __all__ = [
     "Job",
     "checkpoint_path",
     "core_count",
+    "group_trainer",
     "groups_of",
     "thread_count",
     "train_groups",
@@ -92,8 +95,8 @@ def thread_count(config: RunConfig) -> int:
     return config.train.threads or (torch.get_num_threads() if alone else 1)
 
 
-def train_group(job: Job, group: str, emit: Emit) -> None:
-    """Train one group in this process, from its checkpoint if it has one."""
+def group_trainer(job: Job, group: str, emit: Emit) -> GroupTrainer:
+    """What trains a group in this process, before its first update."""
     device = choose_device(job.config.train.device)
     tensors, _ = load_tensors(job.data)
     train, validation = (
@@ -101,19 +104,26 @@ def train_group(job: Job, group: str, emit: Emit) -> None:
     )
     embedding = build_embedding(job.config, job.task, None)
     embedding.load_state_dict({"weight": tensors["embedding"]})
-    method = build_method(
-        job.config,
-        job.task,
-        embedding.to(device),
-        factory=job.factory,
-        only=None if group == COUPLED else group,
-    )
-    units = [unit for unit in method.units if group in (COUPLED, unit.name)]
-    for unit in units:
-        unit.module.to(device)
-        if job.config.train.channels_last:
-            unit.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    trainer = GroupTrainer(
+    embedding.to(device)
+
+    def build(only: str | None) -> tuple[Method, dict[str, Unit]]:
+        method = build_method(job.config, job.task, embedding, factory=job.factory, only=only)
+        units = {u.name: u for u in method.units if only in (None, u.name)}
+        for unit in units.values():
+            unit.module.to(device)
+            if job.config.train.channels_last:
+                unit.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return method, units
+
+    checkpoint, shelf = checkpoint_path(job.folder, group), None
+    if group == COUPLED and units_wait(job.config):
+        method, here = build("readout")
+        units = [here.get(name, Waiting(name)) for name in unit_names(job.config)]
+        shelf = Shelf(checkpoint, lambda name: build(name)[1][name], job.fingerprint)
+    else:
+        method, here = build(None if group == COUPLED else group)
+        units = list(here.values())
+    return GroupTrainer(
         job.config,
         method,
         units,
@@ -121,10 +131,16 @@ def train_group(job: Job, group: str, emit: Emit) -> None:
         validation.to(device),
         job.task.normalization,
         bf16=use_bf16(job.config.train.precision, device),
-        checkpoint=checkpoint_path(job.folder, group),
+        checkpoint=checkpoint,
         fingerprint=job.fingerprint,
+        shelf=shelf,
         emit=emit,
     )
+
+
+def train_group(job: Job, group: str, emit: Emit) -> None:
+    """Train one group in this process, from its checkpoint if it has one."""
+    trainer = group_trainer(job, group, emit)
     trainer.resume()
     trainer.run()
 

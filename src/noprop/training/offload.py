@@ -1,0 +1,138 @@
+"""Blocks that wait in files while another is trained, for memory that does not grow with T.
+
+With learned embeddings all blocks are one group, yet Algorithm 1 trains one at a time: every
+mini-batch of an epoch for block 1, then for block 2, …. With ``train.offload`` only that one is in
+memory, with the readout that steps beside it. The others lie on a *shelf*, a folder beside the
+group's checkpoint: ``block-3.24.safetensors`` is block 3 with its optimizer state, as it was put
+there before update 24. A block not visited yet has no file, since it is made from its name.
+
+The checkpoint lists the files that it belongs with, by position. They are written before it, and
+what it lists is deleted only when a newer checkpoint is on the disk. So there are at most two files
+a block, and a process killed at any moment leaves a checkpoint whose files are all there.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from noprop.build import unit_names
+from noprop.config import RunConfig
+from noprop.errors import RunError
+from noprop.methods.base import LossTerms, Unit
+from noprop.training.checkpoint import check_fingerprint, load_tensors, save_tensors
+
+__all__ = ["Shelf", "Waiting", "units_wait", "whole_checkpoint"]
+
+FOLDER = "waiting"
+
+
+def units_wait(config: RunConfig) -> bool:
+    """Whether units wait in files: if told to, and where several are one group."""
+    return config.train.offload and config.method.learned and len(unit_names(config)) > 1
+
+
+class Waiting(Unit):
+    """The place of a block that is not in memory: its name, without weights.
+
+    Its part in an epoch is a block's, which is what :class:`Unit` has by default.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.module = nn.Module()
+
+    def loss(
+        self, x: Float[Tensor, "images ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+    ) -> LossTerms:
+        """There is none: whoever trains a block brings it into memory first."""
+        raise AssertionError(f"{self.name} is not in memory")
+
+
+class Shelf:
+    """The files of the blocks that wait, and which of them count.
+
+    Args:
+        checkpoint: of the group; the shelf is a folder beside it.
+        build: makes a unit of the group as it is before training, on its device, given its name.
+        fingerprint: of the settings and the data; a file with another is refused.
+
+    Attributes:
+        positions: of each block that has a file, the update before which it was last put there.
+    """
+
+    def __init__(self, checkpoint: Path, build: Callable[[str], Unit], fingerprint: str = ""):
+        self.checkpoint, self.build, self.fingerprint = checkpoint, build, fingerprint
+        self.positions: dict[str, int] = {}
+        self.listed: dict[str, int] = {}  # in the checkpoint on the disk: not to be deleted
+
+    def put(self, name: str, position: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write a unit as it is before update ``position``."""
+        before = self.positions.get(name)
+        if before == position:  # unchanged since it was put there
+            return
+        save_tensors(self._file(name, position), tensors, {"fingerprint": self.fingerprint})
+        self.positions[name] = position
+        if before is not None and before != self.listed.get(name):
+            self._file(name, before).unlink(missing_ok=True)
+
+    def take(self, name: str) -> tuple[Unit, dict[str, Tensor]]:
+        """A unit as it is before training, and what was last put there of it: nothing at first.
+
+        Raises:
+            RunError: If its file is gone, damaged, or of another run.
+        """
+        tensors: dict[str, Tensor] = {}
+        if name in self.positions:
+            path = self._file(name, self.positions[name])
+            tensors, about = load_tensors(path)
+            check_fingerprint(path, about, self.fingerprint)
+        return self.build(name), tensors
+
+    def begin(self, positions: Mapping[str, int]) -> None:
+        """Count the files that a checkpoint lists, none where there is none, and delete the others.
+
+        Raises:
+            RunError: If one of them is missing.
+        """
+        self.positions = dict(positions)
+        for name, position in positions.items():
+            if not self._file(name, position).exists():
+                raise RunError(
+                    f"{self._file(name, position)}: is missing, and {self.checkpoint} goes on "
+                    "from it"
+                )
+        self.settle()
+
+    def settle(self) -> None:
+        """Delete every file but those that count: a checkpoint on the disk lists just these."""
+        self.listed = dict(self.positions)
+        kept = {self._file(*item) for item in self.listed.items()}
+        for path in self._folder.iterdir() if self._folder.exists() else ():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    @property
+    def _folder(self) -> Path:
+        return self.checkpoint.parent / FOLDER
+
+    def _file(self, name: str, position: int) -> Path:
+        return _file(self.checkpoint, name, position)
+
+
+def _file(checkpoint: Path, name: str, position: int) -> Path:
+    return checkpoint.parent / FOLDER / f"{name}.{position}.safetensors"
+
+
+def whole_checkpoint(checkpoint: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a group's checkpoint, then those of each unit that it lists as waiting.
+
+    Raises:
+        RunError: If a file is missing or damaged.
+    """
+    tensors, about = load_tensors(checkpoint)
+    yield tensors
+    for name, position in about.get("waiting", {}).items():
+        yield load_tensors(_file(checkpoint, name, position))[0]
