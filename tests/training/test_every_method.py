@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 CASES = [(method, kind) for method in METHODS for kind in KINDS]
 SMALL = {
+    "train.threads": 1,
     "data.train_size": 300,  # nine mini-batches and a remainder
     "train.batch_size": 32,
     "train.epochs": 1,

@@ -1,7 +1,7 @@
 """Peak memory of training against the number of blocks T.
 
-Each figure is the largest resident set of a fresh process that makes two updates of every block and
-of the readout, as a worker does, less that of a process that only imports and holds the data:
+Each figure is the largest resident set of a fresh process that trains every unit for two epochs of
+two mini-batches, as a worker does, less that of a process that only imports and holds the data:
 
     python -m noprop.bench.memory MODE BLOCKS DATASET
 """
@@ -30,6 +30,7 @@ LEARNED = {"method.embedding": "orthogonal", "method.dim": 20, "method.learned":
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "dt": ("dt", {}),
     "dt, learned embeddings": ("dt", LEARNED),
+    "dt, learned embeddings, offload": ("dt", LEARNED | {"train.offload": True}),
     "backprop": ("backprop", {}),
 }
 NOTHING = "nothing"
@@ -57,11 +58,11 @@ def _peak_of_a_process(mode: str, blocks: int, dataset: str) -> float:
 
 
 def train(mode: str, blocks: int, dataset: str) -> None:
-    """Two updates of every unit, one unit or group after the other in this process."""
+    """Two short epochs of every unit, one group after the other in this process."""
     torch.set_num_threads(1)
     settings = Settings(dataset=dataset, blocks=blocks)
     method, changes = MODES.get(mode, MODES["dt"])
-    config = replace(settings.config(method), {**changes, "train.epochs": 1, "train.threads": 1})
+    config = replace(settings.config(method), {**changes, "train.epochs": 2, "train.threads": 1})
     x, y = settings.data(2 * BATCH)
     embedding = build_embedding(config, settings.task, None)
     with tempfile.TemporaryDirectory() as name:
