@@ -65,9 +65,13 @@ def table(lines: list[dict[str, Any]]) -> str:
             means, errors, cells = [], [], []
             for precision in PRECISIONS:
                 values = [x["accuracy"][mode] for x in chosen if x["precision"] == precision]
+                if len(values) < 2:
+                    break
                 means.append(statistics.mean(values))
                 errors.append(statistics.stdev(values) / math.sqrt(len(values)))
                 cells.append(f"{means[-1]:.2f} ± {errors[-1]:.2f}")
+            if len(means) < 2:  # not there yet
+                continue
             difference = f"{means[0] - means[1]:+.2f} ± {math.hypot(*errors):.2f}"
             what = f"{dataset}, {epochs} epoch{'s' * (epochs > 1)}"
             rows.append(f"| {what} | {mode} | {' | '.join(cells)} | {difference} |")

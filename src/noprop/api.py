@@ -28,7 +28,13 @@ from noprop.methods.chains import check_samples
 from noprop.randomness import generator
 from noprop.recipes import find_recipe
 from noprop.training.checkpoint import write_whole
-from noprop.training.evaluate import choose_weights, evaluate, inputs, prepare
+from noprop.training.evaluate import (
+    choose_weights,
+    evaluate,
+    has_own_code,
+    inputs,
+    prepare,
+)
 from noprop.training.model import Model, load_model, open_run, save_model
 from noprop.training.parallel import side_by_side
 from noprop.training.runs import create_run, train_run, training_cost
@@ -118,7 +124,8 @@ class TrainedModel:
         if len(x) == 0:
             return torch.empty(0, self.model.task.num_classes)
         chunks = list(enumerate(x.split(self.config.evaluation.batch_size)))
-        return torch.cat(side_by_side(answer, chunks, self.model.device))
+        apart = has_own_code(self.model)
+        return torch.cat(side_by_side(answer, chunks, self.model.device, apart=apart))
 
     def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
         """Measure on a part of the run's own data; see :mod:`noprop.training.evaluate`.
@@ -279,9 +286,9 @@ def load(
     return TrainedModel(path, model)
 
 
-def free_folder(recipe: str) -> Path:
-    """``runs/<recipe>``, or the first of ``-2``, ``-3``, … that is not taken."""
-    first = Path("runs") / recipe
+def free_folder(name: str, parent: Path = Path("runs")) -> Path:
+    """``<parent>/<name>``, or the first of ``-2``, ``-3``, … that is not taken."""
+    first = parent / name
     path, number = first, 1
     while path.exists():
         number += 1

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -216,23 +217,40 @@ def bench(arguments: argparse.Namespace) -> int:
     from noprop.training.checkpoint import write_whole
     from noprop.training.workers import core_count
 
-    suites = tuple(arguments.suites) or DEFAULT_SUITES
+    suites = tuple(dict.fromkeys(arguments.suites)) or DEFAULT_SUITES
+    workers = core_count() if arguments.workers is None else arguments.workers
+    methods = Settings.methods
+    if arguments.methods is not None:
+        methods = tuple(name.strip() for name in arguments.methods.split(","))
+    elif importlib.util.find_spec("torchdiffeq") is None:
+        methods = tuple(m for m in methods if m != "adjoint")
+        print(
+            "without adjoint, which needs torchdiffeq: pip install 'noprop[ode]'", file=sys.stderr
+        )
     settings = Settings(
         dataset=arguments.dataset,
-        methods=tuple(name.strip() for name in arguments.methods.split(",")),
+        methods=methods,
         blocks=arguments.blocks,
         steps=arguments.steps,
-        images=min(500, arguments.images) if arguments.quick else arguments.images,
-        workers=core_count() if arguments.workers is None else arguments.workers,
+        images=min(500 * workers, arguments.images) if arguments.quick else arguments.images,
+        workers=workers,
         rounds=1 if arguments.quick else arguments.rounds,
         seconds=0.2 if arguments.quick else arguments.seconds,
     )
     target = Target(arguments.target, arguments.data_dir)
-    report = StepsReport(step_count(settings, suites), quiet=arguments.quiet)
-    place = arguments.out / "bench.json"
+    steps = step_count(settings, suites)
+    out = arguments.out or api.free_folder("bench", Path())
+    place = out / "bench.json"
+    if place.exists():
+        raise ConfigError(f"--out: {out} has a bench.json already; name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(place, b"{}\n")
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be made: {error.strerror or error}") from None
+    report = StepsReport(steps, quiet=arguments.quiet)
 
     def keep(results: dict[str, Any]) -> None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         write_whole(place, (json.dumps(results, indent=1) + "\n").encode())
 
     try:
@@ -240,7 +258,7 @@ def bench(arguments: argparse.Namespace) -> int:
     finally:
         report.close()
     try:
-        paths = draw_bench(results, arguments.out)
+        paths = draw_bench(results, out)
     except ConfigError as error:  # figures are an extra; the measurements are not lost for it
         print(f"no figures: {error}", file=sys.stderr)
         paths = []

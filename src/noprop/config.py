@@ -52,7 +52,9 @@ AnyMethod = Annotated[
 ]
 
 
-Count = Annotated[int, Field(ge=0), BeforeValidator(lambda value: 0 if value == "auto" else value)]
+Count = Annotated[
+    int, Field(ge=0, le=1024), BeforeValidator(lambda value: 0 if value == "auto" else value)
+]
 
 
 @dataclass(frozen=True, config=STRICT)

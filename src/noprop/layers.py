@@ -112,9 +112,10 @@ class ReLUDropout(nn.Module):
         return x if keep == 256 else x * keep_mask(x, keep, generator) * (256 / keep)
 
 
-# What the plain operations compute, to the last bit, in half of their time on a CPU: there, masks
-# of booleans, products of mixed types and the scatter of a pool's gradient are not vectorised, but
-# bitwise operations on integers of the floats' own width are.
+# What the plain operations compute, to the last bit where all is finite, in half of their time on
+# a CPU: there, masks of booleans, products of mixed types and the scatter of a pool's gradient are
+# not vectorised, but bitwise operations on integers of the floats' own width are. Their gradients
+# have no derivatives, and torch.func does not know them.
 
 _BITS = {
     torch.bfloat16: torch.int16,

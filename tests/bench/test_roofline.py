@@ -16,11 +16,35 @@ def test_a_product_by_hand():
     assert count(lambda: a @ b) == Work(2 * 100 * 50 * 20, 4 * (100 * 50 + 50 * 20 + 100 * 20))
 
 
-def test_what_is_changed_in_place_is_read_and_written_and_a_view_costs_nothing():
-    x = torch.ones(1000)
-    assert count(lambda: x.add_(1)).bytes == 8000
-    assert count(lambda: x.view(10, 100).t()[3:]).bytes == 0
-    assert count(lambda: torch.empty(1000)).bytes == 0
+X, Y = torch.ones(1000), torch.ones(1000)
+
+
+@pytest.mark.parametrize(
+    ("work", "tensors"),
+    [
+        (lambda: X.add_(1), 2),  # what is changed in place is read and written
+        (lambda: X.add_(Y), 3),
+        (lambda: X + Y, 3),
+        (lambda: X.zero_(), 1),  # what is overwritten is not read
+        (lambda: X.random_(), 1),
+        (lambda: X.copy_(Y), 2),
+        (lambda: torch.mul(X, Y, out=torch.empty(1000)), 3),
+        (lambda: X.view(10, 100).t()[3:], 0),
+        (lambda: X.new_empty(1000), 0),
+        (lambda: torch.empty(1000), 0),
+    ],
+)
+def test_bytes_are_what_is_read_and_what_is_written(work, tensors):
+    assert count(work).bytes == 4000 * tensors
+
+
+def test_a_fused_step_of_adam_reads_four_and_writes_three():
+    """Weights, gradients and two moments; and a number of steps in 4 bytes, three times."""
+    weight = torch.ones(1000, requires_grad=True)
+    weight.grad = torch.ones(1000)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    optimizer.step()
+    assert count(optimizer.step).bytes == 28_000 + 12
 
 
 def test_a_convolution_forwards_and_backwards():

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,9 @@ def noprop(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["--methods", "dt,sgd"], "--methods: 'sgd' is none of dt, ct"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--workers", "-2"], "--workers must be at least 1, got -2"),
-        (["--seconds", "0"], "--seconds must be above 0, got 0.0"),
+        (["--seconds", "inf"], "--seconds must lie in 0..3600, got inf"),
+        (["--methods", "dt,,ct"], "--methods: an empty name is none of dt"),
+        (["--methods", "dt,dt"], "--methods: dt stands there twice"),
         (["--target", "101"], "--target must lie in 0..100, got 101"),
     ],
 )
@@ -53,7 +57,9 @@ def test_training_and_prediction_against_the_plain_loop(tmp_path):
     suites = ("training", "prediction", "scaling")
     results = run_suites(QUICK, suites, steps.append, lambda found: kept.append(list(found)))
     assert len(steps) == step_count(QUICK, suites)
-    assert [len(names) for names in kept] == [4, 6, 7]  # written after each suite
+    assert len(kept) == len(steps) + len(suites)  # after each step, and each suite
+    names = ["machine", "settings", "rates", "training", "prediction", "chains", "scaling"]
+    assert kept[-1] == names
     for row in (*results["training"].values(), *results["prediction"].values()):
         speed, ratio = row["images_per_second"], row["ours_over_plain"]["median"]
         assert ratio == pytest.approx(speed["ours"]["median"] / speed["plain"]["median"])
@@ -73,15 +79,52 @@ def test_the_command_leaves_tables_json_and_figures(tmp_path):
     made = noprop("scaling", "--quick", "--blocks", "2", "--workers", "2", folder=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "dt over workers" in made.stdout
-    assert "left: workers" in made.stderr
+    assert "workers: 1 is warm" in made.stderr
     results = json.loads((tmp_path / "bench" / "bench.json").read_text())
     assert set(results["scaling"]["workers"]) == {"1", "2"}
     assert (tmp_path / "bench" / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_workers_are_counted_in_powers_of_two_up_to_the_most():
-    counted = {n: worker_counts(Settings(workers=n)) for n in (1, 2, 6, 8)}
-    assert counted == {1: [1], 2: [1, 2], 6: [1, 2, 4, 6], 8: [1, 2, 4, 8]}
+    """Eleven units of ten blocks keep eleven workers busy, and no more."""
+    counted = {n: worker_counts(Settings(workers=n)) for n in (1, 2, 6, 8, 40)}
+    powers = {1: [1], 2: [1, 2], 6: [1, 2, 4, 6], 8: [1, 2, 4, 8], 40: [1, 2, 4, 8, 11]}
+    assert counted == powers
+
+
+def test_a_folder_with_results_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "bench.json").write_text("{}")
+    assert main(["bench", "scaling", "--out", str(tmp_path)]) == 1
+    assert "has a bench.json already" in capsys.readouterr().err
+    assert main(["bench", "scaling", "--out", "/proc/nowhere"]) == 1
+    assert "--out: /proc/nowhere cannot be made" in capsys.readouterr().err
+
+
+def test_without_torchdiffeq_adjoint_is_left_out_or_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    out = ["--out", str(tmp_path / "out"), "--rounds", "0"]
+    assert main(["bench", "scaling", "--methods", "adjoint", *out]) == 1
+    assert "pip install 'noprop[ode]'" in capsys.readouterr().err
+    assert main(["bench", "scaling", *out]) == 1  # of the rounds, after the note
+    assert "without adjoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_however_it_is_stopped_its_processes_end(stop, status, tmp_path):
+    """Ctrl-C is one line, even while they import; a killed parent's children see it is gone."""
+    command = [sys.executable, "-m", "noprop", "bench", "scaling", "--seconds", "30"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        while "rates" not in process.stderr.readline():
+            pass
+        time.sleep(1)
+        (os.killpg if stop == signal.SIGINT else os.kill)(process.pid, stop)
+        rest = process.stderr.read()  # ends when the last process that has it does
+        assert process.wait(20) == status, rest
+    assert "Traceback" not in rest
 
 
 def test_every_data_set_has_recipes_of_every_method():
@@ -99,8 +142,12 @@ def test_no_suite_is_left_out_of_the_count():
 
 def test_memory_and_accuracy_are_told_and_drawn(tmp_path):
     row = {str(n): 100.0 + n for n in BLOCKS}
-    run = {"epochs": 2, "seconds": 75.0, "validation_accuracy": 99.0, "test_accuracy": 98.9}
+    run = {
+        "epochs": 2, "seconds": 75.0, "validation_accuracy": 99.0, "test_accuracy": 98.9,
+        "images_seen": 6000,
+    }  # fmt: skip
     results = {
+        "settings": {"workers": 2},
         "machine": {"processor": "none", "cores": 2, "torch": "2", "commit": "abc"},
         "rates": {"float32": 2e11, "copy": 5e10},
         "memory": {"above_imports_mb": {"dt": row, "backprop": row}},

@@ -362,7 +362,7 @@ def test_ctrl_c_while_a_worker_starts_is_for_the_parent_alone(capfd):
     """
     code = "import signal, os; print(signal.SIGINT in signal.pthread_sigmask(0, []))"
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        with workers_module._deaf_children():
+        with workers_module.deaf_children():
             child = subprocess.Popen([sys.executable, "-c", code], restore_signals=False)
             os.kill(os.getpid(), signal.SIGINT)
             child.send_signal(signal.SIGINT)

@@ -97,6 +97,56 @@ def test_what_stops_a_piece_stops_all(three_threads):
     assert torch.get_num_threads() == 3
 
 
+def test_a_user_s_own_code_is_never_called_at_the_same_time(three_threads):
+    busy = threading.Lock()
+
+    def work(item):
+        assert busy.acquire(blocking=False)
+        time.sleep(0.01)
+        busy.release()
+        return torch.get_num_threads()
+
+    assert side_by_side(work, [1, 2, 3, 4], CPU, apart=True) == [3] * 4
+
+
+class Remembers(torch.nn.Module):
+    """An encoder that keeps on itself what it was last given, as many do."""
+
+    def forward(self, x):
+        self.x = x.flatten(1)
+        time.sleep(0.005)
+        return self.x
+
+
+def test_an_encoder_with_a_state_predicts_the_same_with_many_threads(tmp_path, three_threads):
+    overrides = {
+        "train.epochs": 1, "train.workers": 1, "data.train_size": 200, "method.num_blocks": 1,
+        "evaluation.runs": 1, "evaluation.batch_size": 20, "train.device": "cpu",
+    }  # fmt: skip
+    model = noprop.train(
+        "digits-dt", folder=tmp_path / "run", overrides=overrides, encoder=Remembers
+    )
+    x = model.examples("test").x
+    torch.set_num_threads(3)
+    many = model.predict(x)
+    torch.set_num_threads(1)
+    torch.testing.assert_close(model.predict(x), many)
+
+
+def test_two_callers_at_the_same_time_both_end_and_leave_the_threads_as_they_were(three_threads):
+    def caller(out):
+        out.extend(side_by_side(lambda item: time.sleep(0.01) or item, list(range(6)), CPU))
+
+    found = [[], []]
+    threads = [threading.Thread(target=caller, args=(out,)) for out in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [list(range(6))] * 2
+    assert torch.get_num_threads() == 3
+
+
 FAULTS = """
 import resource, torch
 from noprop.training.memory import freed_memory_kept
@@ -111,20 +161,39 @@ def faults():
 faults()
 outside = faults()
 with freed_memory_kept():
-    faults()
+    with freed_memory_kept():
+        faults()
     inside = faults()
-print(outside, inside)
+faults()
+print(outside, inside, faults())
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another malloc than glibc's")
 def test_freed_memory_is_kept_in_here():
-    """Page faults of tensors made and left: thousands outside, hardly any inside once warm."""
+    """Page faults of tensors made and left: thousands outside, hardly any inside once warm.
+
+    Afterwards there are no more than before: a caller's own code is not slowed down.
+    """
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    outside, inside = map(int, out.stdout.split())
+    outside, inside, after = map(int, out.stdout.split())
     if outside < 10_000:
         pytest.skip(f"this malloc keeps freed memory by itself: {outside} faults for 60,000 pages")
     assert inside < outside / 10
+    assert after <= 1.1 * outside
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another counter than Linux's")
+def test_the_peak_is_this_process_s_own():
+    """A child of a process that holds a gigabyte begins with nothing of it."""
+    code = (
+        "import torch; from noprop.training.memory import peak_memory; "
+        "print(peak_memory(torch.device('cpu'))[0])"
+    )
+    held = torch.ones(250_000_000)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert held[-1] == 1
+    assert 50 < float(out.stdout) < 700
 
 
 def test_a_method_of_one_unit_trains_with_all_threads_and_blocks_with_one(tmp_path, three_threads):

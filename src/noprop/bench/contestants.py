@@ -5,7 +5,10 @@ wait on a pipe and cost nothing. Rounds alternate, so that a busy machine slows 
 """
 
 import multiprocessing
+import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +17,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from noprop.errors import RunError
+from noprop.errors import NoPropError, RunError
+from noprop.training.workers import deaf_children, end_with_parent
 
 __all__ = ["Contestant", "Timing", "race", "ratios"]
 
@@ -54,7 +58,8 @@ class Contestant:
         for chosen in settings:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(build, chosen, theirs), daemon=True)
-            process.start()
+            with deaf_children():
+                process.start()
             theirs.close()
             self.processes.append((process, ours))
 
@@ -84,22 +89,24 @@ def _answer(connection: Connection) -> Any:
     except (EOFError, ConnectionError):
         raise RunError("a benchmark's process ended unexpectedly (out of memory?)") from None
     if kind == "error":
-        raise RunError(f"a benchmark failed: {value}")
+        raise value
     return value
 
 
 def _serve(build: Build, settings: dict[str, Any], connection: Connection) -> None:
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         work = build(settings)
         while True:
             connection.send(("done", work(connection.recv())))
     except (EOFError, ConnectionError):
         return
+    except NoPropError as error:
+        connection.send(("error", error))
     except Exception as error:
-        connection.send(("error", f"{type(error).__name__}: {error}"))
+        text = f"a benchmark failed: {type(error).__name__}: {error}"
+        connection.send(("error", RunError(text)))
 
 
 @contextmanager

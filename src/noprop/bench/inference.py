@@ -14,10 +14,10 @@ import torch
 
 from noprop.api import TrainedModel
 from noprop.bench.contestants import Contestant, race, ratios
+from noprop.bench.machine import product_kind
 from noprop.bench.plain import plain_inference, plain_training
 from noprop.bench.roofline import count
 from noprop.bench.settings import Settings
-from noprop.bench.training import product_kind
 from noprop.config import replace
 from noprop.training.evaluate import inputs, prepare
 from noprop.training.model import Model, empty_model, ready
@@ -31,29 +31,28 @@ Progress = Callable[[str], None]
 
 
 def measure_inference(
-    settings: Settings, rates: dict[str, float], progress: Progress
-) -> dict[str, Any]:
+    settings: Settings, rates: dict[str, float], found: dict[str, Any], progress: Progress
+) -> None:
     """Of each method: images a second of both, how many times as fast ours is, share of the bound.
 
     The chains of ``ct``, ``fm`` and ``adjoint`` have ``settings.steps`` steps. The bound is that of
     the features' products in the precision of training, and of the chain's in float32.
     """
-    found = {}
     for method in settings.methods:
         common = {"bench": settings.as_dict(), "method": method}
         blocks = method in ("dt", "backprop")
         made = settings.blocks if blocks else min(PLAIN_STEPS, settings.steps)
         timings = race(
             {
-                "ours": Contestant(_build_ours, {**common, "samples": 1}),
-                "plain": Contestant(_build_plain, {**common, "made": made}),
+                "ours": Contestant(_build_model, {**common, "samples": 1}),
+                "plain": Contestant(_build_chain, {**common, "made": made}),
             },
             rounds=settings.rounds,
             seconds=settings.seconds,
             progress=lambda text, method=method: progress(f"prediction {method}: {text}"),
         )
         whole = 1 if blocks else settings.steps / made
-        images = {"ours": settings.images, "plain": CHUNK / whole}
+        images = {"ours": settings.images, "plain": min(CHUNK, settings.images) / whole}
         features, chain = count_prediction(settings, method)
         bound = features / rates[product_kind()] + chain / rates["float32"]
         speed = {name: t.rate(images[name]) for name, t in timings.items()}
@@ -66,23 +65,20 @@ def measure_inference(
             "operations": features + chain,  # of an image
             "share_of_bound": bound * settings.images / taken,
         }
-    return found
 
 
-def measure_chains(settings: Settings, progress: Progress) -> dict[str, Any]:
+def measure_chains(settings: Settings, found: dict[str, Any], progress: Progress) -> None:
     """What ten chains with noise cost NoProp-DT, in times of one: the features serve them all."""
     common = {"bench": settings.as_dict(), "method": "dt", "noise": True}
     timings = race(
-        {str(k): Contestant(_build_ours, {**common, "samples": k}) for k in (1, MANY)},
+        {str(k): Contestant(_build_model, {**common, "samples": k}) for k in (1, MANY)},
         rounds=settings.rounds,
         seconds=settings.seconds,
         progress=lambda text: progress(f"chains: {text}"),
     )
-    return {
-        "chains": MANY,
-        "images_per_second": {k: t.rate(settings.images) for k, t in timings.items()},
-        "cost_over_one": ratios(timings["1"], timings[str(MANY)]),
-    }
+    found["chains"] = MANY
+    found["images_per_second"] = {k: t.rate(settings.images) for k, t in timings.items()}
+    found["cost_over_one"] = ratios(timings["1"], timings[str(MANY)])
 
 
 def model_of(settings: Settings, method: str) -> Model:
@@ -95,8 +91,9 @@ def model_of(settings: Settings, method: str) -> Model:
     return model
 
 
-def _build_ours(settings: dict[str, Any]) -> Callable[[int], None]:
+def _build_model(settings: dict[str, Any]) -> Callable[[int], None]:
     bench = Settings(**settings["bench"])
+    torch.set_num_threads(bench.workers)
     model = TrainedModel(Path("unused"), model_of(bench, settings["method"]))
     x, _ = bench.data(bench.images)
 
@@ -108,13 +105,13 @@ def _build_ours(settings: dict[str, Any]) -> Callable[[int], None]:
     return work
 
 
-def _build_plain(settings: dict[str, Any]) -> Callable[[int], None]:
+def _build_chain(settings: dict[str, Any]) -> Callable[[int], None]:
     bench, method = Settings(**settings["bench"]), settings["method"]
     blocks = method in ("dt", "backprop")
     steps = bench.blocks if blocks else bench.steps
     _, networks = plain_training(method, bench.shape, bench.classes, steps)
     chain = [network.eval() for network in networks[:-1]]  # the last is the readout
-    x = bench.data(CHUNK)[0].float() / 255
+    x = bench.data(min(CHUNK, bench.images))[0].float() / 255
 
     def work(units: int) -> None:
         for _ in range(units):

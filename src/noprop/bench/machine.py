@@ -8,10 +8,18 @@ from typing import Any
 
 import torch
 
+from noprop.bench.contestants import Contestant
+from noprop.build import use_bf16
 from noprop.training.runs import commit_of_package
 from noprop.training.workers import core_count
 
-__all__ = ["copy_rate", "describe_machine", "product_rate"]
+__all__ = [
+    "copy_rate",
+    "describe_machine",
+    "measure_rates",
+    "product_kind",
+    "product_rate",
+]
 
 
 def describe_machine() -> dict[str, Any]:
@@ -66,3 +74,36 @@ def copy_rate(seconds: float = 0.5) -> float:
         * source.element_size()
         / _best_seconds(lambda: target.copy_(source), seconds)
     )
+
+
+def measure_rates(workers: int, seconds: float = 0.5) -> dict[str, float]:
+    """Products (operations a second) in float32 and bf16, and copies (bytes a second).
+
+    Of ``workers`` processes of one thread that all measure at the same time, added up.
+    """
+    contestant = Contestant(_build_rates, *({"seconds": seconds} for _ in range(workers)))
+    try:
+        contestant.run(0)  # all are up
+        _, answers = contestant.run(1)
+    finally:
+        contestant.close()
+    return {name: sum(answer[name] for answer in answers) for name in answers[0]}
+
+
+def _build_rates(settings: dict[str, Any]) -> Callable[[int], dict[str, float]]:
+    torch.set_num_threads(1)
+    seconds = settings["seconds"]
+
+    def rates(units: int) -> dict[str, float]:
+        if not units:
+            return {}
+        found = {"float32": product_rate(torch.float32, seconds), "copy": copy_rate(seconds)}
+        has_bf16 = use_bf16("auto", torch.device("cpu"))
+        return found | ({"bf16": product_rate(torch.bfloat16, seconds)} if has_bf16 else {})
+
+    return rates
+
+
+def product_kind() -> str:
+    """In which numbers training multiplies on this CPU unless told otherwise."""
+    return "bf16" if use_bf16("auto", torch.device("cpu")) else "float32"

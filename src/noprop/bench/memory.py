@@ -6,9 +6,11 @@ two mini-batches, as a worker does, less that of a process that only imports and
     python -m noprop.bench.memory MODE BLOCKS DATASET
 """
 
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from noprop.bench.plain import BATCH
 from noprop.bench.settings import Settings
 from noprop.build import build_embedding
 from noprop.config import replace
+from noprop.errors import RunError
 from noprop.training.checkpoint import save_tensors
 from noprop.training.memory import freed_memory_kept, peak_memory
-from noprop.training.workers import Job, groups_of, train_group
+from noprop.training.workers import Job, end_with_parent, groups_of, train_group
 
 __all__ = ["BLOCKS", "MODES", "measure_memory"]
 
@@ -37,24 +40,27 @@ NOTHING = "nothing"
 Progress = Callable[[str], None]
 
 
-def measure_memory(settings: Settings, progress: Progress) -> dict[str, Any]:
+def measure_memory(settings: Settings, found: dict[str, Any], progress: Progress) -> None:
     """The peak of each way of training, in MB, for T = 5, 10, 20 and 40."""
     base = _peak_of_a_process(NOTHING, 1, settings.dataset)
     progress("memory: imports")
-    found: dict[str, dict[str, float]] = {}
-    for mode in MODES:
-        found[mode] = {}
-        for blocks in BLOCKS:
-            found[mode][str(blocks)] = _peak_of_a_process(mode, blocks, settings.dataset) - base
-            progress(f"memory {mode}: T = {blocks}")
+    rows: dict[str, dict[str, float]] = {}
     counter = peak_memory(torch.device("cpu"))[1]
-    return {"imports_mb": base, "above_imports_mb": found, "batch": BATCH, "counter": counter}
+    found |= {"imports_mb": base, "above_imports_mb": rows, "batch": BATCH, "counter": counter}
+    for mode in MODES:
+        rows[mode] = {}
+        for blocks in BLOCKS:
+            rows[mode][str(blocks)] = _peak_of_a_process(mode, blocks, settings.dataset) - base
+            progress(f"memory {mode}: T = {blocks}")
 
 
 def _peak_of_a_process(mode: str, blocks: int, dataset: str) -> float:
     command = [sys.executable, "-m", "noprop.bench.memory", mode, str(blocks), dataset]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return float(out.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed, perhaps for want of memory"])[-1]
+        raise RunError(f"memory of {mode}, T = {blocks}: {last}")
+    return float(done.stdout.splitlines()[-1])
 
 
 def train(mode: str, blocks: int, dataset: str) -> None:
@@ -77,5 +83,6 @@ def train(mode: str, blocks: int, dataset: str) -> None:
 
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     train(sys.argv[1], int(sys.argv[2]), sys.argv[3])
     print(peak_memory(torch.device("cpu"))[0])

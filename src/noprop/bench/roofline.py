@@ -30,7 +30,10 @@ class Work:
     bytes: int
 
     def bound(self, operations_per_second: float, bytes_per_second: float) -> float:
-        """Seconds that it takes at least: by the products, or by memory if that is longer."""
+        """Seconds by the products, or by memory if that is longer.
+
+        The first nothing can beat. The second a cache can, for the bytes are counted without one.
+        """
         return max(self.operations / operations_per_second, self.bytes / bytes_per_second)
 
 
@@ -41,8 +44,12 @@ def count(work: Callable[[], Any]) -> Work:
     return Work(counter.operations, counter.bytes)
 
 
+# Of what they are called on they read nothing.
+_WRITE_ONLY = {"copy_", "fill_", "zero_", "random_", "normal_", "uniform_", "bernoulli_"}
+
+
 class _Counter(TorchDispatchMode):
-    """Adds up the operations, and the bytes of the inputs and outputs of all that are no views."""
+    """Adds up the operations, and what each that is no view reads and writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,12 +58,24 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func.is_view or func._schema.name.startswith("aten::empty"):
+        name = func._schema.name.removeprefix("aten::")
+        if func.is_view or name.startswith(("empty", "new_empty")):
             return out
         if formula := flop_registry.get(func._overloadpacket):
             self.operations += formula(*args, **kwargs, out_val=out)
-        # What an operation changes in place is both read and written.
-        given = {id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        self.bytes += sum(t.numel() * t.element_size() for t in (*given.values(), *made))
+        read: dict[int, Tensor] = {}
+        written: dict[int, Tensor] = {}
+        for i, argument in enumerate(func._schema.arguments):
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            tensors = {id(t): t for t in tree_leaves(value) if isinstance(t, Tensor)}
+            changed = argument.alias_info is not None and argument.alias_info.is_write
+            # A fused optimizer may change the gradients, says its schema: it does to unscale them.
+            if changed and argument.name != "grads":
+                written |= tensors
+                if argument.kwarg_only or (i == 0 and name in _WRITE_ONLY):
+                    continue
+            read |= tensors
+        made = {id(t): t for t in tree_leaves(out) if isinstance(t, Tensor)}
+        moved = (*read.values(), *(written | made).values())
+        self.bytes += sum(t.numel() * t.element_size() for t in moved)
         return out

@@ -1,5 +1,6 @@
 """What a benchmark is made with, and the made-up images that it runs on."""
 
+import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Settings:
         steps: T of inference of the others.
         solver_steps: T of ``adjoint`` in training.
         images: of a measurement of inference.
-        workers: most processes; all cores unless given.
+        workers: most processes of NoProp-DT, and threads of the other methods and of prediction.
         rounds: of every measurement.
         seconds: about how long a contestant runs in a round.
     """
@@ -56,13 +57,17 @@ class Settings:
             raise ConfigError(f"--dataset: {self.dataset!r} is none of {', '.join(SHAPES)}")
         for method in self.methods:
             if method not in METHODS:
-                raise ConfigError(f"--methods: {method!r} is none of {', '.join(METHODS)}")
-        for name in ("blocks", "steps", "solver_steps", "images", "workers", "rounds"):
+                what = f"{method!r} is" if method else "an empty name is"
+                raise ConfigError(f"--methods: {what} none of {', '.join(METHODS)}")
+            if self.methods.count(method) > 1:
+                raise ConfigError(f"--methods: {method} stands there twice")
+        if "adjoint" in self.methods and importlib.util.find_spec("torchdiffeq") is None:
+            raise ConfigError("--methods: adjoint needs torchdiffeq: pip install 'noprop[ode]'")
+        for name in ("blocks", "steps", "images", "workers", "rounds"):
             if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise ConfigError(f"--{option} must be at least 1, got {getattr(self, name)}")
-        if not self.seconds > 0:
-            raise ConfigError(f"--seconds must be above 0, got {self.seconds}")
+                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.seconds <= 3600:
+            raise ConfigError(f"--seconds must lie in 0..3600, got {self.seconds}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

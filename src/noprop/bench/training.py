@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from noprop.bench.contestants import Contestant, race, ratios
-from noprop.bench.machine import copy_rate, product_rate
+from noprop.bench.machine import product_kind
 from noprop.bench.plain import BATCH, plain_training
 from noprop.bench.roofline import Work, count
 from noprop.bench.settings import Settings
@@ -23,10 +23,8 @@ from noprop.training.loop import GroupTrainer
 from noprop.training.memory import freed_memory_kept
 
 __all__ = [
-    "measure_rates",
     "measure_scaling",
     "measure_training",
-    "product_kind",
     "trainers",
     "worker_counts",
 ]
@@ -36,14 +34,13 @@ Progress = Callable[[str], None]
 
 
 def measure_training(
-    settings: Settings, rates: dict[str, float], progress: Progress
-) -> dict[str, Any]:
+    settings: Settings, rates: dict[str, float], found: dict[str, Any], progress: Progress
+) -> None:
     """Of each method: images a second of both, how many times as fast ours is, share of the bound.
 
     NoProp-DT has ``settings.workers`` processes of one thread, other methods one process of as many
     threads; the plain loop has one process, and as many threads as torch takes by itself.
     """
-    found = {}
     for method in settings.methods:
         timings = race(
             {"ours": ours(settings, method, settings.workers), "plain": plain(settings, method)},
@@ -52,9 +49,10 @@ def measure_training(
             progress=lambda text, method=method: progress(f"training {method}: {text}"),
         )
         work, kind = count_turn(settings, method), product_kind()
-        # The machine's rates are of all cores; ours uses the workers it has been given.
-        bound = work.bound(rates[kind], rates["copy"])
-        median = BATCH / timings["ours"].rate(BATCH)["median"]
+        # The rates are of all workers; a chain of few blocks may not use as many.
+        used = min(1.0, most_workers(settings, method) / settings.workers)
+        bound = work.bound(rates[kind] * used, rates["copy"] * used)
+        seconds = BATCH / timings["ours"].rate(BATCH)["median"]
         found[method] = {
             "images_per_second": {name: t.rate(BATCH) for name, t in timings.items()},
             "ours_over_plain": ratios(timings["ours"], timings["plain"]),
@@ -62,14 +60,13 @@ def measure_training(
             "operations": work.operations,
             "bytes": work.bytes,
             "bound_seconds": bound,
-            "seconds": median,
-            "share_of_bound": bound / median,
+            "seconds": seconds,
+            "share_of_bound": bound / seconds,
             "precision": kind,
         }
-    return found
 
 
-def measure_scaling(settings: Settings, progress: Progress) -> dict[str, Any]:
+def measure_scaling(settings: Settings, found: dict[str, Any], progress: Progress) -> None:
     """NoProp-DT on 1, 2, 4, … workers: images a second, and how many times as fast as on one."""
     timings = race(
         {str(n): ours(settings, "dt", n) for n in worker_counts(settings)},
@@ -77,49 +74,22 @@ def measure_scaling(settings: Settings, progress: Progress) -> dict[str, Any]:
         seconds=settings.seconds,
         progress=lambda text: progress(f"workers: {text}"),
     )
-    return {
-        "workers": {
-            name: {"images_per_second": t.rate(BATCH), "over_one": ratios(t, timings["1"])}
-            for name, t in timings.items()
-        }
+    found["workers"] = {
+        name: {"images_per_second": t.rate(BATCH), "over_one": ratios(t, timings["1"])}
+        for name, t in timings.items()
     }
 
 
 def worker_counts(settings: Settings) -> list[int]:
-    """1, 2, 4, … and the most."""
-    powers = (2**k for k in range(20) if 2**k < settings.workers)
-    return sorted({1, *powers, settings.workers})
+    """1, 2, 4, … and the most that NoProp-DT's units can use."""
+    most = most_workers(settings, "dt")
+    return sorted({1, *(2**k for k in range(20) if 2**k < most), most})
 
 
-def measure_rates(workers: int, seconds: float = 0.5) -> dict[str, float]:
-    """Products (operations a second) in float32 and bf16, and copies (bytes a second).
-
-    Of ``workers`` processes of one thread that all measure at the same time, added up.
-    """
-    contestant = Contestant(_build_rates, *({"seconds": seconds} for _ in range(workers)))
-    try:
-        _, answers = contestant.run(1)
-    finally:
-        contestant.close()
-    return {name: sum(answer[name] for answer in answers) for name in answers[0]}
-
-
-def _build_rates(settings: dict[str, Any]) -> Callable[[int], dict[str, float]]:
-    torch.set_num_threads(1)
-    seconds = settings["seconds"]
-
-    def rates(units: int) -> dict[str, float]:
-        del units
-        found = {"float32": product_rate(torch.float32, seconds), "copy": copy_rate(seconds)}
-        has_bf16 = use_bf16("auto", torch.device("cpu"))
-        return found | ({"bf16": product_rate(torch.bfloat16, seconds)} if has_bf16 else {})
-
-    return rates
-
-
-def product_kind() -> str:
-    """In which numbers training multiplies on this CPU unless told otherwise."""
-    return "bf16" if use_bf16("auto", torch.device("cpu")) else "float32"
+def most_workers(settings: Settings, method: str) -> int:
+    """Cores that ours uses of those it may: at most one a unit where there are several."""
+    units = len(unit_names(settings.config(method)))
+    return settings.workers if units == 1 else min(settings.workers, units)
 
 
 def ours(settings: Settings, method: str, workers: int) -> Contestant:
@@ -127,14 +97,14 @@ def ours(settings: Settings, method: str, workers: int) -> Contestant:
     names = unit_names(settings.config(method))
     common = {"bench": settings.as_dict(), "method": method}
     if len(names) == 1:
-        return Contestant(_build_ours, {**common, "units": names, "threads": workers})
+        return Contestant(_build_trainers, {**common, "units": names, "threads": workers})
     dealt = [names[i::workers] for i in range(min(workers, len(names)))]
-    return Contestant(_build_ours, *({**common, "units": d, "threads": 1} for d in dealt))
+    return Contestant(_build_trainers, *({**common, "units": d, "threads": 1} for d in dealt))
 
 
 def plain(settings: Settings, method: str) -> Contestant:
     """The plain loop."""
-    return Contestant(_build_plain, {"bench": settings.as_dict(), "method": method})
+    return Contestant(_build_loop, {"bench": settings.as_dict(), "method": method})
 
 
 def trainers(settings: Settings, method: str, units: list[str]) -> list[GroupTrainer]:
@@ -172,7 +142,7 @@ def turn(made: list[GroupTrainer]) -> None:
             trainer.step()
 
 
-def _build_ours(settings: dict[str, Any]) -> Callable[[int], None]:
+def _build_trainers(settings: dict[str, Any]) -> Callable[[int], None]:
     torch.set_num_threads(settings["threads"])
     kept = ExitStack()  # as long as the process lives
     kept.enter_context(freed_memory_kept())
@@ -185,7 +155,7 @@ def _build_ours(settings: dict[str, Any]) -> Callable[[int], None]:
     return work
 
 
-def _build_plain(settings: dict[str, Any]) -> Callable[[int], int]:
+def _build_loop(settings: dict[str, Any]) -> Callable[[int], int]:
     bench = Settings(**settings["bench"])
     method = settings["method"]
     steps = bench.solver_steps if method == "adjoint" else bench.blocks

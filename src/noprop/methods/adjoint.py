@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from noprop.embeddings import Embedding
 from noprop.errors import ConfigError
 from noprop.methods.base import LossTerms, Method, Prediction, Unit
-from noprop.methods.chains import ChainRecord, check_samples, start
+from noprop.methods.chains import start
+from noprop.methods.continuous import features, open_chains
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout
 from noprop.samplers import euler
@@ -128,7 +129,7 @@ class NeuralODE(Method):
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
         """What the field takes from x."""
-        return self.unit.network.context(x).float()
+        return features(self.unit.network, x)
 
     @torch.no_grad()
     def predict(
@@ -142,17 +143,22 @@ class NeuralODE(Method):
         prepared: Float[Tensor, "batch width"] | None = None,
     ) -> Prediction:
         """See :meth:`Method.predict`; the only noise is z(0)."""
-        check_samples(samples)
         self.averages(average)
-        chains, draws = (samples, generator) if noise else (1, None)
         network, weight, steps = self.unit.network, self.embedding.weight, self.unit.num_steps
-        context = (self.prepare(x) if prepared is None else prepared).repeat(chains, 1)
-        times = torch.linspace(0, 1, steps + 1, device=x.device)
-        table = network.time_context(times)
-        record = ChainRecord(steps, chains, x.shape[0], 1)
-        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
-        z = euler(
-            lambda i, z: network(z, context, table[i : i + 1]) @ weight, z, times, record.observe
+        chain = open_chains(
+            network,
+            weight,
+            self.prepare(x) if prepared is None else prepared,
+            generator,
+            steps=steps,
+            samples=samples,
+            noise=noise,
+            stretches=1,
         )
+
+        def field(i: int, z: Tensor) -> Tensor:
+            return network(z, chain.context, chain.time_contexts[i : i + 1]) @ weight
+
+        z = euler(field, chain.z, chain.times, chain.record.observe)
         ends = self.unit.readout(z, weight).softmax(dim=1)
-        return record.prediction(ends, weight, None, steps)
+        return chain.record.prediction(ends, weight, None, steps)

@@ -12,7 +12,8 @@ from noprop.continuous_schedules import ContinuousSchedule
 from noprop.diffusion import prior_kl, sample_latent, step_coefficients
 from noprop.embeddings import Embedding
 from noprop.methods.base import LossTerms, Method, Prediction, Unit
-from noprop.methods.chains import STRETCHES, ChainRecord, check_samples, start
+from noprop.methods.chains import STRETCHES, start
+from noprop.methods.continuous import features, open_chains
 from noprop.networks import ContinuousBlock
 from noprop.objectives import (
     Objective,
@@ -151,7 +152,7 @@ class ContinuousNoProp(Method):
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
         """What the network takes from x: the only part of prediction with convolutions."""
-        return self.unit.network.context(x).float()
+        return features(self.unit.network, x)
 
     @torch.no_grad()
     def predict(
@@ -168,29 +169,33 @@ class ContinuousNoProp(Method):
 
         ``path`` averages the network's own probabilities over ten equal stretches of the chain.
         """
-        check_samples(samples)
         average = self.averages(average)
-        chains, draws = (samples, generator) if noise else (1, None)
         network, weight = self.unit.network, self.embedding.weight
-        context = (self.prepare(x) if prepared is None else prepared).repeat(chains, 1)
-        levels = self.schedule.levels(self.num_steps)
-        table = network.time_context(torch.linspace(0, 1, self.num_steps + 1, device=x.device))
-        record = ChainRecord(self.num_steps, chains, x.shape[0], STRETCHES)
+        chain = open_chains(
+            network,
+            weight,
+            self.prepare(x) if prepared is None else prepared,
+            generator,
+            steps=self.num_steps,
+            samples=samples,
+            noise=noise,
+            stretches=STRETCHES,
+        )
+        levels, record = self.schedule.levels(self.num_steps), chain.record
 
         def denoise(i: int, z: Tensor) -> Tensor:
-            p = network(z, context, table[i : i + 1]).softmax(dim=1)
+            p = network(z, chain.context, chain.time_contexts[i : i + 1]).softmax(dim=1)
             if i < self.num_steps:  # Heun asks once at t = 1
                 record.guess(i, p)
             return p @ weight
 
-        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
         if self.sampler == "ancestral":
             k = step_coefficients(levels).to(x.device, torch.float32)
-            z = ancestral(denoise, z, k.a, k.b, k.c, draws, record.observe)
+            z = ancestral(denoise, chain.z, k.a, k.b, k.c, chain.generator, record.observe)
         else:
             gamma = levels.float().to(x.device)
             follow = euler if self.sampler == "euler" else heun
-            z = follow(probability_flow(denoise, gamma), z, -gamma, record.observe)
+            z = follow(probability_flow(denoise, gamma), chain.z, -gamma, record.observe)
         ends = self.unit.readout(z, weight).softmax(dim=1)
         path_weights = self.path_weights if average == "path" else None
         evaluations = self.num_steps * (2 if self.sampler == "heun" else 1)

@@ -12,7 +12,8 @@ from noprop.embeddings import Embedding
 from noprop.errors import ConfigError
 from noprop.flow import extrapolate, sample_path, target_velocity
 from noprop.methods.base import LossTerms, Method, Prediction, Unit
-from noprop.methods.chains import STRETCHES, ChainRecord, check_samples, start
+from noprop.methods.chains import STRETCHES
+from noprop.methods.continuous import features, open_chains
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout, nearest_embedding_logits
 from noprop.samplers import euler, heun
@@ -122,7 +123,7 @@ class FlowNoProp(Method):
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
         """What the network takes from x: the only part of prediction with convolutions."""
-        return self.unit.network.context(x).float()
+        return features(self.unit.network, x)
 
     @torch.no_grad()
     def predict(
@@ -144,28 +145,32 @@ class FlowNoProp(Method):
         probabilities are those of :func:`nearest_embedding_logits`. ``path`` averages the readout's
         probabilities at $\tilde z_1$ over ten equal stretches of the chain.
         """
-        check_samples(samples)
         average = self.averages(average)
-        chains, draws = (samples, generator) if noise else (1, None)
         network, weight = self.unit.network, self.embedding.weight
-        context = (self.prepare(x) if prepared is None else prepared).repeat(chains, 1)
-        times = torch.linspace(0, 1, self.num_steps + 1, device=x.device)
-        table = network.time_context(times)
-        record = ChainRecord(self.num_steps, chains, x.shape[0], STRETCHES)
+        chain = open_chains(
+            network,
+            weight,
+            self.prepare(x) if prepared is None else prepared,
+            generator,
+            steps=self.num_steps,
+            samples=samples,
+            noise=noise,
+            stretches=STRETCHES,
+        )
+        times, record = chain.times, chain.record
 
         def velocity(i: int, z: Tensor) -> Tensor:
-            v = network(z, context, table[i : i + 1]) @ weight
+            v = network(z, chain.context, chain.time_contexts[i : i + 1]) @ weight
             if i < self.num_steps:  # Heun asks once at t = 1
                 guess = extrapolate(z, times[i], v)
                 record.guess(i, self.unit.readout(guess, weight).softmax(dim=1))
             return v
 
-        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
         # The path begins at N(z_0, σ²), so its first marginal is wider than the noise alone.
-        z = z * (1 + self.unit.sigma**2) ** 0.5
+        z = chain.z * (1 + self.unit.sigma**2) ** 0.5
         evaluations = self.num_steps * (2 if self.sampler == "heun" else 1)
         if self.sampler == "dopri5":
-            levels, evaluations = self._adaptive(z, context, times)
+            levels, evaluations = self._adaptive(z, chain.context, times)
             for i, level in enumerate(levels):
                 record.observe(i, level)
                 if i < self.num_steps:

@@ -176,7 +176,7 @@ class StepsReport:
         self.done = min(self.done + 1, self.total)
         elapsed = time.monotonic() - self.started
         left = duration(elapsed / self.done * (self.total - self.done))
-        note = f"about {left} left: {text}"
+        note = text if self.done < 3 else f"about {left} left: {text}"
         if self.live:
             self.live.update(self.bar, completed=self.done, note=note)
         elif not self.quiet and (time.monotonic() - self.printed > PLAIN_EVERY):

@@ -23,6 +23,7 @@ __all__ = [
     "choose_weights",
     "default_mode",
     "evaluate",
+    "has_own_code",
     "inputs",
     "modes_of",
     "prepare",
@@ -188,7 +189,7 @@ def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[di
         return results
 
     pairs = zip(examples.x.split(size), examples.y.split(size), strict=True)
-    return side_by_side(read, list(enumerate(pairs)), device)
+    return side_by_side(read, list(enumerate(pairs)), device, apart=has_own_code(model))
 
 
 def _paths(model: Model, examples: Examples) -> list[Tensor]:
@@ -205,7 +206,12 @@ def _paths(model: Model, examples: Examples) -> list[Tensor]:
         return path
 
     chunks = list(enumerate(examples.x.split(model.config.evaluation.batch_size)))
-    return side_by_side(read, chunks, model.device)
+    return side_by_side(read, chunks, model.device, apart=has_own_code(model))
+
+
+def has_own_code(model: Model) -> bool:
+    """Whether a user's encoder is in the model: it may keep state, or draw, while it is called."""
+    return model.config.method.encoder == "custom"
 
 
 def prepare(model: Model, x: Tensor) -> Any:

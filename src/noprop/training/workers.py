@@ -35,6 +35,8 @@ __all__ = [
     "Job",
     "checkpoint_path",
     "core_count",
+    "deaf_children",
+    "end_with_parent",
     "group_trainer",
     "groups_of",
     "thread_count",
@@ -174,7 +176,7 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
             ours, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(job, theirs), daemon=True)
             try:
-                with _deaf_children():
+                with deaf_children():
                     process.start()
             except (AttributeError, TypeError) as error:
                 raise ConfigError(
@@ -211,7 +213,7 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
+def deaf_children() -> Iterator[None]:
     """Processes started in here hear no Ctrl-C, not even while they import; this one does, after.
 
     A terminal sends Ctrl-C to all of them, and a child would answer it with a stack trace. The
@@ -262,7 +264,7 @@ def _stop(processes: dict[Connection, BaseProcess], silent: set[Connection]) -> 
 
 def _worker(job: Job, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(job.config.train.threads or 1)
 
     def emit(event: dict[str, Any]) -> None:
@@ -283,7 +285,8 @@ def _worker(job: Job, connection: Connection) -> None:
         connection.send({"event": "error", "error": RunError(f"a worker failed: {text}")})
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent is gone; for a thread of its own."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
