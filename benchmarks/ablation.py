@@ -21,7 +21,8 @@ from noprop.build import load_data
 from noprop.config import replace
 from noprop.recipes import RECIPES
 from noprop.training.evaluate import choose_weights, evaluate
-from noprop.training.runs import commit_of_package, create_run, train_run
+from noprop.training.folder import commit_of_package, create_run
+from noprop.training.runs import train_run
 
 CE = {"method.objective": "cross-entropy"}
 UNIFORM = {"method.weighting": "uniform"}

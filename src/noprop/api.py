@@ -35,9 +35,11 @@ from noprop.training.evaluate import (
     inputs,
     prepare,
 )
+from noprop.training.folder import create_run
+from noprop.training.metrics import training_cost
 from noprop.training.model import Model, load_model, open_run, save_model
 from noprop.training.parallel import side_by_side
-from noprop.training.runs import create_run, train_run, training_cost
+from noprop.training.runs import train_run
 from noprop.training.workers import thread_count
 
 __all__ = ["TrainedModel", "free_folder", "load", "resume", "train"]

@@ -18,8 +18,9 @@ from noprop.methods.backprop import BackpropChain
 from noprop.methods.ct import ContinuousNoProp
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors
+from noprop.training.folder import fingerprint
+from noprop.training.metrics import read_metrics
 from noprop.training.model import open_run
-from noprop.training.runs import fingerprint, read_metrics
 from noprop.training.workers import checkpoint_path, groups_of
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -22,11 +22,12 @@ from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.training import loop, workers
 from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.folder import create_run, fingerprint
 from noprop.training.loop import GroupTrainer
 from noprop.training.model import load_model
 from noprop.training.offload import Shelf, Waiting, units_wait, whole_checkpoint
 from noprop.training.optimizers import optimizer_state
-from noprop.training.runs import create_run, fingerprint, train_run
+from noprop.training.runs import train_run
 from noprop.training.workers import COUPLED, Job, checkpoint_path, group_trainer
 
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -22,11 +23,15 @@ from noprop.build import load_data
 from noprop.config import RunConfig, from_toml, replace, to_toml
 from noprop.data import Examples
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
+from noprop.training import runs
 from noprop.training import workers as workers_module
 from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
+from noprop.training.folder import commit_of_package, create_run, workplace
+from noprop.training.locks import hold
+from noprop.training.metrics import read_metrics, recorder
 from noprop.training.model import load_model, open_run, save_model
-from noprop.training.runs import commit_of_package, create_run, read_metrics, train_run
-from noprop.training.workers import checkpoint_path, groups_of, worker_count
+from noprop.training.runs import train_run, train_units
+from noprop.training.workers import checkpoint_path, group_lock, groups_of, worker_count
 
 SMALL = {
     "method.num_blocks": 2,
@@ -194,22 +199,86 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
     assert not leftovers(folder)
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
-    """The second says so and touches nothing; when the first is gone, the run goes on."""
+def test_a_unit_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
+    """The second trains the rest, and says what the first has in hand; the first finds the rest."""
+    monkeypatch.setattr(runs, "PATIENCE", 0.2)
     config = configured()
-    refused = []
+    refused, events = [], []
 
     def second(event):
         if event["event"] == "epoch" and not refused:
-            with pytest.raises(RunError, match="another process is training this run"):
-                train_run(tmp_path / "r", config, load_data(config), lambda event: None)
             refused.append(event)
+            with pytest.raises(RunError, match="another process is training block-1; nothing"):
+                train_run(tmp_path / "r", config, load_data(config), events.append)
 
-    train(tmp_path / "r", config, second)
-    assert refused
+    seen = []
+    train(tmp_path / "r", config, lambda event: (seen.append(event), second(event)))
+    assert [e["units"] for e in events if e["event"] == "trained"] == [["block-2"], ["readout"]]
+    assert [e["units"] for e in seen if e["event"] == "trained"] == [["block-1"]]
+    assert [e["group"] for e in seen if e["event"] == "found"] == ["block-2", "readout"]
     train(tmp_path / "alone", config)
     assert_same(weights(tmp_path / "r", config), weights(tmp_path / "alone", config))
-    train(tmp_path / "r", config)
+    assert not leftovers(tmp_path / "r")
+
+
+def test_a_worker_passes_by_what_is_locked_and_comes_back_when_it_is_free(tmp_path):
+    """As after a kill of the parent, whose worker lives on for half a second."""
+    config = configured(**{"train.workers": 2})
+    create_run(tmp_path / "r", config)
+    held = hold(group_lock(tmp_path / "r", "block-1"), "")
+    held.__enter__()
+    seen = []
+
+    def let_go(event):
+        seen.append(event)
+        if event["event"] == "trained" and len(seen) and event["units"] != ["block-1"]:
+            trained = [e["units"][0] for e in seen if e["event"] == "trained"]
+            if len(trained) == 2:
+                held.__exit__(None, None, None)
+
+    train(tmp_path / "r", config, let_go)
+    order = [e["units"][0] for e in seen if e["event"] == "trained"]
+    assert sorted(order[:2]) == ["block-2", "readout"]
+    assert order[2] == "block-1"
+
+
+def test_lines_of_several_processes_stay_whole(tmp_path):
+    """Four writers at once, on a file whose last line a kill had cut short."""
+    (tmp_path / "metrics.jsonl").write_text('{"event": "epo')
+    writers = [recorder(tmp_path, lambda event: None) for _ in range(4)]
+
+    def write(number: int) -> None:
+        for n in range(200):
+            writers[number]({"event": "epoch", "writer": number, "n": n, "text": "x" * 2000})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    events = read_metrics(tmp_path)
+    assert sorted((e["writer"], e["n"]) for e in events) == [
+        (writer, n) for writer in range(4) for n in range(200)
+    ]
+
+
+def test_what_a_killed_process_left_is_cleared_and_nothing_of_a_living_one(tmp_path):
+    """Its copy of the data and half-written files; a lock tells one from the other."""
+    config = configured(**{"method.num_blocks": 1})
+    create_run(tmp_path, config)
+    dead = tmp_path / ".processes" / "dead" / "data.safetensors"
+    dead.parent.mkdir(parents=True)
+    half = [tmp_path / ".embedding.safetensors.7.tmp", tmp_path / "units/block-1/.c.8.tmp"]
+    half[1].parent.mkdir(parents=True)
+    for path in (dead, *half):
+        path.write_bytes(b"half")
+    with workplace(tmp_path) as alive:
+        living = [alive / "data.safetensors", tmp_path / "units/readout/.c.9.tmp"]
+        living.append(tmp_path / ".model.json.9.tmp")
+        with hold(group_lock(tmp_path, "readout"), "x"):
+            for path in living:
+                path.write_bytes(b"live")
+            train_units(tmp_path, config, load_data(config), lambda event: None, None, ["block-1"])
+        assert not any(path.exists() for path in (dead, *half))
+        assert all(path.exists() for path in living)
+    assert not (tmp_path / ".processes").exists()
 
 
 @pytest.mark.slow
@@ -555,7 +624,7 @@ def test_a_process_killed_while_it_made_the_folder_left_nothing_in_the_way(tmp_p
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("noprop.training.runs.write_whole", killed_later)
+        patch.setattr("noprop.training.folder.write_whole", killed_later)
         with pytest.raises(Killed):
             create_run(tmp_path / "later", configured())
     assert open_run(tmp_path / "later") == configured()

@@ -10,7 +10,7 @@ import torch
 
 from noprop.bench.contestants import Contestant
 from noprop.build import use_bf16
-from noprop.training.runs import commit_of_package
+from noprop.training.folder import commit_of_package
 from noprop.training.workers import core_count
 
 __all__ = [

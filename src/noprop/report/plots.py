@@ -19,8 +19,8 @@ from noprop.report.tables import FACTS
 from noprop.schedules import alpha_bar
 from noprop.training.checkpoint import load_tensors
 from noprop.training.evaluate import inputs, prepare
+from noprop.training.metrics import read_metrics
 from noprop.training.model import Model
-from noprop.training.runs import read_metrics
 
 __all__ = ["draw_run"]
 

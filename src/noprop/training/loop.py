@@ -115,6 +115,11 @@ class GroupTrainer:
                 self.save()
             raise
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether every update is made."""
+        return self.position == self.updates.total
+
     def step(self) -> tuple[Update, LossTerms]:
         """Make the update at the current position, and move on to the next."""
         at = self.updates.at(self.position)

@@ -27,6 +27,7 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.methods.base import Method, Unit
 from noprop.training.checkpoint import load_tensors
+from noprop.training.locks import BusyError, hold, remove_half_written
 from noprop.training.loop import GroupTrainer
 from noprop.training.memory import freed_memory_kept
 from noprop.training.offload import Shelf, Waiting, units_wait
@@ -37,6 +38,7 @@ __all__ = [
     "core_count",
     "deaf_children",
     "end_with_parent",
+    "group_lock",
     "group_trainer",
     "groups_of",
     "thread_count",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 COUPLED = "all"
+ENDS = ("trained", "found", "busy")  # events after which a worker is given its next group
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -72,6 +75,11 @@ def groups_of(config: RunConfig) -> list[str]:
 def checkpoint_path(folder: Path, group: str) -> Path:
     """A group's checkpoint in a run folder."""
     return folder / "units" / group / "checkpoint.safetensors"
+
+
+def group_lock(folder: Path, group: str) -> Path:
+    """The lock of whoever trains a group."""
+    return folder / "units" / group / ".lock"
 
 
 def worker_count(config: RunConfig, groups: int) -> int:
@@ -141,10 +149,24 @@ def group_trainer(job: Job, group: str, emit: Emit) -> GroupTrainer:
 
 
 def train_group(job: Job, group: str, emit: Emit) -> None:
-    """Train one group in this process, from its checkpoint if it has one."""
-    trainer = group_trainer(job, group, emit)
-    trainer.resume()
-    trainer.run()
+    """Train one group in this process, from its checkpoint if it has one.
+
+    The last event says what came of it: ``trained``, ``found`` where another process was faster, or
+    ``busy`` where one has it in hand.
+    """
+    lock = group_lock(job.folder, group)
+    try:
+        with hold(lock, f"{group}: another process is training it"):
+            remove_half_written(lock.parent)
+            trainer = group_trainer(job, group, emit)
+            trainer.resume()
+            if not trainer.is_finished:
+                trainer.run()
+                return
+    except BusyError:
+        emit({"event": "busy", "group": group})
+        return
+    emit({"event": "found", "group": group})
 
 
 def train_groups(job: Job, groups: Sequence[str], workers: int, emit: Emit) -> None:
@@ -202,7 +224,7 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
                 if event["event"] == "error":
                     raise event["error"]
                 emit(event)
-                if event["event"] == "trained":
+                if event["event"] in ENDS:
                     if waiting:
                         connection.send(waiting.pop(0))
                     else:
@@ -269,7 +291,7 @@ def _worker(job: Job, connection: Connection) -> None:
 
     def emit(event: dict[str, Any]) -> None:
         connection.send(event)
-        if connection.poll() and event["event"] != "trained":
+        if connection.poll() and event["event"] not in ENDS:
             raise StopRequestedError
 
     try:

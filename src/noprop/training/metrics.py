@@ -1,0 +1,81 @@
+"""The events of a run, one JSON object a line, and what they tell of its cost.
+
+Several processes append to ``metrics.jsonl`` at the same time: each line is one write to the end.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from noprop.errors import RunError
+
+__all__ = ["read_metrics", "recorder", "training_cost"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def recorder(folder: Path, emit: Emit) -> Emit:
+    """What appends every event but mere progress to ``metrics.jsonl``, and passes it on."""
+    path = folder / "metrics.jsonl"
+
+    def record(event: dict[str, Any]) -> None:
+        if event["event"] != "progress":
+            line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
+            try:  # an error of whoever listens, or trains, is not this file's
+                _append(path, line.encode())
+            except OSError as error:
+                reason = error.strerror or error
+                raise RunError(f"{path}: cannot be written: {reason}") from None
+        emit(event)
+
+    return record
+
+
+def _append(path: Path, line: bytes) -> None:
+    """One write, which the system puts at the end of what is there then.
+
+    A line that a full disk has cut short is ended first, or it would take this one with it.
+    """
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        if end:
+            os.lseek(file, end - 1, os.SEEK_SET)
+            if os.read(file, 1) != b"\n":
+                line = b"\n" + line
+        written = os.write(file, line)
+        if written < len(line):
+            os.write(file, line[written:])  # says why not
+    finally:
+        os.close(file)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All events of a run; a line cut short is left out."""
+    events = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def training_cost(folder: Path) -> dict[str, Any]:
+    """What training took: seconds summed over the groups, and the peak memory of the largest.
+
+    Each group's seconds are those of all the processes that had it; empty without such events.
+    """
+    events = [e for e in read_metrics(folder) if e.get("event") == "trained"]
+    if not events or any("peak_memory_mb" not in e for e in events):
+        return {}
+    largest = max(events, key=lambda e: e["peak_memory_mb"])
+    return {
+        "seconds": sum(e["seconds"] for e in events),
+        "peak_memory_mb": largest["peak_memory_mb"],
+        "memory_counter": largest["memory_counter"],
+    }
