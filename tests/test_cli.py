@@ -57,7 +57,7 @@ def line_of_error(capsys, *argv: str) -> str:
         (["describe", "--epsilon", "0.4"], ["epsilon"]),
         (["evaluate", "absent"], ["absent", "no run folder"]),
         (["trian"], ["unknown command trian; did you mean train?"]),
-        (["xyz"], ["unknown command xyz; known are train, describe, evaluate"]),
+        (["xyz"], ["unknown command xyz; known are train, describe, assemble"]),
         (["train", "--set", "train=3"], ["train is a table", "such as train.epochs"]),
         (["train", "--set", "=3"], ["--set wants FIELD=VALUE, got '=3'"]),
         (
@@ -201,7 +201,7 @@ def test_a_recipe_s_name_leads_nowhere_else(capsys, monkeypatch, tmp_path):
     )
 
 
-@pytest.mark.parametrize("place", ["load_data", "train_run"])
+@pytest.mark.parametrize("place", ["load_data", "train_groups_of_run"])
 def test_ctrl_c_says_how_to_go_on_where_there_is_a_run(capsys, monkeypatch, tmp_path, place):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -211,7 +211,7 @@ def test_ctrl_c_says_how_to_go_on_where_there_is_a_run(capsys, monkeypatch, tmp_
     assert main(["train", *FAST, "--run", str(folder)]) == 130
     text = capsys.readouterr().err
     assert text.startswith("stopped")
-    assert folder.exists() == (f"--resume {folder}" in text) == (place == "train_run")
+    assert folder.exists() == (f"--resume {folder}" in text) == (place == "train_groups_of_run")
 
 
 def test_missing_data_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):
@@ -264,7 +264,7 @@ def test_train_leaves_a_complete_run(run):
     wanted = {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "model.json"}
     assert wanted <= {file.name for file in run.iterdir()}
     assert {f.name for f in (run / "units").iterdir()} == {"block-1", "block-2", "readout"}
-    assert [f.name for f in run.rglob("*") if f.name.startswith(".") and f.name != ".lock"] == []
+    assert not [f for f in run.rglob(".*") if not f.name.endswith(".lock")]
 
 
 def test_evaluate_repeats_what_train_found(capsys, run):

@@ -8,12 +8,22 @@ Forward-propagation", arXiv:2503.24322.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from noprop.api import TrainedModel, load, resume, train
+    from noprop.api import TrainedModel, assemble, load, resume, train, train_units
     from noprop.config import RunConfig
     from noprop.errors import NoPropError
     from noprop.recipes import RECIPES
 
-__all__ = ["RECIPES", "NoPropError", "RunConfig", "TrainedModel", "load", "resume", "train"]
+__all__ = [
+    "RECIPES",
+    "NoPropError",
+    "RunConfig",
+    "TrainedModel",
+    "assemble",
+    "load",
+    "resume",
+    "train",
+    "train_units",
+]
 
 __version__ = "0.1.0"
 
@@ -22,9 +32,11 @@ _HOMES = {
     "NoPropError": "noprop.errors",
     "RunConfig": "noprop.config",
     "TrainedModel": "noprop.api",
+    "assemble": "noprop.api",
     "load": "noprop.api",
     "resume": "noprop.api",
     "train": "noprop.api",
+    "train_units": "noprop.api",
 }
 
 

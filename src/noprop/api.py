@@ -22,6 +22,7 @@ from noprop.build import (
 )
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, lasting_name
+from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
 from noprop.methods.chains import check_samples
@@ -35,14 +36,17 @@ from noprop.training.evaluate import (
     inputs,
     prepare,
 )
-from noprop.training.folder import create_run
+from noprop.training.folder import create_run, join_run
+from noprop.training.locks import hold_assembly, remove_half_written
 from noprop.training.metrics import training_cost
 from noprop.training.model import Model, load_model, open_run, save_model
 from noprop.training.parallel import side_by_side
-from noprop.training.runs import train_run
+from noprop.training.runs import check_trained, put_together
+from noprop.training.runs import train_units as train_groups_of_run
+from noprop.training.units import UnitState, choose_groups, survey
 from noprop.training.workers import thread_count
 
-__all__ = ["TrainedModel", "free_folder", "load", "resume", "train"]
+__all__ = ["TrainedModel", "assemble", "free_folder", "load", "resume", "train", "train_units"]
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -199,6 +203,23 @@ def train(
         NoPropError: If anything the caller gave is wrong.
     """
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    config, data = _prepare(config, overrides, data_dir, data, encoder)
+    # Sums depend on it in their last digits: a run goes on with as many, on whatever machine.
+    config = replace(config, {"train.threads": thread_count(config)})
+    embedding = _try_building(config, data, encoder)
+    path = Path(folder) if folder else free_folder(config.recipe)
+    create_run(path, config, embedding)
+    return _finish(path, config, data, emit, encoder)
+
+
+def _prepare(
+    config: RunConfig,
+    overrides: Mapping[str, Any] | None,
+    data_dir: Path | str | None,
+    data: RunData | None,
+    encoder: EncoderFactory | None,
+) -> tuple[RunConfig, RunData]:
+    """The configuration as wanted, and its data; what cannot be trained so is an error."""
     changes = dict(overrides or {})
     if encoder is not None:
         changes["method.encoder"] = "custom"
@@ -206,21 +227,91 @@ def train(
     if data is None:
         data = load_data(config, Path(data_dir) if data_dir else None)
         config = replace(config, {"data.dataset": lasting_name(config.data.dataset)})
-    # What cannot be built is found here, before a run folder is there for it.
     choose_device(config.train.device)
-    # Sums depend on it in their last digits: a run goes on with as many, on whatever machine.
-    config = replace(config, {"train.threads": thread_count(config)})
     for field in ("crop_padding", "flip"):
         if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
             raise ConfigError(
                 f"train.{field}: only images are augmented, and {config.data.dataset} has features "
                 f"of shape {data.task.shape}"
             )
+    return config, data
+
+
+def _try_building(config: RunConfig, data: RunData, encoder: EncoderFactory | None) -> Embedding:
+    """W_Embed; what cannot be built is found here, before a run folder is there for it."""
     embedding = build_embedding(config, data.task, data.train)
     build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
-    path = Path(folder) if folder else free_folder(config.recipe)
-    create_run(path, config, embedding)
-    return _finish(path, config, data, emit, encoder)
+    return embedding
+
+
+def train_units(
+    folder: Path | str,
+    units: Sequence[str],
+    recipe: str | RunConfig | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    data_dir: Path | str | None = None,
+    data: RunData | None = None,
+    encoder: EncoderFactory | None = None,
+    emit: Emit = lambda event: None,
+) -> list[UnitState]:
+    """Train some units of a run, on any machine, at any time, in any order; :func:`assemble` ends.
+
+    The folder is made if it is absent, or joined if it was made for the same training. Units that
+    are trained already are left as they are, one that was stopped goes on from its checkpoint.
+
+    Args:
+        folder: the run.
+        units: names, and ranges such as ``block-3..block-7``.
+        recipe: a name of ``noprop.RECIPES``, or a configuration; that of the folder unless given.
+        overrides: fields to change. Where the folder is there already, only those that change no
+            weight can differ from its own, such as ``train.workers``.
+        data_dir: the first place to look for data.
+        data: the data itself, in place of reading ``data.dataset``.
+        encoder: as :func:`train` takes it.
+        emit: called with every event of training.
+
+    Returns:
+        How far each unit of the run is, those included that other processes train.
+
+    Raises:
+        NoPropError: If anything the caller gave is wrong; if the folder is the run of another
+            training; or if another process is training one of the units.
+    """
+    path = Path(folder)
+    there = open_run(path) if recipe is None or (path / "config.toml").exists() else None
+    config = find_recipe(recipe) if isinstance(recipe, str) else recipe or there
+    assert config
+    groups = choose_groups(replace(config, overrides or {}), units)
+    config, data = _prepare(config, overrides, data_dir, data, encoder)
+    if there is None or config.train.threads:
+        config = replace(config, {"train.threads": thread_count(config)})
+    else:  # as many as the other units have, whatever this machine would take
+        config = replace(config, {"train.threads": there.train.threads})
+    join_run(path, config, None if there else _try_building(config, data, encoder))
+    train_groups_of_run(path, config, data, emit, encoder, groups)
+    return survey(path, config)
+
+
+def assemble(
+    folder: Path | str,
+    *,
+    data_dir: Path | str | None = None,
+    data: RunData | None = None,
+    encoder: EncoderFactory | None = None,
+    emit: Emit = lambda event: None,
+) -> TrainedModel:
+    """Put a run's trained units together, fit the path weights, evaluate, and write the model.
+
+    Raises:
+        RunError: If a unit is missing, unfinished, damaged, or trained with other settings or data
+            than the others; nothing is written then.
+    """
+    path = Path(folder)
+    config = open_run(path)
+    check_trained(path, config)
+    data = data or load_data(config, Path(data_dir) if data_dir else None)
+    return _assemble(path, config, data, emit, encoder)
 
 
 def resume(
@@ -247,14 +338,23 @@ def resume(
 def _finish(
     path: Path, config: RunConfig, data: RunData, emit: Emit, encoder: EncoderFactory | None
 ) -> TrainedModel:
-    model = train_run(path, config, data, emit, encoder)
-    emit({"event": "evaluating"})
-    choose_weights(model, data.validation)
-    results = evaluate(model, data.test) | {"part": "test"}
-    if training := training_cost(path):
-        results["training"] = training
-    write_whole(path / "evaluation.json", _json(results))
-    save_model(path, model)
+    train_groups_of_run(path, config, data, emit, encoder)
+    return _assemble(path, config, data, emit, encoder)
+
+
+def _assemble(
+    path: Path, config: RunConfig, data: RunData, emit: Emit, encoder: EncoderFactory | None
+) -> TrainedModel:
+    with hold_assembly(path):
+        remove_half_written(path, "evaluation.json", "model.safetensors", "model.json")
+        model = put_together(path, config, data, encoder)
+        emit({"event": "evaluating"})
+        choose_weights(model, data.validation)
+        results = evaluate(model, data.test) | {"part": "test"}
+        if training := training_cost(path):
+            results["training"] = training
+        write_whole(path / "evaluation.json", _json(results))
+        save_model(path, model)
     emit({"event": "evaluated", "results": results})
     return TrainedModel(path, model)
 

@@ -72,6 +72,12 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     train = command("train", "Train a recipe, evaluate it, and leave a run folder.")
     train.add_argument("--run", type=Path, metavar="DIR", help="run folder [runs/RECIPE]")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run")
+    train.add_argument(
+        "--units",
+        metavar="LIST",
+        help="train these alone, in the folder of --run or --resume, such as block-1,block-2 or "
+        "block-3..block-7,readout; noprop assemble makes the model of all",
+    )
     train.add_argument("--quiet", action="store_true", help="show no progress")
     describe = command("describe", "Show units, parameters, memory and schedule of a recipe.")
     for sub in (train, describe):
@@ -86,6 +92,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             "--set", action="append", default=[], metavar="FIELD=VALUE", help="set any field"
         )
         _add_fields(sub)
+    assemble = command("assemble", "Make a run's model out of its trained units, and evaluate it.")
+    assemble.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    assemble.add_argument("--quiet", action="store_true", help="show no progress")
     evaluate = command("evaluate", "Measure a trained run on a part of its data.")
     predict = command("predict", "Classify images, or arrays of .npy and .npz files.")
     plot = command("plot", "Draw a run: curves, schedule, a label appearing, embeddings.")
@@ -116,10 +125,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_bench(bench)
     data = command("data", "Show the data sets: what is here, where, and whether it is intact.")
     data.add_argument("--verify", action="store_true", help="compare every file with its hash")
-    for sub in (train, evaluate, plot, bench, data):
+    for sub in (train, assemble, evaluate, plot, bench, data):
         sub.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data here first")
     own = "makes an image encoder of your own"
-    for sub in (evaluate, predict, plot):
+    for sub in (assemble, evaluate, predict, plot):
         sub.add_argument("--encoder", metavar="MODULE:FUNCTION", help=own)
     train.add_argument(
         "--encoder", metavar="VALUE", help=f"auto|conv|small|mlp, or MODULE:FUNCTION that {own}"

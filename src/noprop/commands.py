@@ -24,8 +24,9 @@ from noprop.report.description import describe as description
 from noprop.report.progress import ProgressReport, StepsReport
 from noprop.report.tables import description_text, evaluation_text, table
 from noprop.training.model import open_run
+from noprop.training.units import UnitState, unfinished_text
 
-__all__ = ["bench", "data", "describe", "evaluate", "plot", "predict", "train"]
+__all__ = ["assemble", "bench", "data", "describe", "evaluate", "plot", "predict", "train"]
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -44,30 +45,75 @@ def train(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
     else:
         config = arguments.configuration()
+        if arguments.units and not arguments.run:
+            raise ConfigError("--units: name the folder of the run with --run DIR or --resume RUN")
         folder = arguments.run or api.free_folder(config.recipe)
     report = ProgressReport(config.train.batch_size, quiet=arguments.quiet)
+    states: list[UnitState] = []
     common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": report}
     try:
         if arguments.resume:
             text = getattr(arguments, "train.workers")
             workers = None if text is None else int(arguments.configuration().train.workers)
-            model = api.resume(folder, workers=workers, **common)
         else:
-            model = api.train(config, folder=folder, **common)
+            workers = None
+        if arguments.units is not None:
+            states = api.train_units(
+                folder,
+                arguments.units.split(","),
+                None if arguments.resume else config,
+                overrides=None if workers is None else {"train.workers": workers},
+                **common,
+            )
+        elif arguments.resume:
+            api.resume(folder, workers=workers, **common)
+        else:
+            api.train(config, folder=folder, **common)
     except KeyboardInterrupt:
         report.close()
         made = (folder / "config.toml").is_file()
-        how = f"; go on with: noprop train --resume {folder}" if made else ""
+        part = f" --units {arguments.units}" if arguments.units else ""
+        how = f"; go on with: noprop train --resume {folder}{part}" if made else ""
         print(f"stopped{how}", file=sys.stderr)
         return 130
     finally:
         report.close()
+    return _show_units(arguments, folder, states) if states else _show_result(arguments, folder)
+
+
+def assemble(arguments: argparse.Namespace) -> int:
+    """``noprop assemble``."""
+    report = ProgressReport(1, quiet=arguments.quiet)
+    try:
+        api.assemble(
+            arguments.run,
+            data_dir=arguments.data_dir,
+            encoder=_encoder(arguments.encoder),
+            emit=report,
+        )
+    finally:
+        report.close()
+    return _show_result(arguments, arguments.run)
+
+
+def _show_result(arguments: argparse.Namespace, folder: Path) -> int:
     results = json.loads((folder / "evaluation.json").read_text())
     if arguments.json:
         print(json.dumps({"run": str(folder), **results}, indent=1))
         return 0
     print(evaluation_text(results))
-    print(f"\nthe run is in {model.folder}; see also: noprop plot {model.folder}")
+    print(f"\nthe run is in {folder}; see also: noprop plot {folder}")
+    return 0
+
+
+def _show_units(arguments: argparse.Namespace, folder: Path, states: list[UnitState]) -> int:
+    if arguments.json:
+        units = {s.name: {"position": s.position, "total": s.total} for s in states}
+        print(json.dumps({"run": str(folder), "units": units}, indent=1))
+        return 0
+    missing = unfinished_text(states)
+    print(f"still missing: {missing}" if missing else "every unit is trained")
+    print(f"{'when all are trained' if missing else 'finish with'}: noprop assemble {folder}")
     return 0
 
 

@@ -28,6 +28,7 @@ class ProgressReport:
         self.started = time.monotonic()
         self.printed = 0.0
         self.groups = 0
+        self.alone = False  # the readout is all there is to train
         # Of each group, in updates that read images: where it was first heard of, where it is now,
         # and how many there are.
         self.begun: dict[str, int] = {}
@@ -57,6 +58,7 @@ class ProgressReport:
         kind = event["event"]
         if kind == "started":
             self.groups = max(1, sum(g != "readout" for g in event["groups"]))
+            self.alone = event["groups"] == ["readout"]
             names, count = event["groups"], event["workers"]
             units = f"{len(names)} unit{'s' * (len(names) > 1)}"
             self._line(f"training {units} on {count} worker{'s' * (count > 1)}")
@@ -77,7 +79,7 @@ class ProgressReport:
     def _progress(self, event: dict[str, Any]) -> None:
         unit, position = event["unit"], event["position"]
         self.losses[unit] = event["loss"]
-        if unit != "readout":
+        if unit != "readout" or self.alone:
             group = unit if self.groups > 1 else "all"
             self.begun.setdefault(group, event["work"])
             self.latest[group], self.totals[group] = event["work"], event["total_work"]
@@ -118,7 +120,7 @@ class ProgressReport:
         return min(1.0, self._sum_of_shares(self.latest) / max(1, self.groups))
 
     def _sum_of_shares(self, work: dict[str, int]) -> float:
-        return sum(work[group] / self.totals[group] for group in work)
+        return sum((work[group] / self.totals[group] for group in work), 0.0)
 
     def summary(self) -> str:
         """Examples a second and block, and the time left."""

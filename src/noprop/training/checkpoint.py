@@ -8,7 +8,7 @@ moment leaves the last good one.
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "check_fingerprint",
     "flatten",
     "load_tensors",
+    "read_about",
     "save_tensors",
     "unflatten",
     "write_whole",
@@ -62,12 +63,28 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         RunError: If the file is missing, truncated, or no checkpoint of this package.
     """
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return tensors, json.loads((file.metadata() or {})["noprop"])
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The JSON object alone, without the tensors.
+
+    Raises:
+        RunError: As :func:`load_tensors` does.
+    """
+    with _opened(path) as file:
+        return json.loads((file.metadata() or {})["noprop"])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with open(path, "rb"):  # safe_open says of whatever it may not open that it is not there
             pass
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-            return tensors, json.loads((file.metadata() or {})["noprop"])
+            yield file
     except FileNotFoundError:
         raise RunError(f"{path}: there is no such checkpoint") from None
     except OSError as error:

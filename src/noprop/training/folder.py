@@ -21,7 +21,7 @@ import torch
 
 from noprop import __version__
 from noprop.build import RunData, build_embedding, choose_device, use_bf16
-from noprop.config import RunConfig, reading_fields, to_mapping, to_toml
+from noprop.config import RunConfig, fields_of, from_toml, reading_fields, to_mapping, to_toml
 from noprop.data import Examples
 from noprop.embeddings import Embedding
 from noprop.errors import RunError
@@ -32,6 +32,7 @@ __all__ = [
     "commit_of_package",
     "create_run",
     "fingerprint",
+    "join_run",
     "starting_embedding",
     "workplace",
 ]
@@ -65,6 +66,50 @@ def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = No
         if not _is_free(folder):  # another process was faster
             raise taken
         _fill(folder, config, embedding)
+
+
+def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
+    """Make a run folder, or see that the one which is there was made for the same training.
+
+    Args:
+        folder: the run.
+        config: as wanted; fields that change no weight may differ from those of the folder.
+        embedding: W_Embed before training, where it is made already.
+
+    Raises:
+        RunError: If it is the folder of another training, or of something else; the message names
+            the first field that differs.
+    """
+    no_run = RunError(f"{folder}: is there already and is no run folder; name another")
+    _make(folder, no_run)
+    with hold_folder(folder):
+        if _is_free(folder):
+            _fill(folder, config, embedding)
+        elif not (folder / "config.toml").is_file():
+            raise no_run
+        elif difference := _difference(from_toml(folder / "config.toml"), config):
+            raise RunError(f"{folder}: is the run of another training: {difference}")
+
+
+def _difference(there: RunConfig, asked: RunConfig) -> str | None:
+    """The first field that changes weights and is not the same in both, with both values.
+
+    Of the data only the place is free here: whether the examples are the same is told by the
+    fingerprint of each checkpoint, but how many are wanted is told sooner.
+    """
+    free = {f"{section}.{name}" for section, names in FREE.items() for name in names if section}
+    free |= {"recipe", "data.dataset", *reading_fields(there)}
+    for name, *_ in fields_of():
+        section, _, field = name.partition(".")
+        a, b = (to_mapping(c).get(section, {}) for c in (there, asked))
+        a, b = (m.get(field) if isinstance(m, dict) else m for m in (a, b))
+        if name not in free and a != b:
+            return f"{name} is {_shown(a)} in its config.toml, {_shown(b)} was asked for"
+    return None
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value)
 
 
 def _make(folder: Path, taken: RunError) -> None:

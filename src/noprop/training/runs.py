@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from noprop.build import RunData, Task
+from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
@@ -15,6 +15,7 @@ from noprop.training.locks import is_free
 from noprop.training.metrics import recorder
 from noprop.training.model import Model, empty_model, load_weights
 from noprop.training.offload import whole_checkpoint
+from noprop.training.units import condensed, survey, unfinished_text
 from noprop.training.workers import (
     Job,
     checkpoint_path,
@@ -24,7 +25,7 @@ from noprop.training.workers import (
     worker_count,
 )
 
-__all__ = ["train_run", "train_units"]
+__all__ = ["check_trained", "put_together", "train_run", "train_units"]
 
 Emit = Callable[[dict[str, Any]], None]
 # Seconds that a process which finds a group locked, and has nothing else to do, waits for it: so
@@ -53,7 +54,7 @@ def train_run(
             trained; or if the folder cannot be used.
     """
     train_units(folder, config, data, emit, factory)
-    return _assemble(folder, config, data.task, factory)
+    return put_together(folder, config, data, factory)
 
 
 def train_units(
@@ -73,6 +74,7 @@ def train_units(
         RunError: If other processes are still training some of them then.
     """
     mark = fingerprint(config, data.train)
+    survey(folder, config, mark)  # no unit is trained beside those of another training
     embedding = starting_embedding(folder, config, data)
     record, busy = recorder(folder, emit), []
 
@@ -118,10 +120,10 @@ def _wait_for_one(folder: Path, groups: Sequence[str], deadline: float) -> bool:
 
 
 def _elsewhere(folder: Path, groups: Sequence[str]) -> RunError:
-    some = ", ".join(groups)
+    some = condensed(groups)
     return RunError(
-        f"{folder}: another process is training {some}; nothing else is left to do here. When "
-        f"that is done: noprop train --resume {folder}"
+        f"{folder}: another process is training {some}, nothing else is left to do here; when all "
+        f"units are trained: noprop assemble {folder}"
     )
 
 
@@ -134,13 +136,34 @@ def _is_finished(folder: Path, group: str, mark: str) -> bool:
     return "position" in about and about["position"] == about.get("total")
 
 
-def _assemble(folder: Path, config: RunConfig, task: Task, factory: EncoderFactory | None) -> Model:
-    """The model out of the groups' checkpoints."""
+def check_trained(folder: Path, config: RunConfig, mark: str | None = None) -> None:
+    """See that every unit is there and trained to its end.
+
+    Raises:
+        RunError: If not, with what is missing and how far it is; or, if ``mark`` is given, a unit
+            was trained with other settings or other data.
+    """
+    if missing := unfinished_text(survey(folder, config, mark)):
+        raise RunError(
+            f"{folder}: is not trained to its end: {missing}; go on with noprop train --resume "
+            f"{folder}"
+        )
+
+
+def put_together(
+    folder: Path, config: RunConfig, data: RunData, factory: EncoderFactory | None = None
+) -> Model:
+    """The model out of the groups' checkpoints.
+
+    Raises:
+        RunError: If one is missing, unfinished, damaged, or of other settings or data.
+    """
+    check_trained(folder, config, fingerprint(config, data.train))
     state: dict[str, Any] = {}
     for group in groups_of(config):
         for tensors in whole_checkpoint(checkpoint_path(folder, group)):
             kinds = {"optimizer", "shared-optimizer"}
             state |= {n: v for n, v in tensors.items() if not kinds & set(n.split("/")[:2])}
-    model = empty_model(config, task, factory)
+    model = empty_model(config, data.task, factory)
     load_weights(model, state, folder)
     return model
