@@ -23,6 +23,7 @@ from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.training import loop, workers
 from noprop.training.checkpoint import load_tensors, save_tensors
 from noprop.training.folder import create_run, fingerprint
+from noprop.training.generations import previous_of
 from noprop.training.loop import GroupTrainer
 from noprop.training.model import load_model
 from noprop.training.offload import Shelf, Waiting, units_wait, whole_checkpoint
@@ -98,9 +99,11 @@ def waiting(folder: Path) -> set[str]:
 
 
 def listed(folder: Path) -> set[str]:
-    """The files that the checkpoint says there are."""
-    about = load_tensors(checkpoint_path(folder, COUPLED))[1]
-    return {f"{name}.{position}.safetensors" for name, position in about["waiting"].items()}
+    """The files that the checkpoint, and the one before it, say there are."""
+    path = checkpoint_path(folder, COUPLED)
+    abouts = [load_tensors(p)[1] for p in (path, previous_of(path)) if p.exists()]
+    items = [item for about in abouts for item in about["waiting"].items()]
+    return {f"{name}.{position}.safetensors" for name, position in items}
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -128,7 +131,7 @@ def test_waiting_changes_no_bit(tmp_path, monkeypatch, optimizer):
     assert len([e for e in events[True] if e["event"] == "progress"]) == 2 * 3 * 4 * 2
     assert not (tmp_path / "False" / "units" / "all" / "waiting").exists()
     assert waiting(tmp_path / "True") == listed(tmp_path / "True")
-    assert waiting(tmp_path / "True") == {f"block-{t}.{24 + 8 * t}.safetensors" for t in (1, 2, 3)}
+    assert waiting(tmp_path / "True") >= {f"block-{t}.{24 + 8 * t}.safetensors" for t in (1, 2, 3)}
 
 
 class Projection(nn.Module):
@@ -375,7 +378,7 @@ def test_without_a_checkpoint_what_lies_on_the_shelf_is_swept(tmp_path):
     assert not waiting(tmp_path)
 
 
-def test_at_most_two_files_a_block(tmp_path):
+def test_at_most_three_files_a_block(tmp_path):
     """However rarely a checkpoint is written."""
     seen = []
     made = trainer(tmp_path, **{"train.epochs": 4})
@@ -384,9 +387,10 @@ def test_at_most_two_files_a_block(tmp_path):
         if n == 9:
             made.save()
         seen.append(len(waiting(tmp_path)))
-    assert max(seen) <= 2 * 3
+    assert max(seen) <= 3 * 3
     made.run()
-    assert len(waiting(tmp_path)) == 3
+    assert waiting(tmp_path) == listed(tmp_path)
+    assert len(waiting(tmp_path)) <= 2 * 3
 
 
 # -- the memory of one ---------------------------------------------------------------------------
@@ -509,7 +513,7 @@ def test_a_training_begun_otherwise_is_refused(tmp_path, before):
 
 @pytest.mark.parametrize("damage", ["cut", "of another run", "another architecture"])
 def test_a_waiting_file_that_is_not_as_it_was_is_named(tmp_path, damage):
-    """When its block's turn comes; nothing is trained from it."""
+    """At once if it is damaged, else when its block's turn comes; nothing is trained from it."""
     first = trainer(tmp_path)
     for _ in range(26):
         first.step()
@@ -523,16 +527,16 @@ def test_a_waiting_file_that_is_not_as_it_was_is_named(tmp_path, damage):
     else:
         save_tensors(path, dict(list(tensors.items())[1:]), about)
     words = {
-        "cut": r"block-2\.16\.safetensors: is damaged",
+        "cut": r"block-2\.16\.safetensors: is damaged .* and is the only one; delete .*units/all",
         "of another run": r"block-2\.16\.safetensors: was trained with other settings",
         "another architecture": "belongs to another architecture: ",
     }
     made = trainer(tmp_path)
-    made.resume()
-    with pytest.raises(RunError, match=words[damage]) as caught:
+    with pytest.raises(RunError, match=words[damage]) as caught:  # noqa: PT012
+        made.resume()
         made.run()
     assert "\n" not in str(caught.value)
-    assert made.position == 32
+    assert made.position == (0 if damage == "cut" else 32)
     assert load_tensors(checkpoint_path(tmp_path, COUPLED))[1]["position"] == 26
 
 

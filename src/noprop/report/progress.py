@@ -64,6 +64,9 @@ class ProgressReport:
             self._line(f"training {units} on {count} worker{'s' * (count > 1)}")
         elif kind == "found":
             self._line(f"{event['group']} is trained already")
+        elif kind == "damaged":
+            at = f"update {event['position']} of {event['total']}"
+            self._line(f"{event['reason']}; going on from the one before it, {at}")
         elif kind == "progress":
             self._progress(event)
         elif kind == "epoch":

@@ -2,10 +2,12 @@
 
 A checkpoint is one safetensors file: tensors by dotted name, and a JSON object in its header. It is
 written under a temporary name, flushed to the disk and renamed, so that a process killed at any
-moment leaves the last good one.
+moment leaves the last good one. The header also has a digest of all the rest, by which a file that
+was altered on the disk is told, and the version of the package.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from noprop import __version__
 from noprop.errors import RunError
 
 __all__ = [
+    "DamagedError",
     "check_fingerprint",
     "flatten",
     "load_tensors",
@@ -30,8 +34,17 @@ __all__ = [
 ]
 
 
-def write_whole(path: Path, content: bytes) -> None:
+class DamagedError(RunError):
+    """A file that is not what was written."""
+
+
+def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
     """Replace a file at once: never half of it is there.
+
+    Args:
+        path: the file.
+        content: of it.
+        before: a name for the file that was there.
 
     Raises:
         RunError: If the disk is full or the folder cannot be written.
@@ -43,6 +56,8 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            os.replace(path, before)
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -51,21 +66,51 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON object as one safetensors file."""
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    *,
+    before: Path | None = None,
+    checked: bool = True,
+) -> None:
+    """Write tensors and a JSON object, to which the version is added, as one safetensors file.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        about: what is said of them.
+        before: a name for the file that was there.
+        checked: whether it has a digest, which takes a second for about a gigabyte.
+    """
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_whole(path, save(plain, metadata={"noprop": json.dumps(about)}))
+    metadata = {"noprop": json.dumps({**about, "version": __version__})}
+    if checked:
+        metadata["blake2b"] = _digest(plain, metadata["noprop"])
+    write_whole(path, save(plain, metadata=metadata), before)
+
+
+def _digest(tensors: Mapping[str, Tensor], about: str) -> str:
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the JSON object.
 
     Raises:
-        RunError: If the file is missing, truncated, or no checkpoint of this package.
+        DamagedError: If the file is missing, truncated, altered, or none of this package.
+        RunError: If it cannot be read.
     """
     with _opened(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-        return tensors, json.loads((file.metadata() or {})["noprop"])
+        metadata = file.metadata() or {}
+        if metadata.get("blake2b", "") not in ("", _digest(tensors, metadata["noprop"])):
+            raise ValueError("its content is not what was written")
+        return tensors, json.loads(metadata["noprop"])
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -86,19 +131,24 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
-        raise RunError(f"{path}: there is no such checkpoint") from None
+        raise DamagedError(f"{path}: there is no such checkpoint") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (SafetensorError, KeyError, ValueError) as error:
-        raise RunError(f"{path}: is damaged or no checkpoint of noprop ({error})") from None
+        raise DamagedError(f"{path}: is damaged or no checkpoint of noprop ({error})") from None
 
 
 def check_fingerprint(path: Path, about: Mapping[str, Any], mark: str) -> None:
-    """Refuse a checkpoint whose weights came of other settings or other data.
+    """Refuse a checkpoint whose weights came of other settings or data, or of another version.
 
     Raises:
-        RunError: If the fingerprint in its header is not ``mark``.
+        RunError: If the fingerprint in its header is not ``mark``, or the version not this one.
     """
+    if about.get("version") != __version__:
+        raise RunError(
+            f"{path}: was written by noprop {about.get('version', 'of an earlier version')}, this "
+            f"is {__version__}; go on with that version, or begin a run of its own"
+        )
     if about.get("fingerprint") != mark:
         raise RunError(
             f"{path}: was trained with other settings or other data than this run now has; put "

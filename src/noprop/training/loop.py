@@ -23,14 +23,15 @@ from noprop.layers import channels_last
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.checkpoint import (
+    DamagedError,
     check_fingerprint,
     flatten,
-    load_tensors,
-    save_tensors,
+    read_about,
     unflatten,
 )
+from noprop.training.generations import newest, previous_of, promote, save_generation
 from noprop.training.memory import peak_memory, reset_peak
-from noprop.training.offload import Shelf, Waiting
+from noprop.training.offload import Shelf, Waiting, read_checkpoint
 from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from noprop.training.updates import Update, Updates
 
@@ -333,22 +334,23 @@ class GroupTrainer:
         }
         if self.shelf:
             about["waiting"] = self.shelf.positions
-        save_tensors(self.checkpoint, tensors, about)
+        save_generation(self.checkpoint, tensors, about)
         if self.shelf:
             self.shelf.settle()
 
     def resume(self) -> None:
-        """Take up the checkpoint, if there is one.
+        """Take up the last checkpoint that is whole, if there is one.
 
         Raises:
             RunError: If it belongs to another architecture or length of training, or to a training
                 in which units did not wait as they do in this one.
         """
-        if not self.checkpoint.exists():
+        found = newest(self.checkpoint, read_checkpoint)
+        if found is None:
             if self.shelf:
-                self.shelf.begin({})
+                self.shelf.begin({}, {})
             return
-        tensors, about = load_tensors(self.checkpoint)
+        tensors, about = found.content
         if not {"position", "total"} <= about.keys():
             raise RunError(f"{self.checkpoint}: is no checkpoint of a training")
         check_fingerprint(self.checkpoint, about, self.fingerprint)
@@ -370,10 +372,29 @@ class GroupTrainer:
                     self._load(index, tensors)
             if self.shared_optimizer:
                 restore_optimizer(self.shared_optimizer, unflatten("shared-optimizer", tensors))
-        if self.shelf:
-            self.shelf.begin(about["waiting"])
         self.position = about["position"]
         self.seconds = float(about.get("seconds", 0.0))
+        if found.path != self.checkpoint:
+            promote(self.checkpoint)
+        if self.shelf:
+            self.shelf.begin(about["waiting"], self._waiting_before())
+        if found.trouble:
+            self.emit(
+                {
+                    "event": "damaged",
+                    "units": [unit.name for unit in self.units],
+                    "reason": found.trouble,
+                    "position": self.position,
+                    "total": self.updates.total,
+                }
+            )
+
+    def _waiting_before(self) -> dict[str, int]:
+        """The files that the checkpoint before the last one lists."""
+        try:
+            return read_about(previous_of(self.checkpoint)).get("waiting", {})
+        except DamagedError:  # or there is none
+            return {}
 
     def _state(self, index: int) -> dict[str, Tensor]:
         unit, optimizer = self.units[index], self.optimizers[index]

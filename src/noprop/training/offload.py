@@ -7,12 +7,14 @@ group's checkpoint: ``block-3.24.safetensors`` is block 3 with its optimizer sta
 there before update 24. A block not visited yet has no file, since it is made from its name.
 
 The checkpoint lists the files that it belongs with, by position. They are written before it, and
-what it lists is deleted only when a newer checkpoint is on the disk. So there are at most two files
-a block, and a process killed at any moment leaves a checkpoint whose files are all there.
+what it lists is deleted only when it is no longer the last one on the disk nor the one before that.
+So there are at most three files a block, and a process killed at any moment leaves a checkpoint
+whose files are all there.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,11 +22,10 @@ from torch import Tensor, nn
 
 from noprop.build import unit_names
 from noprop.config import RunConfig
-from noprop.errors import RunError
 from noprop.methods.base import LossTerms, Unit
-from noprop.training.checkpoint import check_fingerprint, load_tensors, save_tensors
+from noprop.training.checkpoint import DamagedError, check_fingerprint, load_tensors, save_tensors
 
-__all__ = ["Shelf", "Waiting", "units_wait", "whole_checkpoint"]
+__all__ = ["Shelf", "Waiting", "read_checkpoint", "units_wait", "whole_checkpoint"]
 
 FOLDER = "waiting"
 
@@ -67,6 +68,7 @@ class Shelf:
         self.checkpoint, self.build, self.fingerprint = checkpoint, build, fingerprint
         self.positions: dict[str, int] = {}
         self.listed: dict[str, int] = {}  # in the checkpoint on the disk: not to be deleted
+        self.older: dict[str, int] = {}  # in the one before it: nor these
 
     def put(self, name: str, position: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a unit as it is before update ``position``."""
@@ -91,25 +93,21 @@ class Shelf:
             check_fingerprint(path, about, self.fingerprint)
         return self.build(name), tensors
 
-    def begin(self, positions: Mapping[str, int]) -> None:
-        """Count the files that a checkpoint lists, none where there is none, and delete the others.
+    def begin(self, positions: Mapping[str, int], older: Mapping[str, int]) -> None:
+        """Count the files that a checkpoint lists, and the one before; delete the others.
 
-        Raises:
-            RunError: If one of them is missing.
+        Args:
+            positions: of the checkpoint that is gone on from, none where there is none.
+            older: of the one before it.
         """
         self.positions = dict(positions)
-        for name, position in positions.items():
-            if not self._file(name, position).exists():
-                raise RunError(
-                    f"{self._file(name, position)}: is missing, and {self.checkpoint} goes on "
-                    "from it"
-                )
+        self.listed = dict(older)
         self.settle()
 
     def settle(self) -> None:
-        """Delete every file but those that count: a checkpoint on the disk lists just these."""
-        self.listed = dict(self.positions)
-        kept = {self._file(*item) for item in self.listed.items()}
+        """Delete every file but those that count: the two checkpoints on the disk list these."""
+        self.older, self.listed = self.listed, dict(self.positions)
+        kept = {self._file(*i) for part in (self.older, self.listed) for i in part.items()}
         for path in self._folder.iterdir() if self._folder.exists() else ():
             if path not in kept:
                 path.unlink(missing_ok=True)
@@ -124,6 +122,21 @@ class Shelf:
 
 def _file(checkpoint: Path, name: str, position: int) -> Path:
     return checkpoint.parent / FOLDER / f"{name}.{position}.safetensors"
+
+
+def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a group's checkpoint, and what it says; each file that it lists is whole.
+
+    Raises:
+        DamagedError: If one of the files is missing or damaged.
+    """
+    tensors, about = load_tensors(checkpoint)
+    for name, position in about.get("waiting", {}).items():
+        path = _file(checkpoint, name, position)
+        if not path.exists():
+            raise DamagedError(f"{path}: is missing, and {checkpoint} goes on from it")
+        load_tensors(path)
+    return tensors, about
 
 
 def whole_checkpoint(checkpoint: Path) -> Iterator[dict[str, Tensor]]:

@@ -9,12 +9,13 @@ from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
-from noprop.training.checkpoint import check_fingerprint, load_tensors, save_tensors
+from noprop.training.checkpoint import DamagedError, check_fingerprint, save_tensors
 from noprop.training.folder import fingerprint, starting_embedding, workplace
+from noprop.training.generations import newest
 from noprop.training.locks import is_free
 from noprop.training.metrics import recorder
 from noprop.training.model import Model, empty_model, load_weights
-from noprop.training.offload import whole_checkpoint
+from noprop.training.offload import read_checkpoint, whole_checkpoint
 from noprop.training.units import condensed, survey, unfinished_text
 from noprop.training.workers import (
     Job,
@@ -97,7 +98,7 @@ def train_units(
         packed = place / "data.safetensors"
         parts = {"train": data.train, "validation": data.validation}
         tensors = {f"{k}/{axis}": getattr(p, axis) for k, p in parts.items() for axis in "xy"}
-        save_tensors(packed, {**tensors, "embedding": embedding.weight}, {})
+        save_tensors(packed, {**tensors, "embedding": embedding.weight}, {}, checked=False)
         job = Job(config, data.task, folder, packed, mark, factory)
         left = unfinished(groups_of(config) if groups is None else groups)
         workers, deadline = worker_count(config, len(left)), time.monotonic() + PATIENCE
@@ -128,11 +129,11 @@ def _elsewhere(folder: Path, groups: Sequence[str]) -> RunError:
 
 
 def _is_finished(folder: Path, group: str, mark: str) -> bool:
-    path = checkpoint_path(folder, group)
-    if not path.exists():
+    found = newest(checkpoint_path(folder, group), read_checkpoint)
+    if found is None:
         return False
-    about = load_tensors(path)[1]
-    check_fingerprint(path, about, mark)
+    about = found.content[1]
+    check_fingerprint(found.path, about, mark)
     return "position" in about and about["position"] == about.get("total")
 
 
@@ -161,7 +162,15 @@ def put_together(
     check_trained(folder, config, fingerprint(config, data.train))
     state: dict[str, Any] = {}
     for group in groups_of(config):
-        for tensors in whole_checkpoint(checkpoint_path(folder, group)):
+        found = newest(checkpoint_path(folder, group), read_checkpoint)
+        assert found  # by the check
+        position, total = (found.content[1][name] for name in ("position", "total"))
+        if position < total:
+            raise DamagedError(
+                f"{found.trouble}; the one before it is of update {position} of {total}: go on "
+                f"with noprop train --resume {folder}"
+            )
+        for tensors in whole_checkpoint(found.path):
             kinds = {"optimizer", "shared-optimizer"}
             state |= {n: v for n, v in tensors.items() if not kinds & set(n.split("/")[:2])}
     model = empty_model(config, data.task, factory)

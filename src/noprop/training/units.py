@@ -9,6 +9,7 @@ from noprop.build import unit_names
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, RunError
 from noprop.training.checkpoint import check_fingerprint, read_about
+from noprop.training.generations import newest
 from noprop.training.workers import checkpoint_path, groups_of
 
 __all__ = ["UnitState", "choose_groups", "condensed", "survey", "unfinished_text"]
@@ -97,17 +98,18 @@ def survey(folder: Path, config: RunConfig, mark: str | None = None) -> list[Uni
     states = []
     for group in groups_of(config):
         path = checkpoint_path(folder, group)
-        if not path.exists():
-            states.append(UnitState(group))
-            continue
         try:
-            about = read_about(path)
+            found = newest(path, read_about)
+            if found is None:
+                states.append(UnitState(group))
+                continue
+            about = found.content
             position, total = about["position"], about["total"]
         except (RunError, KeyError) as error:
             states.append(UnitState(group, damage=str(error)))
             continue
         if mark is not None:
-            check_fingerprint(path, about, mark)
+            check_fingerprint(found.path, about, mark)
         states.append(UnitState(group, position, total))
     return states
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from noprop import __version__
 from noprop.build import Task, build_embedding, build_method, choose_device, unit_names, use_bf16
 from noprop.config import RunConfig
 from noprop.data import Examples
@@ -61,6 +62,7 @@ class Job:
     data: Path
     fingerprint: str
     factory: EncoderFactory | None = None
+    version: str = __version__
 
 
 class StopRequestedError(Exception):
@@ -154,6 +156,8 @@ def train_group(job: Job, group: str, emit: Emit) -> None:
     The last event says what came of it: ``trained``, ``found`` where another process was faster, or
     ``busy`` where one has it in hand.
     """
+    if job.version != __version__:  # the package was replaced while its worker started
+        raise RunError(f"worker: has noprop {__version__}, wanted {job.version} of its parent")
     lock = group_lock(job.folder, group)
     try:
         with hold(lock, f"{group}: another process is training it"):
