@@ -24,6 +24,7 @@ from noprop.report.description import describe as description
 from noprop.report.progress import ProgressReport, StepsReport
 from noprop.report.tables import description_text, evaluation_text, table
 from noprop.training.model import open_run
+from noprop.training.signals import Terminated, answered_between_updates
 from noprop.training.units import UnitState, unfinished_text
 
 __all__ = ["assemble", "bench", "data", "describe", "evaluate", "plot", "predict", "train"]
@@ -57,25 +58,26 @@ def train(arguments: argparse.Namespace) -> int:
             workers = None if text is None else int(arguments.configuration().train.workers)
         else:
             workers = None
-        if arguments.units is not None:
-            states = api.train_units(
-                folder,
-                arguments.units.split(","),
-                None if arguments.resume else config,
-                overrides=None if workers is None else {"train.workers": workers},
-                **common,
-            )
-        elif arguments.resume:
-            api.resume(folder, workers=workers, **common)
-        else:
-            api.train(config, folder=folder, **common)
-    except KeyboardInterrupt:
+        with answered_between_updates():
+            if arguments.units is not None:
+                states = api.train_units(
+                    folder,
+                    arguments.units.split(","),
+                    None if arguments.resume else config,
+                    overrides=None if workers is None else {"train.workers": workers},
+                    **common,
+                )
+            elif arguments.resume:
+                api.resume(folder, workers=workers, **common)
+            else:
+                api.train(config, folder=folder, **common)
+    except KeyboardInterrupt as stop:
         report.close()
         made = (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
         how = f"; go on with: noprop train --resume {folder}{part}" if made else ""
         print(f"stopped{how}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     finally:
         report.close()
     return _show_units(arguments, folder, states) if states else _show_result(arguments, folder)

@@ -4,20 +4,30 @@ Every process here is one of the command line, and every fault is answered by st
 """
 
 import contextlib
+import errno
 import os
+import random
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 import noprop
 from noprop.cli import main
-from noprop.config import RunConfig, replace
+from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import RunError
 from noprop.training import checkpoint as checkpoint_module
 from noprop.training.checkpoint import DamagedError, load_tensors, save_tensors
 from noprop.training.generations import newest, previous_of, save_generation
+from noprop.training.metrics import read_metrics
 from noprop.training.workers import checkpoint_path, groups_of
 
 CONFIG = replace(
@@ -35,6 +45,8 @@ CONFIG = replace(
         "evaluation.runs": 2,
     },
 )
+# Long enough to be met in the middle, and saved by no clock.
+LONG = replace(CONFIG, {"train.epochs": 12, "train.checkpoint_every": 1e9})
 Event = dict
 
 
@@ -48,9 +60,41 @@ def whole(tmp_path_factory) -> Path:
     return noprop.train(CONFIG, folder=tmp_path_factory.mktemp("whole") / "r").folder
 
 
-def assert_same(a: Path, b: Path) -> None:
-    """Every tensor of every checkpoint: weights, statistics and optimizer state."""
-    for group in groups_of(CONFIG):
+@pytest.fixture(scope="module")
+def long_whole(tmp_path_factory) -> Path:
+    """The longer run, trained by one undisturbed process."""
+    folder = tmp_path_factory.mktemp("long") / "r"
+    noprop.train_units(folder, ["block-1..readout"], LONG)
+    return folder
+
+
+def started(folder: Path, config: RunConfig, *argv: str, **options) -> subprocess.Popen[str]:
+    """``noprop train`` in a process, and a session, of its own."""
+    file = folder.with_suffix(".toml")
+    file.write_text(to_toml(config))
+    command = [sys.executable, "-m", "noprop", "train", "--config", str(file), "--quiet"]
+    command += ["--run", str(folder), *argv]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Look every millisecond, for as long as the process is there."""
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+    assert condition()
+
+
+def events(folder: Path, kind: str) -> list[Event]:
+    return [e for e in read_metrics(folder) if e["event"] == kind]
+
+
+def assert_same(a: Path, b: Path, groups: Sequence[str] = tuple(groups_of(CONFIG))) -> None:
+    """Every tensor of each checkpoint: weights, statistics and optimizer state."""
+    for group in groups:
         x, y = (load_tensors(checkpoint_path(folder, group))[0] for folder in (a, b))
         assert x.keys() == y.keys()
         assert not [name for name in x if not torch.equal(x[name], y[name])]
@@ -218,3 +262,184 @@ def test_another_version_is_refused(capsys, monkeypatch, whole, tmp_path):
         assert "was written by noprop 0.1.0, this is 9.9" in capsys.readouterr().err
     with pytest.raises(RunError, match=r"written by noprop 0\.1\.0, this is 9\.9"):
         noprop.train_units(whole, ["block-1"])
+
+
+# -- kills and signals ---------------------------------------------------------------------------
+
+
+def test_kill_minus_9_at_random_updates_of_one_unit(whole, tmp_path):
+    """Twice, with a checkpoint after every update, in a process for block-2 alone."""
+    folder, rng, positions = tmp_path / "r", random.Random(0), [0]
+    path = checkpoint_path(folder, "block-2")
+    for _ in range(2):
+        process = started(folder, CONFIG, "--units", "block-2")
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        wait_for(lambda b=before: path.exists() and path.stat().st_mtime_ns != b, process)
+        time.sleep(rng.uniform(0, 0.05))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        found = newest(path, load_tensors)
+        assert found is not None
+        positions.append(found.content[1]["position"])
+    assert positions == sorted(set(positions))
+    assert not checkpoint_path(folder, "block-1").exists()
+    noprop.resume(folder)
+    assert_same(whole, folder)
+    assert not [p for p in folder.rglob(".*") if not p.name.endswith(".lock")]
+
+
+def test_kill_minus_9_of_the_parent_of_two_workers(whole, tmp_path):
+    """Gone on from at once: a worker that still lives keeps its unit for a moment."""
+    folder, config = tmp_path / "r", replace(CONFIG, {"train.workers": 2})
+    process = started(folder, config)
+    path = checkpoint_path(folder, "block-1")
+    wait_for(lambda: path.exists() or checkpoint_path(folder, "block-2").exists(), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    noprop.resume(folder, workers=1)
+    assert_same(whole, folder)
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not [p for p in folder.rglob(".*") if not p.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_leaves_a_checkpoint_of_the_update_before(long_whole, tmp_path, workers):
+    """Of a run that saves by no clock; all processes hear it, as a scheduler sends it."""
+    folder, config = tmp_path / "r", replace(LONG, {"train.workers": workers})
+    process = started(folder, config)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and events(folder, "epoch"), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    text = process.communicate(timeout=30)[1]
+    assert process.returncode == 143
+    assert text == f"stopped; go on with: noprop train --resume {folder}\n"
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    unit = events(folder, "epoch")[0]["unit"]
+    about = load_tensors(checkpoint_path(folder, unit))[1]
+    assert 20 <= about["position"] < about["total"]
+    noprop.train_units(folder, ["block-1..readout"], overrides={"train.workers": 1})
+    assert_same(long_whole, folder)
+
+
+def test_a_second_signal_is_not_waited_for(tmp_path, monkeypatch):
+    """Whoever presses Ctrl-C twice wants to leave, be the update at hand done or not."""
+    from noprop.training import signals
+
+    with signals.answered_between_updates(), signals.signals_kept():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signals.stop_if_asked()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(signals.Terminated):
+            signals.stop_if_asked()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_two_processes_started_at_once_on_one_unit(long_whole, tmp_path):
+    """They make one folder, and one of them trains."""
+    folder = tmp_path / "r"
+    both = [started(folder, LONG, "--units", "block-1", stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert 0 in [process.returncode for process in both]
+    for process, text in zip(both, said, strict=True):
+        if process.returncode:  # it did not wait for as long as the other took
+            assert text.startswith(f"noprop: error: {folder}: another process is training block-1")
+            assert text.count("\n") == 1
+    assert len(events(folder, "trained")) == 1
+    assert_same(long_whole, folder, ["block-1"])
+
+
+def test_the_second_on_a_unit_leaves_and_the_first_goes_on(long_whole, tmp_path):
+    """The first sleeps with its unit in hand; it comes to the same end."""
+    folder = tmp_path / "r"
+    first = started(folder, LONG, "--units", "block-1", stdout=subprocess.DEVNULL)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and events(folder, "epoch"), first)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = started(folder, LONG, "--units", "block-1")
+        text = second.communicate(timeout=60)[1]
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1
+    assert text.startswith(f"noprop: error: {folder}: another process is training block-1, nothing")
+    assert text.count("\n") == 1
+    assert first.communicate(timeout=60)[1] == ""
+    assert first.returncode == 0
+    assert_same(long_whole, folder, ["block-1"])
+
+
+# -- full disks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["write", "fsync"])
+def test_a_full_disk_ends_training_with_one_line(capsys, monkeypatch, whole, tmp_path, place):
+    """While the checkpoint of update 14 is written; that of 13 is left, and gone on from."""
+    folder = tmp_path / "r"
+    path = stopped_at(folder, 10)
+    writes = []
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opened(file, mode="r"):
+        made = open(file, mode)
+        if "w" in mode and "checkpoint" in str(file):
+            writes.append(file)
+            if len(writes) >= 4 and place == "write":
+                made.write(b"half of it")
+                return Half(made, full)
+        return made
+
+    def synced(descriptor):
+        if len(writes) >= 4:
+            full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "open", opened, raising=False)
+        if place == "fsync":
+            patch.setattr(checkpoint_module.os, "fsync", synced)
+        assert main(["train", "--resume", str(folder), "--quiet"]) == 1
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert f"{path}: cannot be written: No space left on device; the last good" in text
+    assert load_tensors(path)[1]["position"] == 13
+    assert not list(folder.rglob(".*.tmp"))
+    noprop.resume(folder)
+    assert_same(whole, folder)
+
+
+class Half:
+    """A file with no room for more."""
+
+    def __init__(self, file, full):
+        self.file, self.write = file, full
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk(whole, tmp_path):
+    """For real: the system cuts the write short."""
+    folder = tmp_path / "r"
+    path = stopped_at(folder, 10)
+    limit = path.stat().st_size - 1000
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = started(folder, CONFIG, "--units", "block-1", preexec_fn=limited)
+    text = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert text == (
+        f"noprop: error: {path}: cannot be written: {os.strerror(errno.EFBIG)}; the last good "
+        "checkpoint is kept\n"
+    )
+    assert load_tensors(path)[1]["position"] == 10
+    assert not list(folder.rglob(".*.tmp"))
+    noprop.resume(folder)
+    assert_same(whole, folder)

@@ -455,8 +455,8 @@ def test_a_worker_that_has_nothing_to_save_is_not_waited_for():
                 self.ended = "asked"
             return not self.ended
 
-        def terminate(self):
-            self.ended = "terminated"
+        def kill(self):
+            self.ended = "killed"
 
         def join(self, timeout=None):
             pass
@@ -466,7 +466,7 @@ def test_a_worker_that_has_nothing_to_save_is_not_waited_for():
     started = time.monotonic()
     workers_module._stop({pipes[0][0]: importing, pipes[1][0]: training}, {pipes[0][0]})
     assert time.monotonic() - started < 5
-    assert (importing.ended, training.ended) == ("terminated", "asked")
+    assert (importing.ended, training.ended) == ("killed", "asked")
 
 
 def test_the_error_of_whoever_listens_is_theirs(tmp_path):

@@ -79,7 +79,7 @@ class Contestant:
         """End the processes."""
         for process, connection in self.processes:
             connection.close()
-            process.terminate()
+            process.kill()  # it has nothing to save
             process.join()
 
 

@@ -33,6 +33,7 @@ from noprop.training.generations import newest, previous_of, promote, save_gener
 from noprop.training.memory import peak_memory, reset_peak
 from noprop.training.offload import Shelf, Waiting, read_checkpoint
 from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
+from noprop.training.signals import signals_kept, stop_if_asked
 from noprop.training.updates import Update, Updates
 
 __all__ = ["GroupTrainer"]
@@ -107,7 +108,9 @@ class GroupTrainer:
         for unit in self.units:
             unit.module.train()
         try:
-            self._run()
+            with signals_kept():
+                self._run()
+            stop_if_asked()
         except TrainingError:
             raise
         except BaseException:
@@ -163,6 +166,8 @@ class GroupTrainer:
                 self._check_finite()
                 self.save()
                 saved = now
+            if whole:
+                stop_if_asked()
         self._check_finite()
         self.save()
         names = [unit.name for unit in self.units]

@@ -235,31 +235,40 @@ def _train_on_processes(job: Job, waiting: list[str], workers: int, emit: Emit) 
                         connection.send(None)
                         busy.remove(connection)
     finally:
-        _stop(processes, silent)
+        try:
+            _stop(processes, silent)
+        except BaseException:  # a second Ctrl-C: they hear none themselves
+            for process in processes.values():
+                process.kill()
+                process.join()
+            raise
 
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes started in here hear no Ctrl-C, not even while they import; this one does, after.
+    """Processes started in here hear no Ctrl-C or SIGTERM, even while they import; this one does.
 
-    A terminal sends Ctrl-C to all of them, and a child would answer it with a stack trace. The
-    signal is blocked rather than ignored, for a blocked one is kept and delivered at the end.
+    A terminal sends Ctrl-C to all of them, and a scheduler SIGTERM; a child would answer the one
+    with a stack trace and the other by ending without a checkpoint, before it is asked to stop.
+    Both are blocked rather than ignored, for a blocked one is kept and delivered here at the end.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # or starting a process starts it, and that ends the block
-    heard = []
-    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))  # by another thread
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    numbers, heard = (signal.SIGINT, signal.SIGTERM), []
+    # Another thread may hear them.
+    before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if heard:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(heard[0])
 
 
 def _stop(processes: dict[Connection, BaseProcess], silent: set[Connection]) -> None:
@@ -270,7 +279,7 @@ def _stop(processes: dict[Connection, BaseProcess], silent: set[Connection]) -> 
     for connection, process in processes.items():
         try:
             if connection in silent and not connection.poll():
-                process.terminate()
+                process.kill()
             connection.send(None)
         except OSError:
             continue
@@ -283,13 +292,14 @@ def _stop(processes: dict[Connection, BaseProcess], silent: set[Connection]) -> 
             except (EOFError, OSError):
                 process.join(0.05)
         if process.is_alive():
-            process.terminate()
+            process.kill()
         process.join()
         connection.close()
 
 
 def _worker(job: Job, connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent answers, and asks
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(job.config.train.threads or 1)
 

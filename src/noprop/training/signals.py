@@ -1,0 +1,71 @@
+"""Ctrl-C and SIGTERM during training: they wait for the end of an update, so that it can be saved.
+
+An update moves weights and optimizer state one after the other; what a signal interrupts in there
+cannot be written as a checkpoint. So while a group is trained the first signal is kept until the
+update at hand is made. A second one is answered at once, and so is any outside of training.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Terminated", "answered_between_updates", "signals_kept", "stop_if_asked"]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it some time before SIGKILL."""
+
+
+class _State:
+    training = 0
+    asked: type[KeyboardInterrupt] | None = None
+
+
+def _answer(number: int, frame: FrameType | None) -> None:
+    kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    if _State.training and _State.asked is None:
+        _State.asked = kind
+        return
+    _State.asked = None
+    raise kind
+
+
+@contextmanager
+def answered_between_updates() -> Iterator[None]:
+    """In here both signals stop training after the update at hand; elsewhere at once.
+
+    Handlers belong to the main thread, and are put back; in another thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _answer) for number in (signal.SIGINT, signal.SIGTERM)}
+    _State.asked = None
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """In here the first signal is kept for :func:`stop_if_asked`."""
+    _State.training += 1
+    try:
+        yield
+    finally:
+        _State.training -= 1
+
+
+def stop_if_asked() -> None:
+    """Answer the signal that was kept, if there is one.
+
+    Raises:
+        KeyboardInterrupt: For Ctrl-C; its kind :class:`Terminated` for SIGTERM.
+    """
+    if kind := _State.asked:
+        _State.asked = None
+        raise kind
