@@ -264,6 +264,13 @@ def test_another_version_is_refused(capsys, monkeypatch, whole, tmp_path):
         noprop.train_units(whole, ["block-1"])
 
 
+def test_a_worker_of_another_version_is_refused(monkeypatch, tmp_path):
+    """The package was replaced between the start of a process and that of its worker."""
+    monkeypatch.setattr("noprop.training.workers.__version__", "9.9")
+    with pytest.raises(RunError, match=r"worker: has noprop 9\.9, wanted 0\.1\.0 of its parent"):
+        noprop.train_units(tmp_path / "r", ["block-1"], CONFIG)
+
+
 # -- kills and signals ---------------------------------------------------------------------------
 
 

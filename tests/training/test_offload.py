@@ -540,6 +540,36 @@ def test_a_waiting_file_that_is_not_as_it_was_is_named(tmp_path, damage):
     assert load_tensors(checkpoint_path(tmp_path, COUPLED))[1]["position"] == 26
 
 
+@pytest.mark.parametrize("damage", ["checkpoint", "waiting file", "missing"])
+def test_the_checkpoint_before_has_its_files_too(tmp_path, damage):
+    """A bit of the last one, or a file that it alone lists: it goes on from the one before."""
+    whole = trained(tmp_path / "whole", **{"train.offload": False})
+    made, folder = trainer(tmp_path / "r"), tmp_path / "r"
+    for position in range(1, 39):
+        made.step()
+        if position in (20, 30, 38):
+            made.save()
+    path = checkpoint_path(folder, COUPLED)
+    now, before = (load_tensors(p)[1]["waiting"] for p in (path, previous_of(path)))
+    name = next(name for name in now if now[name] != before[name])
+    broken = path
+    if damage != "checkpoint":
+        broken = path.parent / "waiting" / f"{name}.{now[name]}.safetensors"
+    content = bytearray(broken.read_bytes())
+    content[-10] ^= 1
+    broken.write_bytes(content) if damage != "missing" else broken.unlink()
+    events: list[dict[str, Any]] = []
+    again = trainer(folder, events.append)
+    again.resume()
+    assert again.position == 30
+    assert [e["event"] for e in events] == ["damaged"]
+    assert str(broken) in events[0]["reason"]
+    assert waiting(folder) == listed(folder)
+    again.run()
+    assert_same(whole, weights(folder))
+    assert waiting(folder) == listed(folder)
+
+
 def test_a_waiting_file_that_is_missing_is_named_at_once(tmp_path):
     made = trainer(tmp_path)
     for _ in range(26):

@@ -49,6 +49,8 @@ def hold(path: Path, taken: str, patience: float = 0.0) -> Iterator[None]:
             time.sleep(0.02)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+        except NotImplementedError as error:
+            raise RunError(f"{path}: cannot be locked: {error}") from None
     try:
         yield
     finally:
