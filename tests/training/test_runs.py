@@ -208,7 +208,7 @@ def test_a_unit_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
     def second(event):
         if event["event"] == "epoch" and not refused:
             refused.append(event)
-            with pytest.raises(RunError, match="another process is training block-1; nothing"):
+            with pytest.raises(RunError, match="another process is training block-1, nothing"):
                 train_run(tmp_path / "r", config, load_data(config), events.append)
 
     seen = []
