@@ -84,9 +84,10 @@ def save_tensors(
         checked: whether it has a digest, which takes a second for about a gigabyte.
     """
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    metadata = {"noprop": json.dumps({**about, "version": __version__})}
-    if checked:
-        metadata["blake2b"] = _digest(plain, metadata["noprop"])
+    said = {**about, "version": __version__}
+    digest = _digest(plain, json.dumps(said)) if checked else ""
+    # In one entry: safetensors writes several in any order, and equal content would differ.
+    metadata = {"noprop": json.dumps([said, digest])}
     write_whole(path, save(plain, metadata=metadata), before)
 
 
@@ -107,10 +108,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     with _opened(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-        metadata = file.metadata() or {}
-        if metadata.get("blake2b", "") not in ("", _digest(tensors, metadata["noprop"])):
+        about, digest = _said(file)
+        if digest and digest != _digest(tensors, json.dumps(about)):
             raise ValueError("its content is not what was written")
-        return tensors, json.loads(metadata["noprop"])
+        return tensors, about
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -120,7 +121,14 @@ def read_about(path: Path) -> dict[str, Any]:
         RunError: As :func:`load_tensors` does.
     """
     with _opened(path) as file:
-        return json.loads((file.metadata() or {})["noprop"])
+        return _said(file)[0]
+
+
+def _said(file: Any) -> tuple[dict[str, Any], str]:
+    """The JSON object of a file, and its digest: empty where it has none, as before there were."""
+    said = json.loads((file.metadata() or {})["noprop"])
+    about, digest = said if isinstance(said, list) else (said, "")
+    return about, digest
 
 
 @contextlib.contextmanager
