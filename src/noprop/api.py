@@ -37,6 +37,7 @@ from noprop.training.evaluate import (
     prepare,
 )
 from noprop.training.folder import create_run, join_run
+from noprop.training.groups import thread_count
 from noprop.training.locks import hold_assembly, remove_half_written
 from noprop.training.metrics import training_cost
 from noprop.training.model import Model, load_model, open_run, save_model
@@ -44,7 +45,6 @@ from noprop.training.parallel import side_by_side
 from noprop.training.runs import check_trained, put_together
 from noprop.training.runs import train_units as train_groups_of_run
 from noprop.training.units import UnitState, choose_groups, survey
-from noprop.training.workers import thread_count
 
 __all__ = ["TrainedModel", "assemble", "free_folder", "load", "resume", "train", "train_units"]
 

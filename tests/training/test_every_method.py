@@ -19,9 +19,9 @@ from noprop.methods.ct import ContinuousNoProp
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors
 from noprop.training.folder import fingerprint
+from noprop.training.groups import checkpoint_path, groups_of
 from noprop.training.metrics import read_metrics
 from noprop.training.model import open_run
-from noprop.training.workers import checkpoint_path, groups_of
 
 METHODS: dict[str, dict[str, Any]] = {
     "dt": {"method.num_blocks": 2},

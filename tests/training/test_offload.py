@@ -20,16 +20,16 @@ from noprop.build import Task, build_embedding, load_data
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, RunError, TrainingError
-from noprop.training import loop, workers
+from noprop.training import groups, loop
 from noprop.training.checkpoint import load_tensors, save_tensors
 from noprop.training.folder import create_run, fingerprint
 from noprop.training.generations import newest, previous_of
+from noprop.training.groups import COUPLED, Job, Material, checkpoint_path, group_trainer
 from noprop.training.loop import GroupTrainer
 from noprop.training.model import load_model
 from noprop.training.offload import Shelf, Waiting, units_wait, whole_checkpoint
 from noprop.training.optimizers import optimizer_state
 from noprop.training.runs import train_run
-from noprop.training.workers import COUPLED, Job, checkpoint_path, group_trainer
 
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
 SMALL = {
@@ -68,18 +68,18 @@ def quiet(event: dict) -> None:
     """Listen to nothing."""
 
 
-def job(folder: Path, examples: Examples = DATA, factory=None, /, **changes) -> Job:
+def task(
+    folder: Path, examples: Examples = DATA, factory=None, /, **changes
+) -> tuple[Job, Material]:
     """All units on noise images, at most 72: four mini-batches of 16 and a remainder."""
     config = replace(RunConfig(), {**SMALL, **changes})
-    parts = {"train": examples, "validation": examples.take(torch.arange(8))}
-    tensors = {f"{name}/{axis}": getattr(p, axis) for name, p in parts.items() for axis in "xy"}
-    tensors["embedding"] = build_embedding(config, TASK, None).weight
-    save_tensors(folder / "data.safetensors", tensors, {})
-    return Job(config, TASK, folder, folder / "data.safetensors", "a mark", factory)
+    weight = build_embedding(config, TASK, None).weight.detach()
+    material = Material(examples, examples.take(torch.arange(8)), weight)
+    return Job(config, TASK, folder, "a mark", factory), material
 
 
 def trainer(folder: Path, emit=quiet, /, **changes) -> GroupTrainer:
-    return group_trainer(job(folder, **changes), COUPLED, emit)
+    return group_trainer(*task(folder, **changes), COUPLED, emit)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ def test_a_block_comes_back_as_it_was_made(tmp_path):
     for offload in (False, True):
         changes = {"train.offload": offload, "method.encoder": "custom"}
         folder = tmp_path / str(offload)
-        group_trainer(job(folder, DATA, Projection, **changes), COUPLED, quiet).run()
+        group_trainer(*task(folder, DATA, Projection, **changes), COUPLED, quiet).run()
         found.append(weights(folder))
     assert_same(*found)
 
@@ -290,7 +290,7 @@ def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, late):
     small = {"method.num_blocks": 2, "method.encoder": "mlp"}
     few = DATA.take(torch.arange(34))  # two mini-batches
     made = group_trainer(
-        job(tmp_path / "w", few, **small, **{"train.offload": False}), "all", quiet
+        *task(tmp_path / "w", few, **small, **{"train.offload": False}), "all", quiet
     )
     made.run()
     whole = weights(tmp_path / "w")
@@ -299,15 +299,15 @@ def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, late):
         while True:
             operations += 1
             folder = tmp_path / f"{every}-{operations}"
-            one = job(folder, few, **small, **{"train.checkpoint_every": every})
+            one = task(folder, few, **small, **{"train.checkpoint_every": every})
             with pytest.MonkeyPatch.context() as patch:
                 Disk(patch, operations, late)
                 try:
-                    group_trainer(one, COUPLED, quiet).run()
+                    group_trainer(*one, COUPLED, quiet).run()
                     break
                 except Killed:
                     pass
-            again = group_trainer(one, COUPLED, quiet)
+            again = group_trainer(*one, COUPLED, quiet)
             again.resume()
             if again.position:
                 assert waiting(folder) == listed(folder)
@@ -460,14 +460,14 @@ def test_one_block_is_in_memory(tmp_path, monkeypatch, num_blocks):
 def test_no_block_is_made_before_its_turn(tmp_path, monkeypatch):
     """Nor at the start, nor for a checkpoint: one at a time, ten in five epochs of two blocks."""
     made: list[str] = []
-    real = workers.build_method
+    real = groups.build_method
 
     def build(*args: Any, only: str | None = None, **kwargs: Any):
         assert only is not None
         made.append(only)
         return real(*args, only=only, **kwargs)
 
-    monkeypatch.setattr(workers, "build_method", build)
+    monkeypatch.setattr(groups, "build_method", build)
     one = trainer(tmp_path, **{"method.num_blocks": 2, "train.epochs": 5})
     assert made == ["readout"]
     one.run()

@@ -27,11 +27,12 @@ from noprop.training import runs
 from noprop.training import workers as workers_module
 from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
 from noprop.training.folder import commit_of_package, create_run, workplace
+from noprop.training.groups import checkpoint_path, group_lock, groups_of
 from noprop.training.locks import hold
 from noprop.training.metrics import read_metrics, recorder
 from noprop.training.model import load_model, open_run, save_model
 from noprop.training.runs import train_run, train_units
-from noprop.training.workers import checkpoint_path, group_lock, groups_of, worker_count
+from noprop.training.workers import worker_count
 
 SMALL = {
     "method.num_blocks": 2,

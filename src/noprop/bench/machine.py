@@ -11,7 +11,7 @@ import torch
 from noprop.bench.contestants import Contestant
 from noprop.build import use_bf16
 from noprop.training.folder import commit_of_package
-from noprop.training.workers import core_count
+from noprop.training.groups import core_count
 
 __all__ = [
     "copy_rate",

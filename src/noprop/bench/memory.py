@@ -21,10 +21,11 @@ from noprop.bench.plain import BATCH
 from noprop.bench.settings import Settings
 from noprop.build import build_embedding
 from noprop.config import replace
+from noprop.data import Examples
 from noprop.errors import RunError
-from noprop.training.checkpoint import save_tensors
+from noprop.training.groups import Job, Material, groups_of, train_group
 from noprop.training.memory import freed_memory_kept, peak_memory
-from noprop.training.workers import Job, end_with_parent, groups_of, train_group
+from noprop.training.workers import end_with_parent
 
 __all__ = ["BLOCKS", "MODES", "measure_memory"]
 
@@ -73,13 +74,13 @@ def train(mode: str, blocks: int, dataset: str) -> None:
     embedding = build_embedding(config, settings.task, None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tensors = {"train/x": x, "train/y": y, "validation/x": x[:0], "validation/y": y[:0]}
-        save_tensors(folder / "data", {**tensors, "embedding": embedding.weight}, {})
-        job = Job(config, settings.task, folder, folder / "data", "")
+        weight = embedding.weight.detach()
+        material = Material(Examples(x, y), Examples(x[:0], y[:0]), weight)
+        job = Job(config, settings.task, folder, "")
         if mode != NOTHING:
             with freed_memory_kept():
                 for group in groups_of(config):
-                    train_group(job, group, lambda event: None)
+                    train_group(job, material, group, lambda event: None)
 
 
 if __name__ == "__main__":

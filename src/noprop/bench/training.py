@@ -16,9 +16,10 @@ from noprop.bench.machine import product_kind
 from noprop.bench.plain import BATCH, plain_training
 from noprop.bench.roofline import Work, count
 from noprop.bench.settings import Settings
-from noprop.build import build_embedding, build_method, unit_names, use_bf16
+from noprop.build import build_embedding, unit_names
 from noprop.config import replace
 from noprop.data import Examples
+from noprop.training.groups import Job, Material, group_trainer
 from noprop.training.loop import GroupTrainer
 from noprop.training.memory import freed_memory_kept
 
@@ -109,29 +110,15 @@ def plain(settings: Settings, method: str) -> Contestant:
 
 def trainers(settings: Settings, method: str, units: list[str]) -> list[GroupTrainer]:
     """A trainer for each unit, as a worker has it."""
-    config, task = settings.config(method), settings.task
+    config = replace(settings.config(method), {"train.threads": 1})
     x, y = settings.data(EXAMPLES)
-    made = []
-    for name in units:
-        embedding = build_embedding(config, task, None)
-        built = build_method(config, task, embedding, only=name)
-        group = [unit for unit in built.units if unit.name == name]
-        for unit in group:
+    weight = build_embedding(config, settings.task, None).weight.detach()
+    material = Material(Examples(x, y), Examples(x[:0], y[:0]), weight)
+    job = Job(config, settings.task, Path("unused"), "")
+    made = [group_trainer(job, material, name, lambda event: None) for name in units]
+    for trainer in made:
+        for unit in trainer.units:
             unit.module.train()
-            unit.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        made.append(
-            GroupTrainer(
-                replace(config, {"train.threads": 1}),
-                built,
-                group,
-                Examples(x, y),
-                Examples(x[:0], y[:0]),
-                task.normalization,
-                bf16=use_bf16("auto", torch.device("cpu")),
-                checkpoint=Path("unused"),
-                emit=lambda event: None,
-            )
-        )
     return made
 
 

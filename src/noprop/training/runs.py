@@ -9,22 +9,16 @@ from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
-from noprop.training.checkpoint import DamagedError, check_fingerprint, save_tensors
-from noprop.training.folder import fingerprint, starting_embedding, workplace
+from noprop.training.checkpoint import DamagedError, check_fingerprint
+from noprop.training.folder import fingerprint, starting_embedding
 from noprop.training.generations import newest
+from noprop.training.groups import Job, Material, checkpoint_path, group_lock, groups_of
 from noprop.training.locks import is_free
 from noprop.training.metrics import recorder
 from noprop.training.model import Model, empty_model, load_weights
 from noprop.training.offload import read_checkpoint, whole_checkpoint
 from noprop.training.units import condensed, survey, unfinished_text
-from noprop.training.workers import (
-    Job,
-    checkpoint_path,
-    group_lock,
-    groups_of,
-    train_groups,
-    worker_count,
-)
+from noprop.training.workers import train_groups, worker_count
 
 __all__ = ["check_trained", "put_together", "train_run", "train_units"]
 
@@ -94,21 +88,17 @@ def train_units(
                 left.append(group)
         return left
 
-    with workplace(folder) as place:
-        packed = place / "data.safetensors"
-        parts = {"train": data.train, "validation": data.validation}
-        tensors = {f"{k}/{axis}": getattr(p, axis) for k, p in parts.items() for axis in "xy"}
-        save_tensors(packed, {**tensors, "embedding": embedding.weight}, {}, checked=False)
-        job = Job(config, data.task, folder, packed, mark, factory)
-        left = unfinished(groups_of(config) if groups is None else groups)
-        workers, deadline = worker_count(config, len(left)), time.monotonic() + PATIENCE
-        record({"event": "started", "groups": left, "workers": workers})
-        while left:
-            busy.clear()
-            train_groups(job, left, min(workers, len(left)), listen)
-            if not _wait_for_one(folder, busy, deadline):
-                raise _elsewhere(folder, busy)
-            left = unfinished(busy)
+    job = Job(config, data.task, folder, mark, factory)
+    material = Material(data.train, data.validation, embedding.weight.detach())
+    left = unfinished(groups_of(config) if groups is None else groups)
+    workers, deadline = worker_count(config, len(left)), time.monotonic() + PATIENCE
+    record({"event": "started", "groups": left, "workers": workers})
+    while left:
+        busy.clear()
+        train_groups(job, material, left, min(workers, len(left)), listen)
+        if not _wait_for_one(folder, busy, deadline):
+            raise _elsewhere(folder, busy)
+        left = unfinished(busy)
 
 
 def _wait_for_one(folder: Path, groups: Sequence[str], deadline: float) -> bool:

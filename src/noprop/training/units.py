@@ -10,7 +10,7 @@ from noprop.config import RunConfig
 from noprop.errors import ConfigError, RunError
 from noprop.training.checkpoint import check_fingerprint, read_about
 from noprop.training.generations import newest
-from noprop.training.workers import checkpoint_path, groups_of
+from noprop.training.groups import checkpoint_path, groups_of
 
 __all__ = ["UnitState", "choose_groups", "condensed", "survey", "unfinished_text"]
 
