@@ -8,7 +8,15 @@ Forward-propagation", arXiv:2503.24322.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from noprop.api import TrainedModel, assemble, load, resume, train, train_units
+    from noprop.api import (
+        TrainedModel,
+        assemble,
+        load,
+        resume,
+        train,
+        train_together,
+        train_units,
+    )
     from noprop.config import RunConfig
     from noprop.errors import NoPropError
     from noprop.recipes import RECIPES
@@ -22,6 +30,7 @@ __all__ = [
     "load",
     "resume",
     "train",
+    "train_together",
     "train_units",
 ]
 
@@ -36,6 +45,7 @@ _HOMES = {
     "load": "noprop.api",
     "resume": "noprop.api",
     "train": "noprop.api",
+    "train_together": "noprop.api",
     "train_units": "noprop.api",
 }
 

@@ -22,6 +22,8 @@ from noprop.build import (
 )
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, lasting_name
+from noprop.distributed.member import joined
+from noprop.distributed.torchrun import train_as_member
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
@@ -38,6 +40,7 @@ from noprop.training.evaluate import (
 )
 from noprop.training.folder import create_run, join_run
 from noprop.training.groups import thread_count
+from noprop.training.layout import choose_layout
 from noprop.training.locks import hold_assembly, remove_half_written
 from noprop.training.metrics import training_cost
 from noprop.training.model import Model, load_model, open_run, save_model
@@ -46,7 +49,16 @@ from noprop.training.runs import check_trained, put_together
 from noprop.training.runs import train_units as train_groups_of_run
 from noprop.training.units import UnitState, choose_groups, survey
 
-__all__ = ["TrainedModel", "assemble", "free_folder", "load", "resume", "train", "train_units"]
+__all__ = [
+    "TrainedModel",
+    "assemble",
+    "free_folder",
+    "load",
+    "resume",
+    "train",
+    "train_together",
+    "train_units",
+]
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -205,7 +217,7 @@ def train(
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe
     config, data = _prepare(config, overrides, data_dir, data, encoder)
     # Sums depend on it in their last digits: a run goes on with as many, on whatever machine.
-    config = replace(config, {"train.threads": thread_count(config)})
+    config = replace(config, _resolved(config))
     embedding = _try_building(config, data, encoder)
     path = Path(folder) if folder else free_folder(config.recipe)
     create_run(path, config, embedding)
@@ -237,11 +249,65 @@ def _prepare(
     return config, data
 
 
+def _resolved(config: RunConfig, there: RunConfig | None = None, shards: int = 1) -> dict[str, int]:
+    """Numbers for what is auto: those of the run that is there, or as this machine would have."""
+    threads = config.train.threads or (there and there.train.threads) or thread_count(config)
+    shards = config.train.shards or (there and there.train.shards) or shards
+    return {"train.threads": threads, "train.shards": shards}
+
+
 def _try_building(config: RunConfig, data: RunData, encoder: EncoderFactory | None) -> Embedding:
     """W_Embed; what cannot be built is found here, before a run folder is there for it."""
     embedding = build_embedding(config, data.task, data.train)
     build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
     return embedding
+
+
+def train_together(
+    recipe: str | RunConfig | None = None,
+    *,
+    folder: Path | str,
+    overrides: Mapping[str, Any] | None = None,
+    data_dir: Path | str | None = None,
+    data: RunData | None = None,
+    encoder: EncoderFactory | None = None,
+    emit: Emit = lambda event: None,
+) -> TrainedModel:
+    """Train a run on all processes that torchrun started, each of which calls this.
+
+    Args:
+        recipe: a name of ``noprop.RECIPES``, or a configuration; that of the folder unless given.
+        folder: the run, on a file system that all machines share. It is made if it is absent, or
+            gone on with if it was made for the same training.
+        overrides: fields to change.
+        data_dir: the first place to look for data; each process reads them.
+        data: the data itself, in place of reading ``data.dataset``; the same in each process.
+        encoder: as :func:`train` takes it.
+        emit: called with every event of training, on rank 0.
+
+    Returns:
+        The finished run, in each process.
+
+    Raises:
+        NoPropError: If anything the caller gave is wrong, or a process has ended that others need.
+    """
+    path, member = Path(folder), joined()
+    config = find_recipe(recipe) if isinstance(recipe, str) else recipe or open_run(path)
+    config, data = _prepare(config, overrides, data_dir, data, encoder)
+
+    def make() -> dict[str, int]:
+        there = open_run(path) if (path / "config.toml").exists() else None
+        shards = choose_layout(config, member.world, shards=config.train.shards).shards
+        numbers = _resolved(config, there, shards)
+        made = replace(config, numbers)
+        join_run(path, made, None if there else _try_building(made, data, encoder))
+        return numbers
+
+    config = replace(config, member.decide("numbers", make))
+    train_as_member(member, path, config, data, emit, encoder)
+    model = _assemble(path, config, data, emit, encoder) if member.rank == 0 else None
+    member.part()
+    return model or load(path, encoder=encoder)
 
 
 def train_units(
@@ -284,10 +350,8 @@ def train_units(
     assert config
     groups = choose_groups(replace(config, overrides or {}), units)
     config, data = _prepare(config, overrides, data_dir, data, encoder)
-    if there is None or config.train.threads:
-        config = replace(config, {"train.threads": thread_count(config)})
-    else:  # as many as the other units have, whatever this machine would take
-        config = replace(config, {"train.threads": there.train.threads})
+    # Of what is auto as many as the other units have, whatever this machine would take.
+    config = replace(config, _resolved(config, there))
     join_run(path, config, None if there else _try_building(config, data, encoder))
     train_groups_of_run(path, config, data, emit, encoder, groups)
     return survey(path, config)

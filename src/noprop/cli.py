@@ -70,7 +70,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         return made[name]
 
     train = command("train", "Train a recipe, evaluate it, and leave a run folder.")
-    train.add_argument("--run", type=Path, metavar="DIR", help="run folder [runs/RECIPE]")
+    # Both, for torchrun takes --run for an option of its own, even behind the program's name.
+    train.add_argument(
+        "--run", "--run-dir", type=Path, metavar="DIR", help="run folder [runs/RECIPE]"
+    )
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run")
     train.add_argument(
         "--units",

@@ -5,7 +5,9 @@ import csv
 import importlib
 import importlib.util
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from noprop.data import (
     read_inputs,
     search_path,
 )
+from noprop.distributed.member import started_by_torchrun
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
 from noprop.report.description import describe as description
@@ -26,6 +29,7 @@ from noprop.report.tables import description_text, evaluation_text, table
 from noprop.training.model import open_run
 from noprop.training.signals import Terminated, answered_between_updates
 from noprop.training.units import UnitState, unfinished_text
+from noprop.training.workers import end_with_parent
 
 __all__ = ["assemble", "bench", "data", "describe", "evaluate", "plot", "predict", "train"]
 
@@ -49,7 +53,11 @@ def train(arguments: argparse.Namespace) -> int:
         if arguments.units and not arguments.run:
             raise ConfigError("--units: name the folder of the run with --run DIR or --resume RUN")
         folder = arguments.run or api.free_folder(config.recipe)
-    report = ProgressReport(config.train.batch_size, quiet=arguments.quiet)
+    together = started_by_torchrun()
+    if together:
+        _check_torchrun(arguments)
+    first = not together or os.environ["RANK"] == "0"
+    report = ProgressReport(config.train.batch_size, quiet=arguments.quiet or not first)
     states: list[UnitState] = []
     common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": report}
     try:
@@ -59,7 +67,9 @@ def train(arguments: argparse.Namespace) -> int:
         else:
             workers = None
         with answered_between_updates():
-            if arguments.units is not None:
+            if together:
+                api.train_together(None if arguments.resume else config, folder=folder, **common)
+            elif arguments.units is not None:
                 states = api.train_units(
                     folder,
                     arguments.units.split(","),
@@ -76,11 +86,36 @@ def train(arguments: argparse.Namespace) -> int:
         made = (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
         how = f"; go on with: noprop train --resume {folder}{part}" if made else ""
-        print(f"stopped{how}", file=sys.stderr)
+        if first:
+            print(f"stopped{how}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     finally:
         report.close()
+    if not first:
+        return 0
     return _show_units(arguments, folder, states) if states else _show_result(arguments, folder)
+
+
+def _check_torchrun(arguments: argparse.Namespace) -> None:
+    """See that a process of torchrun can train as asked, and have it end with its agent.
+
+    Raises:
+        ConfigError: If it was asked for what torchrun decides, or that it cannot find again.
+    """
+    if not (arguments.run or arguments.resume):
+        raise ConfigError("torchrun: name the folder of the run with --run-dir DIR or --resume RUN")
+    if arguments.units is not None:
+        raise ConfigError("--units: under torchrun all units are trained; leave it out")
+    if getattr(arguments, "train.workers") is not None:
+        raise ConfigError("--workers: torchrun says how many processes there are; leave it out")
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if os.environ["RANK"] == "0" and not arguments.quiet:
+            print(
+                "torchrun: a restart may hang; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it",
+                file=sys.stderr,
+            )
 
 
 def assemble(arguments: argparse.Namespace) -> int:

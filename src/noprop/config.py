@@ -98,6 +98,11 @@ class TrainConfig:
         "auto", "bf16 where the device has instructions for it"
     )
     channels_last: bool = described(True, "memory order of images; faster on CPU and CUDA")
+    shards: Count = described(
+        0,
+        "parts of a mini-batch, each batch-normalised by itself; auto, or 0: one, and under "
+        "torchrun as many as processes share a unit",
+    )
     workers: Count = described(0, "worker processes; auto, or 0, takes one a core")
     threads: Count = described(
         0, "threads of each process; auto, or 0: one, and all where a method is a single unit"
@@ -138,6 +143,11 @@ class RunConfig:
         if self.method.dim is not None and self.method.embedding in ("one-hot", "prototype"):
             raise ConfigError(
                 f"method.dim: {self.method.embedding} embeddings have the dimension they have"
+            )
+        if self.train.batch_size < 2 * self.train.shards:
+            raise ConfigError(
+                f"train.shards: each of {self.train.shards} wants two examples at least, and "
+                f"train.batch_size is {self.train.batch_size}"
             )
         if self.train.offload and self.train.order == "parallel":
             if isinstance(self.method, DTConfig) and self.method.learned:

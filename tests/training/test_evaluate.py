@@ -16,7 +16,7 @@ from noprop.data import Examples, Normalization
 from noprop.encoders import Features
 from noprop.errors import ConfigError
 from noprop.networks import DiscreteBlock
-from noprop.training import loop
+from noprop.training import gradients
 from noprop.training.evaluate import Score, default_mode, evaluate, inputs, modes_of
 
 SMALL: dict[str, Any] = {
@@ -79,7 +79,7 @@ def test_only_training_batches_are_augmented(tmp_path, monkeypatch):
     """Whatever reads validation and test images reads them as they are."""
     given: list[torch.Tensor] = []
     read: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    augment, context = loop.augment, DiscreteBlock.context
+    augment, context = gradients.augment, DiscreteBlock.context
 
     def watched_augment(x, generator, **settings):
         given.append(x)
@@ -89,7 +89,7 @@ def test_only_training_batches_are_augmented(tmp_path, monkeypatch):
         read[self.training].append(x)
         return context(self, x, generator)
 
-    monkeypatch.setattr(loop, "augment", watched_augment)
+    monkeypatch.setattr(gradients, "augment", watched_augment)
     monkeypatch.setattr(DiscreteBlock, "context", watched_context)
     trained(tmp_path / "r", **{"train.flip": True, "train.crop_padding": 2})
     assert rows(*given) == rows(TRAIN.x)

@@ -401,7 +401,7 @@ def test_at_most_three_files_a_block(tmp_path):
 def tensors_of(made: GroupTrainer) -> list[Tensor]:
     """Weights, statistics, gradients and optimizer state of the units in memory."""
     found = []
-    for unit, optimizer in zip(made.units, made.optimizers, strict=True):
+    for unit, optimizer in zip(made.units, made.state.optimizers, strict=True):
         found += [*unit.module.parameters(), *unit.module.buffers()]
         found += [p.grad for p in unit.parameters if p.grad is not None]
         if optimizer:

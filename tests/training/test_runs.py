@@ -32,7 +32,7 @@ from noprop.training.locks import hold
 from noprop.training.metrics import read_metrics, recorder
 from noprop.training.model import load_model, open_run, save_model
 from noprop.training.runs import train_run, train_units
-from noprop.training.workers import worker_count
+from noprop.training.workers import local_layout
 
 SMALL = {
     "method.num_blocks": 2,
@@ -348,10 +348,10 @@ def test_a_worker_killed_before_it_reads_is_reported_alike(monkeypatch, tmp_path
 
 
 def test_workers_are_at_most_one_a_group():
-    assert worker_count(configured(**{"train.workers": 8}), 3) == 3
-    assert worker_count(configured(**{"train.workers": 2}), 3) == 2
-    assert worker_count(configured(**{"train.workers": 2}), 0) == 1
-    assert 1 <= worker_count(configured(**{"train.workers": 0}), 3) <= 3
+    units = ["block-1", "block-2", "readout"]
+    assert local_layout(configured(**{"train.workers": 8}), units).size == 3
+    assert local_layout(configured(**{"train.workers": 2}), units).size == 2
+    assert 1 <= local_layout(configured(**{"train.workers": 0}), units).size <= 3
     assert groups_of(configured()) == ["block-1", "block-2", "readout"]
     assert len(groups_of(configured(**LEARNED))) == 1
 

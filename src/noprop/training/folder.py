@@ -184,6 +184,8 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
     only once it is trained, for the checkpoints are of another form.)
     """
     mapping = to_mapping(config)
+    if config.train.shards <= 1:  # as before there were any
+        del mapping["train"]["shards"]
     for section, names in FREE.items():
         for name in names:
             (mapping[section] if section else mapping).pop(name)

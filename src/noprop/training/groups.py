@@ -6,6 +6,7 @@ process trains a group changes nothing in its result.
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.methods.base import Method, Unit
 from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.layout import Layout
 from noprop.training.locks import BusyError, hold, remove_half_written
 from noprop.training.loop import GroupTrainer
-from noprop.training.offload import Shelf, Waiting, units_wait
+from noprop.training.offload import Shelf, Waiting, units_apart, units_wait
+from noprop.training.team import Team
 
 __all__ = [
     "COUPLED",
@@ -34,6 +37,7 @@ __all__ = [
     "group_lock",
     "group_trainer",
     "groups_of",
+    "share_of_groups",
     "thread_count",
     "train_group",
 ]
@@ -89,6 +93,11 @@ def groups_of(config: RunConfig) -> list[str]:
     return [COUPLED] if config.method.learned else unit_names(config)
 
 
+def share_of_groups(config: RunConfig, layout: Layout, rank: int) -> list[str]:
+    """The groups that a process of a layout trains, alone or with others."""
+    return [COUPLED] if config.method.learned else list(layout.share(rank))
+
+
 def checkpoint_path(folder: Path, group: str) -> Path:
     """A group's checkpoint in a run folder."""
     return folder / "units" / group / "checkpoint.safetensors"
@@ -115,8 +124,10 @@ def thread_count(config: RunConfig) -> int:
     return config.train.threads or (torch.get_num_threads() if alone else 1)
 
 
-def group_trainer(job: Job, material: Material, group: str, emit: Emit) -> GroupTrainer:
-    """What trains a group in this process, before its first update."""
+def group_trainer(
+    job: Job, material: Material, group: str, emit: Emit, team: Team | None = None
+) -> GroupTrainer:
+    """What trains a group in this process, before its first update; ``team`` has the others."""
     device = choose_device(job.config.train.device)
     embedding = build_embedding(job.config, job.task, None)
     embedding.load_state_dict({"weight": material.embedding})
@@ -132,9 +143,13 @@ def group_trainer(job: Job, material: Material, group: str, emit: Emit) -> Group
         return method, units
 
     checkpoint, shelf = checkpoint_path(job.folder, group), None
-    if group == COUPLED and units_wait(job.config):
-        method, here = build("readout")
-        units = [here.get(name, Waiting(name)) for name in unit_names(job.config)]
+    if group == COUPLED and units_apart(job.config):
+        mine = sorted(team.units) if team and team.units else [None]
+        first, *others = ["readout"] if units_wait(job.config) else mine
+        method, here = build(first)
+        for name in others:
+            here |= build(name)[1]
+        units = [here.get(name) or Waiting(name) for name in unit_names(job.config)]
         shelf = Shelf(checkpoint, lambda name: build(name)[1][name], job.fingerprint)
     else:
         method, here = build(None if group == COUPLED else group)
@@ -150,28 +165,41 @@ def group_trainer(job: Job, material: Material, group: str, emit: Emit) -> Group
         checkpoint=checkpoint,
         fingerprint=job.fingerprint,
         shelf=shelf,
+        team=team,
         emit=emit,
     )
 
 
-def train_group(job: Job, material: Material, group: str, emit: Emit) -> None:
-    """Train one group in this process, from its checkpoint if it has one.
+def train_group(
+    job: Job, material: Material, group: str, emit: Emit, team: Team | None = None
+) -> None:
+    """Train one group in this process, from its checkpoint if it has one, alone or with a team.
 
-    The last event says what came of it: ``trained``, ``found`` where another process was faster, or
-    ``busy`` where one has it in hand.
+    The last event says what came of it: ``trained``, ``found`` where another process was faster,
+    ``busy`` where one has it in hand, or ``followed`` where another of the team says it.
     """
     if job.version != __version__:  # the package was replaced while its worker started
         raise RunError(f"worker: has noprop {__version__}, wanted {job.version} of its parent")
-    lock = group_lock(job.folder, group)
-    try:
-        with hold(lock, f"{group}: another process is training it"):
-            remove_half_written(lock.parent)
-            trainer = group_trainer(job, material, group, emit)
+    team, kind = team or Team(job.config.train.shards or 1), "busy"
+    with ExitStack() as held:
+        if team.share(not team.leads or _is_held(job.folder, group, held)):
+            trainer = group_trainer(job, material, group, emit, team)
             trainer.resume()
+            kind = "trained" if not trainer.is_finished else "found"
             if not trainer.is_finished:
                 trainer.run()
-                return
+    if not team.speaks or (kind != "trained" and not team.leads):
+        emit({"event": "followed", "group": group})
+    elif kind != "trained":
+        emit({"event": kind, "group": group})
+
+
+def _is_held(folder: Path, group: str, held: ExitStack) -> bool:
+    """Whether this process could take a group's lock, which it then keeps; and its place tidied."""
+    lock = group_lock(folder, group)
+    try:
+        held.enter_context(hold(lock, f"{group}: another process is training it"))
     except BusyError:
-        emit({"event": "busy", "group": group})
-        return
-    emit({"event": "found", "group": group})
+        return False
+    remove_half_written(lock.parent)
+    return True

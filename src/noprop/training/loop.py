@@ -1,13 +1,13 @@
-"""Training one group of units in one process, resumable at any step.
+"""Training one group of units, resumable at any step.
 
 A *group* is what must be trained together: a single unit when nothing is shared, all of them when
 W_Embed is learned. Its work is a numbered list of updates (:mod:`noprop.training.updates`); its
-state after update n is a function of n. So a checkpoint is weights, optimizer state and n.
+state after update n is a function of n, whoever makes the updates. So a checkpoint is weights,
+optimizer state and n.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,17 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from noprop.config import RunConfig
-from noprop.data import Examples, Normalization, augment, batch_indices
+from noprop.data import Examples, Normalization, batch_indices
 from noprop.embeddings import separation
-from noprop.errors import RunError, TrainingError
-from noprop.layers import channels_last
+from noprop.errors import TrainingError
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
-from noprop.training.checkpoint import (
-    DamagedError,
-    check_fingerprint,
-    flatten,
-    read_about,
-    unflatten,
-)
-from noprop.training.generations import newest, previous_of, promote, save_generation
+from noprop.training.gradients import Gradients, flat_gradient, scatter
 from noprop.training.memory import peak_memory, reset_peak
-from noprop.training.offload import Shelf, Waiting, read_checkpoint
-from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
-from noprop.training.signals import signals_kept, stop_if_asked
+from noprop.training.offload import Shelf
+from noprop.training.signals import asked, signals_kept, stop_if_asked
+from noprop.training.state import GroupState
+from noprop.training.team import SAVE, STOP, PeerStoppedError, Team
 from noprop.training.updates import Update, Updates
 
 __all__ = ["GroupTrainer"]
@@ -42,7 +35,7 @@ Event = dict[str, Any]
 
 
 class GroupTrainer:
-    """Trains a group of units and keeps its checkpoint.
+    """Trains a group of units, or those of them that this process of a team has.
 
     Args:
         config: the run.
@@ -54,8 +47,9 @@ class GroupTrainer:
         bf16: whether convolutions and products run in bf16.
         checkpoint: the group's file.
         fingerprint: of the settings and the data; a checkpoint with another is refused.
-        shelf: where units wait while others are trained; ``units`` then has a :class:`Waiting` in
-            the place of each that does.
+        shelf: where units have files of their own; ``units`` then has a :class:`Waiting` in the
+            place of each that is not in memory.
+        team: who trains the group; this process alone unless given.
         emit: called with every event.
     """
 
@@ -73,29 +67,42 @@ class GroupTrainer:
         emit: Callable[[Event], None],
         fingerprint: str = "",
         shelf: Shelf | None = None,
+        team: Team | None = None,
     ):
-        self.config, self.c = config, config.train
-        self.method, self.units, self.shelf = method, list(units), shelf
+        self.config, self.c, self.method = config, config.train, method
+        self.team = team or Team(self.c.shards or 1)
         self.train_part, self.validation = train, validation
-        self.normalization, self.bf16 = normalization, bf16
-        self.checkpoint, self.emit, self.fingerprint = checkpoint, emit, fingerprint
+        self.checkpoint, self.emit = checkpoint, emit
         self.device = train.x.device
-        self.optimizers = [self._optimizer(unit) for unit in units]
-        self.visitor: int | None = None  # the unit in memory that waits at other times
-        shared = method.shared_parameters
-        self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
+        self.state = GroupState(
+            self.c,
+            method,
+            units,
+            checkpoint=checkpoint,
+            fingerprint=fingerprint,
+            shelf=shelf,
+            team=self.team,
+        )
+        self.gradients = Gradients(self.c, train, normalization, bf16=bf16, team=self.team)
         self.updates = Updates(
             tuple(units),
             order=self.c.order,
             epochs=self.c.epochs,
             batches=max(1, len(train) // self.c.batch_size),
-            shared=bool(shared),
+            shared=bool(method.shared_parameters),
         )
         self.position = 0
+        self.parts: list[Tensor] = []  # of the shared gradient, one for each unit since its update
         self.seconds = 0.0  # of training, in the processes before this one
-        self.started = time.monotonic()
+        self.started = self.saved = time.monotonic()
         self.stepping = False  # inside an update: weights and position may disagree
+        self.wished = 0  # by the team, at the last update
         self.order: tuple[tuple[int, str], Int64[Tensor, "batches batch"]] | None = None
+
+    @property
+    def units(self) -> list[Unit]:
+        """The group, with a :class:`Waiting` for each unit that is not in memory."""
+        return self.state.units
 
     # -- training ------------------------------------------------------------------------------
 
@@ -115,7 +122,7 @@ class GroupTrainer:
             raise
         except BaseException:
             whole = not self.stepping and self.updates.between_steps(self.position)
-            if whole and self._not_finite() is None:
+            if whole and self.team.is_alone and self.state.not_finite() is None:
                 self.save()
             raise
 
@@ -125,14 +132,33 @@ class GroupTrainer:
         return self.position == self.updates.total
 
     def step(self) -> tuple[Update, LossTerms]:
-        """Make the update at the current position, and move on to the next."""
-        at = self.updates.at(self.position)
+        """Make the next update that is this process's, and what follows from it.
+
+        Where units share parameters and other processes have the rest of the mini-batch, they are
+        waited for after the last update of this one in it.
+        """
         self.stepping = True
-        self._bring(at)
+        while not self.state.has(self.updates.at(self.position).index):
+            self.position += 1
+        at = self.updates.at(self.position)
+        if self.state.waits(at.index):
+            self._check_finite()
+            self.state.bring(at.index, self.position)
         terms = self._step(at)
-        self.position += 1
+        self.position = self._after(self.position)
+        if self.state.shared_optimizer and self.updates.between_steps(self.position):
+            self._step_shared(self.state.shared_optimizer)
         self.stepping = False
         return at, terms
+
+    def _after(self, position: int) -> int:
+        """The next update of this process in the mini-batch, or the end of that."""
+        position += 1
+        while not self.updates.between_steps(position):
+            if self.state.has(self.updates.at(position).index):
+                break
+            position += 1
+        return position
 
     def indices(self, update: Update) -> Int64[Tensor, " batch"]:
         """The examples of an update."""
@@ -145,7 +171,7 @@ class GroupTrainer:
 
     def _run(self) -> None:
         reset_peak(self.device)
-        self.started = saved = time.monotonic()
+        self.started = self.saved = time.monotonic()
         reported = 0.0
         running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
         while self.position < self.updates.total:
@@ -154,8 +180,7 @@ class GroupTrainer:
             losses.append(terms.total.detach())
             now = time.monotonic()
             ends = self.updates.ends_epoch(at)
-            whole = self.updates.between_steps(self.position)
-            due = whole and now - saved > self.c.checkpoint_every
+            due = self.updates.between_steps(self.position) and self.wished % STOP > 0
             if ends or due or now - reported > 0.5:
                 reported = now
                 self._report_progress(at, running)
@@ -165,14 +190,32 @@ class GroupTrainer:
             if due:
                 self._check_finite()
                 self.save()
-                saved = now
-            if whole:
-                stop_if_asked()
+            if self.updates.between_steps(self.position) and self._must_stop():
+                self._stop()
         self._check_finite()
         self.save()
-        names = [unit.name for unit in self.units]
+        self._report_end()
+
+    def _wish(self) -> int:
+        """What this process would have the team do after the update at hand."""
+        due = self.team.leads and time.monotonic() - self.saved > self.c.checkpoint_every
+        return SAVE * due + STOP * asked()
+
+    def _must_stop(self) -> bool:
+        return self.wished >= STOP or (self.team.is_alone and asked())
+
+    def _stop(self) -> None:
+        """Leave with a checkpoint, because this process or another of the team was asked to."""
+        if not self.team.is_alone:  # else whoever is called back writes it
+            self._check_finite()
+            self.save()
+        stop_if_asked()
+        raise PeerStoppedError
+
+    def _report_end(self) -> None:
+        names = [unit.name for index, unit in enumerate(self.units) if self.state.has(index)]
         memory, counter = peak_memory(self.device)
-        self.emit(
+        self._tell(
             {
                 "event": "trained",
                 "units": names,
@@ -182,12 +225,16 @@ class GroupTrainer:
             }
         )
 
+    def _tell(self, event: Event) -> None:
+        if self.team.speaks:
+            self.emit(event)
+
     def _report_progress(self, at: Update, running: dict[str, list[Tensor]]) -> None:
         for name, losses in running.items():
             if losses and not bool(torch.stack(losses).isfinite().all()):
                 raise self._diverged(f"{name}: the loss is")
         unit = self.units[at.index]
-        self.emit(
+        self._tell(
             {
                 "event": "progress",
                 "unit": unit.name,
@@ -208,51 +255,36 @@ class GroupTrainer:
             "Try a smaller train.lr"
         )
 
-    def _not_finite(self) -> str | None:
-        """The first unit with a weight or statistic that is not finite; shared ones count too."""
-        shared = {"shared embeddings": self.method.shared}
-        for name, module in {**{u.name: u.module for u in self.units}, **shared}.items():
-            if not all(bool(v.isfinite().all()) for v in module.state_dict().values()):
-                return name
-        return None
-
     def _check_finite(self) -> None:
         # A finite loss can have an infinite gradient: such weights must not replace good ones.
-        if name := self._not_finite():
+        if name := self.state.not_finite():
             raise self._diverged(f"{name}: the weights are")
 
     def _step(self, at: Update) -> LossTerms:
-        unit, optimizer = self.units[at.index], self.optimizers[at.index]
+        unit, optimizer = self.units[at.index], self.state.optimizers[at.index]
+        shared = self.method.shared_parameters
         assert optimizer
-        draws = generator(self.c.seed, "step", self.updates.step(at), unit.name, self.device)
-        indices = self.indices(at)
-        x = self.train_part.x[indices] if unit.reads_images else self.train_part.x[:0]
-        if unit.reads_images and (self.c.crop_padding or self.c.flip):
-            x = augment(x, draws, padding=self.c.crop_padding, flip=self.c.flip)
-        terms = self._loss(unit, x, self.train_part.y[indices], draws)
-        held = [p.grad for p in self.method.shared_parameters]
-        for p in self.method.shared_parameters:
-            p.grad = None
-        terms.total.backward()
+        terms, self.wished = self.gradients.backward(
+            unit, shared, self.indices(at), self.updates.step(at), self._wish()
+        )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if self.shared_optimizer:
-            for p, before in zip(self.method.shared_parameters, held, strict=True):
-                if p.grad is not None and self.c.order == "parallel":
-                    p.grad *= unit.coupling
-                if before is not None:
-                    p.grad = before if p.grad is None else p.grad + before
-            if self.updates.between_steps(self.position + 1):
-                self.shared_optimizer.step()
-                self.shared_optimizer.zero_grad(set_to_none=True)
+        if shared:
+            part = flat_gradient(shared)
+            self.parts.append(part * unit.coupling if self.c.order == "parallel" else part)
+            for p in shared:
+                p.grad = None
         return terms
 
-    def _loss(self, unit: Unit, x: Tensor, y: Tensor, draws: torch.Generator) -> LossTerms:
-        x = self.normalization.apply(x)
-        if self.c.channels_last and x.ndim == 4:
-            x = channels_last(x)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return unit.loss(x, y, draws)
+    def _step_shared(self, optimizer: torch.optim.Optimizer) -> None:
+        """Descend the sum of the gradients that the mini-batch's losses have left."""
+        total, self.wished = self.team.fold(self.parts, self.wished)
+        self.parts.clear()
+        for p in self.method.shared_parameters:
+            p.grad = torch.empty_like(p)
+        scatter(total, [p.grad for p in self.method.shared_parameters if p.grad is not None])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def _report_epoch(self, at: Update, losses: Tensor, terms: LossTerms) -> None:
         unit = self.units[at.index]
@@ -273,7 +305,7 @@ class GroupTrainer:
             }
         if facts := self.method.facts():
             event["facts"] = facts
-        self.emit(event)
+        self._tell(event)
 
     @torch.no_grad()
     def _validation_loss(self, unit: Unit) -> float | None:
@@ -284,64 +316,22 @@ class GroupTrainer:
         draws = generator(self.c.seed, "validation", 0, unit.name, self.device)
         total = 0.0
         for x, y in zip(self.validation.x.split(1000), self.validation.y.split(1000), strict=True):
-            seen = x if unit.reads_images else x[:0]
-            total += self._loss(unit, seen, y, draws).total.item() * len(y)
+            total += self.gradients.loss(unit, x, y, draws).total.item() * len(y)
         unit.module.train()
         return total / len(self.validation)
-
-    # -- units that wait -------------------------------------------------------------------------
-
-    def _optimizer(self, unit: Unit) -> torch.optim.Optimizer | None:
-        return None if isinstance(unit, Waiting) else make_optimizer(self.c, unit.parameters)
-
-    def _bring(self, at: Update) -> None:
-        """Have the unit of an update in memory, in place of the one that was there before it."""
-        if self.optimizers[at.index]:
-            return
-        assert self.shelf
-        self._check_finite()
-        if self.visitor is not None:
-            self._put_visitor()
-            self._set(self.visitor, Waiting(self.units[self.visitor].name))
-        unit, tensors = self.shelf.take(self.units[at.index].name)
-        unit.module.train()
-        self._set(at.index, unit)
-        self.visitor = at.index
-        if tensors:
-            with self._one_architecture():
-                self._load(at.index, tensors)
-
-    def _set(self, index: int, unit: Unit) -> None:
-        self.units[index], self.optimizers[index] = unit, self._optimizer(unit)
-
-    def _put_visitor(self) -> None:
-        """Have the file of the unit that waits at other times say what it is now."""
-        if self.shelf and self.visitor is not None:
-            name = self.units[self.visitor].name
-            self.shelf.put(name, self.position, self._state(self.visitor))
 
     # -- checkpoints ---------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write weights, optimizer state and the position."""
-        self._put_visitor()
-        tensors = flatten("shared", self.method.shared.state_dict())
-        for index, optimizer in enumerate(self.optimizers):
-            if optimizer and index != self.visitor:
-                tensors |= self._state(index)
-        if self.shared_optimizer:
-            tensors |= flatten("shared-optimizer", optimizer_state(self.shared_optimizer))
-        about: dict[str, Any] = {
-            "position": self.position,
-            "total": self.updates.total,
-            "fingerprint": self.fingerprint,
-            "seconds": self.seconds + time.monotonic() - self.started,
-        }
-        if self.shelf:
-            about["waiting"] = self.shelf.positions
-        save_generation(self.checkpoint, tensors, about)
-        if self.shelf:
-            self.shelf.settle()
+        self.state.save(
+            {
+                "position": self.position,
+                "total": self.updates.total,
+                "seconds": self.seconds + time.monotonic() - self.started,
+            }
+        )
+        self.saved = time.monotonic()
 
     def resume(self) -> None:
         """Take up the last checkpoint that is whole, if there is one.
@@ -350,40 +340,12 @@ class GroupTrainer:
             RunError: If it belongs to another architecture or length of training, or to a training
                 in which units did not wait as they do in this one.
         """
-        found = newest(self.checkpoint, read_checkpoint)
+        found = self.state.resume(self.updates.total)
         if found is None:
-            if self.shelf:
-                self.shelf.begin({}, {})
             return
-        tensors, about = found.content
-        if not {"position", "total"} <= about.keys():
-            raise RunError(f"{self.checkpoint}: is no checkpoint of a training")
-        check_fingerprint(self.checkpoint, about, self.fingerprint)
-        if about["total"] != self.updates.total:
-            raise RunError(
-                f"{self.checkpoint}: belongs to a training of {about['total']} updates, "
-                f"this one has {self.updates.total}"
-            )
-        if ("waiting" in about) != bool(self.shelf):
-            before, now = ("off", "on") if self.shelf else ("on", "off")
-            raise RunError(
-                f"{self.checkpoint}: was written with train.offload {before}, now it is {now}; "
-                "put it back, or begin a run of its own"
-            )
-        with self._one_architecture():
-            self.method.shared.load_state_dict(unflatten("shared", tensors))
-            for index, optimizer in enumerate(self.optimizers):
-                if optimizer:
-                    self._load(index, tensors)
-            if self.shared_optimizer:
-                restore_optimizer(self.shared_optimizer, unflatten("shared-optimizer", tensors))
-        self.position = about["position"]
-        self.seconds = float(about.get("seconds", 0.0))
-        if found.path != self.checkpoint:
-            promote(self.checkpoint)
-        if self.shelf:
-            self.shelf.begin(about["waiting"], self._waiting_before())
-        if found.trouble:
+        self.position = found.content["position"]
+        self.seconds = float(found.content.get("seconds", 0.0))
+        if found.trouble and self.team.leads:
             self.emit(
                 {
                     "event": "damaged",
@@ -393,31 +355,3 @@ class GroupTrainer:
                     "total": self.updates.total,
                 }
             )
-
-    def _waiting_before(self) -> dict[str, int]:
-        """The files that the checkpoint before the last one lists."""
-        try:
-            return read_about(previous_of(self.checkpoint)).get("waiting", {})
-        except DamagedError:  # or there is none
-            return {}
-
-    def _state(self, index: int) -> dict[str, Tensor]:
-        unit, optimizer = self.units[index], self.optimizers[index]
-        assert optimizer
-        tensors = flatten(f"{unit.name}/module", unit.module.state_dict())
-        return tensors | flatten(f"{unit.name}/optimizer", optimizer_state(optimizer))
-
-    def _load(self, index: int, tensors: dict[str, Tensor]) -> None:
-        unit, optimizer = self.units[index], self.optimizers[index]
-        assert optimizer
-        unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
-        restore_optimizer(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
-
-    @contextmanager
-    def _one_architecture(self) -> Iterator[None]:
-        """In here tensors that do not fit are those of another architecture."""
-        try:
-            yield
-        except (RuntimeError, ValueError) as error:
-            first = " ".join(str(error).split())[:200]
-            raise RunError(f"{self.checkpoint}: belongs to another architecture: {first}") from None

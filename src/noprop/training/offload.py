@@ -25,14 +25,24 @@ from noprop.config import RunConfig
 from noprop.methods.base import LossTerms, Unit
 from noprop.training.checkpoint import DamagedError, check_fingerprint, load_tensors, save_tensors
 
-__all__ = ["Shelf", "Waiting", "read_checkpoint", "units_wait", "whole_checkpoint"]
+__all__ = ["Shelf", "Waiting", "read_checkpoint", "units_apart", "units_wait", "whole_checkpoint"]
 
 FOLDER = "waiting"
 
 
 def units_wait(config: RunConfig) -> bool:
     """Whether units wait in files: if told to, and where several are one group."""
-    return config.train.offload and config.method.learned and len(unit_names(config)) > 1
+    return config.train.offload and units_apart(config)
+
+
+def units_apart(config: RunConfig) -> bool:
+    """Whether each unit of a group has a file of its own beside the checkpoint.
+
+    Those that wait do, and those that may be trained by as many processes: where W_Embed is learned
+    and all units take a mini-batch at the same time.
+    """
+    several = config.method.learned and len(unit_names(config)) > 1
+    return several and (config.train.offload or config.train.order == "parallel")
 
 
 class Waiting(Unit):
@@ -81,32 +91,41 @@ class Shelf:
             self._file(name, before).unlink(missing_ok=True)
 
     def take(self, name: str) -> tuple[Unit, dict[str, Tensor]]:
-        """A unit as it is before training, and what was last put there of it: nothing at first.
+        """A unit as it is before training, and what was last put there of it."""
+        return self.build(name), self.tensors(name)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """What was last put there of a unit: nothing at first.
 
         Raises:
             RunError: If its file is gone, damaged, or of another run.
         """
-        tensors: dict[str, Tensor] = {}
-        if name in self.positions:
-            path = self._file(name, self.positions[name])
-            tensors, about = load_tensors(path)
-            check_fingerprint(path, about, self.fingerprint)
-        return self.build(name), tensors
+        if name not in self.positions:
+            return {}
+        path = self._file(name, self.positions[name])
+        tensors, about = load_tensors(path)
+        check_fingerprint(path, about, self.fingerprint)
+        return tensors
 
-    def begin(self, positions: Mapping[str, int], older: Mapping[str, int]) -> None:
+    def begin(
+        self, positions: Mapping[str, int], older: Mapping[str, int], *, delete: bool = True
+    ) -> None:
         """Count the files that a checkpoint lists, and the one before; delete the others.
 
         Args:
             positions: of the checkpoint that is gone on from, none where there is none.
             older: of the one before it.
+            delete: for one process of those that train the group.
         """
         self.positions = dict(positions)
         self.listed = dict(older)
-        self.settle()
+        self.settle(delete=delete)
 
-    def settle(self) -> None:
+    def settle(self, *, delete: bool = True) -> None:
         """Delete every file but those that count: the two checkpoints on the disk list these."""
         self.older, self.listed = self.listed, dict(self.positions)
+        if not delete:
+            return
         kept = {self._file(*i) for part in (self.older, self.listed) for i in part.items()}
         for path in self._folder.iterdir() if self._folder.exists() else ():
             if path not in kept:

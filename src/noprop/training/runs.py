@@ -18,9 +18,9 @@ from noprop.training.metrics import recorder
 from noprop.training.model import Model, empty_model, load_weights
 from noprop.training.offload import read_checkpoint, whole_checkpoint
 from noprop.training.units import condensed, survey, unfinished_text
-from noprop.training.workers import train_groups, worker_count
+from noprop.training.workers import local_layout, train_groups
 
-__all__ = ["check_trained", "put_together", "train_run", "train_units"]
+__all__ = ["check_trained", "is_finished", "put_together", "train_run", "train_units"]
 
 Emit = Callable[[dict[str, Any]], None]
 # Seconds that a process which finds a group locked, and has nothing else to do, waits for it: so
@@ -82,7 +82,7 @@ def train_units(
     def unfinished(among: Sequence[str]) -> list[str]:
         left = []
         for group in among:
-            if _is_finished(folder, group, mark):
+            if is_finished(folder, group, mark):
                 record({"event": "found", "group": group})
             else:
                 left.append(group)
@@ -91,11 +91,12 @@ def train_units(
     job = Job(config, data.task, folder, mark, factory)
     material = Material(data.train, data.validation, embedding.weight.detach())
     left = unfinished(groups_of(config) if groups is None else groups)
-    workers, deadline = worker_count(config, len(left)), time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
+    workers = local_layout(config, left).size if left else 1
     record({"event": "started", "groups": left, "workers": workers})
     while left:
         busy.clear()
-        train_groups(job, material, left, min(workers, len(left)), listen)
+        train_groups(job, material, left, local_layout(config, left), listen)
         if not _wait_for_one(folder, busy, deadline):
             raise _elsewhere(folder, busy)
         left = unfinished(busy)
@@ -118,7 +119,8 @@ def _elsewhere(folder: Path, groups: Sequence[str]) -> RunError:
     )
 
 
-def _is_finished(folder: Path, group: str, mark: str) -> bool:
+def is_finished(folder: Path, group: str, mark: str) -> bool:
+    """Whether a group is trained to its end."""
     found = newest(checkpoint_path(folder, group), read_checkpoint)
     if found is None:
         return False

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Terminated", "answered_between_updates", "signals_kept", "stop_if_asked"]
+__all__ = [
+    "Terminated",
+    "ask",
+    "asked",
+    "answered_between_updates",
+    "signals_kept",
+    "stop_if_asked",
+]
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,6 +65,16 @@ def signals_kept() -> Iterator[None]:
         yield
     finally:
         _State.training -= 1
+
+
+def asked() -> bool:
+    """Whether a signal was kept that :func:`stop_if_asked` would answer."""
+    return _State.asked is not None
+
+
+def ask() -> None:
+    """Have training stop as by Ctrl-C."""
+    _State.asked = _State.asked or KeyboardInterrupt
 
 
 def stop_if_asked() -> None:

@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -17,17 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
-from noprop.build import choose_device
+from noprop.build import choose_device, unit_names
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.training.folder import workplace
-from noprop.training.groups import Job, Material, core_count, train_group
+from noprop.training.groups import COUPLED, Job, Material, core_count, share_of_groups, train_group
+from noprop.training.layout import Layout, choose_layout
 from noprop.training.memory import freed_memory_kept
+from noprop.training.mesh import MeshTeam, mesh_team
+from noprop.training.signals import ask
+from noprop.training.team import PeerLostError
 
-__all__ = ["deaf_children", "end_with_parent", "threads_of", "train_groups", "worker_count"]
+__all__ = ["deaf_children", "end_with_parent", "local_layout", "threads_of", "train_groups"]
 
-ENDS = ("trained", "found", "busy")  # events after which a worker is given its next group
+ENDS = (
+    "trained",
+    "found",
+    "busy",
+    "followed",
+)  # events after which a worker is given its next group
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -35,30 +46,41 @@ class StopRequestedError(Exception):
     """The parent asked for an end."""
 
 
-def worker_count(config: RunConfig, groups: int) -> int:
-    """Processes to use: as many as asked for, at most one a group; on a GPU always this one."""
-    if choose_device(config.train.device).type != "cpu":
-        return 1
-    return max(1, min(config.train.workers or core_count(), groups))
+def local_layout(config: RunConfig, groups: Sequence[str]) -> Layout:
+    """How the processes of this machine share some groups.
+
+    As many as asked for, at most one a unit where none is cut into shards; on a GPU this one alone.
+    """
+    asked = 1
+    if choose_device(config.train.device).type == "cpu":
+        asked = config.train.workers or core_count()
+    units = unit_names(config) if COUPLED in groups else groups
+    return choose_layout(config, asked, units, shards=config.train.shards or 1)
 
 
 def train_groups(
-    job: Job, material: Material, groups: Sequence[str], workers: int, emit: Emit
+    job: Job, material: Material, groups: Sequence[str], layout: Layout, emit: Emit
 ) -> None:
-    """Train groups on ``workers`` processes; in this one if that is 1.
+    """Train groups on the processes of a layout; in this one if that is 1.
 
     Raises:
         TrainingError: What stopped a group; the others are stopped with a checkpoint each.
     """
     with workplace(job.folder) as place:
-        if workers == 1:
+        if layout.size == 1:
             with threads_of(job.config), freed_memory_kept():
                 for group in groups:
                     train_group(job, material, group, emit)
             return
         packed = place / "data.safetensors"
         material.pack(packed)
-        _train_on_processes(job, packed, list(groups), workers, emit)
+        if COUPLED in groups or layout.data > 1:
+            ranks = range(layout.size)
+            queues = [share_of_groups(job.config, layout, rank) for rank in ranks]
+            seats = [Seat(layout, rank, place / "store") for rank in ranks]
+        else:  # whoever is free takes the next
+            queues, seats = [list(groups)] * layout.size, [None] * layout.size
+        _train_on_processes(job, packed, queues, seats, emit)
 
 
 @contextmanager
@@ -72,16 +94,45 @@ def threads_of(config: RunConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class Seat:
+    """The place of a worker in a team.
+
+    Attributes:
+        layout: of the team.
+        rank: of the worker.
+        store: a file by which they find each other.
+    """
+
+    layout: Layout
+    rank: int
+    store: Path
+
+    @contextmanager
+    def taken(self, config: RunConfig) -> Iterator[MeshTeam]:
+        """The team, while its processes are connected."""
+        store = FileStore(str(self.store), self.layout.size)
+        learned, cpu = config.method.learned, torch.device("cpu")
+        with mesh_team(self.layout, self.rank, store, coupled=learned, device=cpu) as team:
+            yield team
+
+
 def _train_on_processes(
-    job: Job, packed: Path, waiting: list[str], workers: int, emit: Emit
+    job: Job,
+    packed: Path,
+    queues: Sequence[list[str]],
+    seats: Sequence[Seat | None],
+    emit: Emit,
 ) -> None:
+    """Train the groups of the queues, one process for each; two may have the same queue."""
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, BaseProcess] = {}
+    waiting: dict[Connection, list[str]] = {}
     silent: set[Connection] = set()  # those that have not said a word
     try:
-        for _ in range(workers):
+        for queue, seat in zip(queues, seats, strict=True):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(job, packed, theirs), daemon=True)
+            process = context.Process(target=_worker, args=(job, packed, theirs, seat), daemon=True)
             try:
                 with deaf_children():
                     process.start()
@@ -91,27 +142,22 @@ def _train_on_processes(
                     "module, or train.workers=1"
                 ) from None
             theirs.close()
-            processes[ours] = process
+            processes[ours], waiting[ours] = process, queue
             silent.add(ours)
-            ours.send(waiting.pop(0))
+            ours.send(queue.pop(0))
         busy = set(processes)
         while busy:
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
-                try:
-                    event = connection.recv()
-                except (EOFError, ConnectionError):
-                    raise TrainingError(
-                        "a worker process ended unexpectedly (out of memory, or killed); "
-                        "resume with: noprop train --resume " + str(job.folder)
-                    ) from None
+                event = _received(connection, job)
                 silent.discard(connection)
                 if event["event"] == "error":
-                    raise event["error"]
-                emit(event)
+                    raise _first_cause(event["error"], busy - {connection}, job)
+                if event["event"] != "followed":
+                    emit(event)
                 if event["event"] in ENDS:
-                    if waiting:
-                        connection.send(waiting.pop(0))
+                    if waiting[connection]:
+                        connection.send(waiting[connection].pop(0))
                     else:
                         connection.send(None)
                         busy.remove(connection)
@@ -123,6 +169,32 @@ def _train_on_processes(
                 process.kill()
                 process.join()
             raise
+
+
+def _received(connection: Connection, job: Job) -> dict[str, Any]:
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionError):
+        raise TrainingError(
+            "a worker process ended unexpectedly (out of memory, or killed); "
+            f"resume with: noprop train --resume {job.folder}"
+        ) from None
+
+
+def _first_cause(error: Exception, others: Iterable[Connection], job: Job) -> Exception:
+    """What stopped a team, where one process says no more than that another has ended."""
+    deadline, left = time.monotonic() + 2, list(others)
+    while isinstance(error, PeerLostError) and left and time.monotonic() < deadline:
+        for connection in wait(left, timeout=0.1):
+            assert isinstance(connection, Connection)
+            try:
+                event = _received(connection, job)
+            except TrainingError as ended:
+                return ended
+            if event["event"] == "error":
+                left.remove(connection)
+                error = event["error"]
+    return error
 
 
 @contextmanager
@@ -178,7 +250,7 @@ def _stop(processes: dict[Connection, BaseProcess], silent: set[Connection]) -> 
         connection.close()
 
 
-def _worker(job: Job, packed: Path, connection: Connection) -> None:
+def _worker(job: Job, packed: Path, connection: Connection, seat: Seat | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent answers, and asks
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -187,14 +259,18 @@ def _worker(job: Job, packed: Path, connection: Connection) -> None:
     def emit(event: dict[str, Any]) -> None:
         connection.send(event)
         if connection.poll() and event["event"] not in ENDS:
-            raise StopRequestedError
+            if seat is None:
+                raise StopRequestedError
+            ask()  # all of the team stop after the same update
 
     try:
         material = Material.unpack(packed)
-        with freed_memory_kept():
+        with ExitStack() as held:
+            held.enter_context(freed_memory_kept())
+            team = held.enter_context(seat.taken(job.config)) if seat else None
             while (group := connection.recv()) is not None:
-                train_group(job, material, group, emit)
-    except (StopRequestedError, EOFError, BrokenPipeError):
+                train_group(job, material, group, emit, team)
+    except (StopRequestedError, KeyboardInterrupt, EOFError, BrokenPipeError):
         return
     except NoPropError as error:
         connection.send({"event": "error", "error": error})

@@ -1,0 +1,1 @@
+"""Runs over machines: processes that torchrun started."""

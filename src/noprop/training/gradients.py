@@ -1,0 +1,142 @@
+"""The gradient of one update: a mini-batch through a unit's own loss, whole or in shards.
+
+A mini-batch that is cut into shards (``train.shards``) has the gradient of their mean loss, each
+batch-normalised by itself, as where data-parallel training has one of them on each device; the
+statistics that batch normalisation keeps are the mean of theirs. Shards draw noise of their own. So
+the result depends on how many shards there are, never on how many processes compute them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from noprop.config import TrainConfig
+from noprop.data import Examples, Normalization, augment
+from noprop.layers import channels_last
+from noprop.methods.base import LossTerms, Unit
+from noprop.randomness import generator
+from noprop.training.team import Team
+
+__all__ = ["Gradients", "flat_gradient", "scatter"]
+
+
+class Gradients:
+    """Losses of units on mini-batches of the training part, and their gradients.
+
+    Args:
+        train: how the units are trained.
+        examples: training part, on the device.
+        normalization: of inputs.
+        bf16: whether convolutions and products run in bf16.
+        team: whoever computes the other shards.
+    """
+
+    def __init__(
+        self,
+        train: TrainConfig,
+        examples: Examples,
+        normalization: Normalization,
+        *,
+        bf16: bool,
+        team: Team,
+    ):
+        self.c, self.examples, self.normalization = train, examples, normalization
+        self.bf16, self.team = bf16, team
+
+    def loss(self, unit: Unit, x: Tensor, y: Tensor, draws: torch.Generator) -> LossTerms:
+        """A unit's loss on raw inputs, which it may not look at."""
+        x = self.normalization.apply(x if unit.reads_images else x[:0])
+        if self.c.channels_last and x.ndim == 4:
+            x = channels_last(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            return unit.loss(x, y, draws)
+
+    def backward(
+        self,
+        unit: Unit,
+        shared: Sequence[nn.Parameter],
+        indices: Int64[Tensor, " batch"],
+        step: int,
+        wish: int,
+    ) -> tuple[LossTerms, int]:
+        """Leave the gradient of a mini-batch in the unit's and the shared parameters.
+
+        Args:
+            unit: whose loss.
+            shared: parameters, without gradients.
+            indices: of the mini-batch.
+            step: how many updates of the unit come before.
+            wish: of this process, told to the team where there are shards.
+
+        Returns:
+            The loss, and the wishes of the team.
+        """
+        if self.team.all_shards == 1:
+            terms = self._loss(unit, indices, step, unit.name)
+            terms.total.backward()
+            return terms, wish
+        return self._in_shards(unit, shared, indices, step, wish)
+
+    def _loss(
+        self, unit: Unit, indices: Int64[Tensor, " batch"], step: int, block: str
+    ) -> LossTerms:
+        draws = generator(self.c.seed, "step", step, block, indices.device)
+        x = self.examples.x[indices] if unit.reads_images else self.examples.x[:0]
+        if unit.reads_images and (self.c.crop_padding or self.c.flip):
+            x = augment(x, draws, padding=self.c.crop_padding, flip=self.c.flip)
+        return self.loss(unit, x, self.examples.y[indices], draws)
+
+    def _in_shards(
+        self,
+        unit: Unit,
+        shared: Sequence[nn.Parameter],
+        indices: Int64[Tensor, " batch"],
+        step: int,
+        wish: int,
+    ) -> tuple[LossTerms, int]:
+        parameters = [*unit.parameters, *shared]
+        buffers = list(unit.module.buffers())
+        averaged = [b for b in buffers if b.is_floating_point()]
+        before = [b.clone() for b in buffers]
+        names: list[str] = []
+
+        def shard(number: int) -> Float[Tensor, " n"]:
+            """Gradients, statistics and terms of one shard, by its share of the batch."""
+            for p in parameters:
+                p.grad = None
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+            part = indices.tensor_split(self.team.all_shards)[number]
+            terms = self._loss(unit, part, step, f"{unit.name}/{number}")
+            terms.total.backward()
+            names[:] = terms.terms
+            rest = [*averaged, *(t.detach() for t in terms.terms.values())]
+            flat = torch.cat([flat_gradient(parameters), *(b.reshape(-1) for b in rest)])
+            return flat * (len(part) / len(indices))
+
+        total, wish = self.team.mean([shard(n) for n in self.team.shards], wish)
+        rest = scatter(total, [_gradient_of(p) for p in parameters])
+        values = scatter(rest, averaged)
+        return LossTerms(dict(zip(names, values, strict=True))), wish
+
+
+def _gradient_of(p: nn.Parameter) -> Tensor:
+    if p.grad is None:
+        p.grad = torch.zeros_like(p)
+    return p.grad
+
+
+def flat_gradient(parameters: Sequence[nn.Parameter]) -> Float[Tensor, " n"]:
+    """The gradients of some parameters in one vector, zeros where there is none."""
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def scatter(flat: Float[Tensor, " n"], tensors: Sequence[Tensor]) -> Float[Tensor, " rest"]:
+    """Fill tensors with the beginning of a vector; what is left of it."""
+    for tensor in tensors:
+        tensor.copy_(flat[: tensor.numel()].view(tensor.shape))
+        flat = flat[tensor.numel() :]
+    return flat
