@@ -1,0 +1,134 @@
+"""A mini-batch in shards: the gradient of their mean loss, whoever computes them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from noprop.build import Task, build_embedding, build_method
+from noprop.config import RunConfig, replace
+from noprop.data import Examples, Normalization
+from noprop.layers import channels_last
+from noprop.methods.base import Unit
+from noprop.randomness import generator
+from noprop.training.gradients import Gradients, flat_gradient, scatter
+from noprop.training.team import SAVE, STOP, Team
+
+G = torch.Generator().manual_seed(0)
+DATA = Examples(
+    torch.randint(256, (40, 1, 8, 8), generator=G, dtype=torch.uint8), torch.arange(40) % 10
+)
+TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
+CHOSEN = torch.arange(3, 26)  # 23: shards of unequal size
+LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
+
+
+class Half(Team):
+    """One of two processes: it waits for nobody, and keeps what it would have sent."""
+
+    def __init__(self, shards: int, mine: range):
+        super().__init__(shards)
+        self.shards = mine
+        self.kept: list[Tensor] = []
+
+    def mean(self, shards, wish):
+        self.kept += shards
+        return super().mean(shards, wish)
+
+
+def made(shards: int, name: str, **changes) -> tuple[Gradients, Unit, tuple[nn.Parameter, ...]]:
+    settings = {"method.num_blocks": 2, "train.shards": shards, "train.device": "cpu"}
+    config = replace(RunConfig(), {**settings, **LEARNED, **changes})
+    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    (unit,) = [u for u in method.units if u.name == name]
+    unit.module.train()
+    found = Gradients(
+        config.train, DATA, TASK.normalization, bf16=False, team=Team(config.train.shards or 1)
+    )
+    return found, unit, method.shared_parameters
+
+
+def loss_of_shard(unit: Unit, part: Tensor, block: str) -> Tensor:
+    x = channels_last(TASK.normalization.apply(DATA.x[part]))
+    draws = generator(0, "step", 7, block)
+    return unit.loss(x if unit.reads_images else x[:0], DATA.y[part], draws).total
+
+
+@pytest.mark.parametrize("name", ["block-2", "readout"])
+def test_the_gradient_is_that_of_the_weighted_mean_of_the_shards(name):
+    """Σ_s (n_s / n) L_s, by autograd in one go; batch-normalised apart, noise of their own."""
+    gradients, unit, shared = made(3, name)
+    terms, _ = gradients.backward(unit, shared, CHOSEN, 7, 0)
+    other = made(3, name)
+    whole = torch.zeros(())
+    for number, part in enumerate(CHOSEN.tensor_split(3)):
+        whole = whole + len(part) / 23 * loss_of_shard(other[1], part, f"{name}/{number}")
+    parameters = [*other[1].parameters, *other[2]]
+    wanted = torch.autograd.grad(whole, parameters)
+    for p, gradient in zip([*unit.parameters, *shared], wanted, strict=True):
+        assert p.grad is not None
+        rounding = 1e-5 * float(gradient.abs().max())  # of float32, by the largest of a sum's terms
+        torch.testing.assert_close(p.grad, gradient, rtol=0, atol=rounding)
+    torch.testing.assert_close(terms.total, whole.detach())
+
+
+def test_kept_statistics_are_the_mean_of_the_shards():
+    """Each shard's are those after it alone, from what they were before the mini-batch."""
+    gradients, unit, shared = made(2, "block-1")
+    gradients.backward(unit, shared, CHOSEN, 7, 0)
+    means: dict[str, Tensor] = {}
+    for number, part in enumerate(CHOSEN.tensor_split(2)):
+        alone = made(2, "block-1")[1]
+        loss_of_shard(alone, part, f"block-1/{number}")
+        for key, value in alone.module.named_buffers():
+            if value.is_floating_point():
+                means[key] = means.get(key, 0) + value * (len(part) / 23)
+            else:
+                means[key] = value
+    assert any("running" in key for key in means)
+    for key, value in unit.module.named_buffers():
+        torch.testing.assert_close(value, means[key])
+
+
+def test_one_shard_is_the_whole_mini_batch():
+    """To the last bit, and without the detour."""
+    (a, unit, shared), (b, same, as_well) = (made(n, "block-1") for n in (0, 1))
+    a.backward(unit, shared, CHOSEN, 7, 0)
+    loss_of_shard(same, CHOSEN, "block-1").backward()
+    assert torch.equal(
+        flat_gradient([*unit.parameters, *shared]), flat_gradient([*same.parameters, *as_well])
+    )
+    del b
+
+
+def test_who_computes_a_shard_changes_no_bit():
+    """Two processes' shards put together in their order are those of one."""
+    whole, unit, shared = made(4, "block-1")
+    whole.team = Half(4, range(4))
+    whole.backward(unit, shared, CHOSEN, 7, 0)
+    halves: list[Tensor] = []
+    for mine in (range(2), range(2, 4)):
+        gradients, unit, shared = made(4, "block-1")
+        gradients.team = Half(4, mine)
+        gradients.backward(unit, shared, CHOSEN, 7, 0)
+        halves += gradients.team.kept
+    assert len(halves) == 4
+    assert all(torch.equal(a, b) for a, b in zip(halves, whole.team.kept, strict=True))
+
+
+def test_wishes_are_told_apart():
+    """However many processes wish the one, nobody reads it as the other."""
+    assert (1000 * SAVE) % STOP > 0
+    assert 1000 * SAVE < STOP
+    assert (3 * STOP) % STOP == 0
+
+
+def test_scatter_undoes_a_flat_gradient():
+    a, b = (nn.Parameter(torch.randn(shape)) for shape in ((3, 2, 2, 2), (5,)))
+    a.grad = torch.randn(3, 2, 2, 2).to(memory_format=torch.channels_last)
+    flat: Any = flat_gradient([a, b])
+    assert torch.equal(flat[24:], torch.zeros(5))
+    rest = scatter(torch.cat([flat, torch.ones(2)]), (filled := [torch.empty(3, 2, 2, 2)]))
+    assert torch.equal(filled[0], a.grad)
+    assert rest.numel() == 7
