@@ -22,6 +22,7 @@ from noprop.training.folder import fingerprint
 from noprop.training.groups import checkpoint_path, groups_of
 from noprop.training.metrics import read_metrics
 from noprop.training.model import open_run
+from stops import Clock, Killed
 
 METHODS: dict[str, dict[str, Any]] = {
     "dt": {"method.num_blocks": 2},
@@ -60,21 +61,6 @@ OWN = {
     "backprop": set(),
     "adjoint": set(),
 }
-
-
-class Killed(BaseException):
-    """As abrupt as a signal."""
-
-
-class Clock:
-    """A second passes between any two looks: every update is reported."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1
-        return self.now
 
 
 @dataclasses.dataclass

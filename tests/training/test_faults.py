@@ -29,6 +29,7 @@ from noprop.training.checkpoint import DamagedError, load_tensors, save_tensors
 from noprop.training.generations import newest, previous_of, save_generation
 from noprop.training.groups import checkpoint_path, groups_of
 from noprop.training.metrics import read_metrics
+from stops import Clock, Killed
 
 CONFIG = replace(
     RunConfig(),
@@ -48,10 +49,6 @@ CONFIG = replace(
 # Long enough to be met in the middle, and saved by no clock.
 LONG = replace(CONFIG, {"train.epochs": 12, "train.checkpoint_every": 1e9})
 Event = dict
-
-
-class Stopped(BaseException):
-    """As abrupt as a signal."""
 
 
 @pytest.fixture(scope="module")
@@ -105,23 +102,13 @@ def stopped_at(folder: Path, position: int, units: tuple[str, ...] = ("block-1",
 
     def stop(event: Event) -> None:
         if event["event"] == "progress" and event["position"] >= position:
-            raise Stopped
+            raise Killed
 
     with pytest.MonkeyPatch.context() as patch:  # every update is reported
         patch.setattr("noprop.training.loop.time", Clock())
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(Killed):
             noprop.train_units(folder, units, CONFIG, emit=stop)
     return checkpoint_path(folder, "block-1")
-
-
-class Clock:
-    """A second passes between any two looks."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1
-        return self.now
 
 
 # -- damage --------------------------------------------------------------------------------------
@@ -168,9 +155,9 @@ def test_a_damaged_one_never_takes_the_place_of_a_good_one(tmp_path):
 
     def stop(event: Event) -> None:
         if event["event"] == "damaged":
-            raise Stopped
+            raise Killed
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Killed):
         noprop.train_units(tmp_path / "r", ["block-1"], emit=stop)
     assert load_tensors(path)[1]["position"] == 9
     assert not previous_of(path).exists()
@@ -247,14 +234,14 @@ def test_a_kill_at_any_rename_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
             def killed(a, b, late=late, number=number, calls=calls):
                 calls.append(b)
                 if len(calls) == number and not late:
-                    raise Stopped
+                    raise Killed
                 real(a, b)
                 if len(calls) == number:
-                    raise Stopped
+                    raise Killed
 
             with monkeypatch.context() as patch:
                 patch.setattr("noprop.training.checkpoint.os.replace", killed)
-                with pytest.raises(Stopped):
+                with pytest.raises(Killed):
                     save_generation(path, {"a": torch.tensor(9)}, {})
             found = newest(path, load_tensors)
             assert found is not None

@@ -20,6 +20,7 @@ from noprop.training import loop
 from noprop.training.checkpoint import load_tensors, save_tensors
 from noprop.training.loop import GroupTrainer
 from noprop.training.updates import Update
+from stops import Clock, Killed
 
 FIXED: dict[str, object] = {}
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
@@ -35,10 +36,6 @@ DATA = Examples(
     torch.randint(256, (72, 1, 8, 8), generator=G, dtype=torch.uint8), torch.arange(72) % 10
 )
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
-
-
-class Killed(BaseException):
-    """As abrupt as a signal."""
 
 
 def quiet(event: dict) -> None:
@@ -298,17 +295,6 @@ def test_a_step_moves_one_unit_only(tmp_path):
 
 
 # -- stopping and going on -----------------------------------------------------------------------
-
-
-class Clock:
-    """A second passes between any two looks: every update is reported, every few are saved."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1
-        return self.now
 
 
 @pytest.mark.parametrize("order", ["sequential", "parallel"])

@@ -30,6 +30,7 @@ from noprop.training.model import load_model
 from noprop.training.offload import Shelf, Waiting, units_wait, whole_checkpoint
 from noprop.training.optimizers import optimizer_state
 from noprop.training.runs import train_run
+from stops import Clock, Killed
 
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
 SMALL = {
@@ -47,21 +48,6 @@ DATA = Examples(
     torch.randint(256, (72, 1, 8, 8), generator=G, dtype=torch.uint8), torch.arange(72) % 10
 )
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
-
-
-class Killed(BaseException):
-    """As abrupt as a signal."""
-
-
-class Clock:
-    """A second passes between any two looks: every update is reported, every few are saved."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1
-        return self.now
 
 
 def quiet(event: dict) -> None:

@@ -33,6 +33,7 @@ from noprop.training.metrics import read_metrics, recorder
 from noprop.training.model import load_model, open_run, save_model
 from noprop.training.runs import train_run, train_units
 from noprop.training.workers import local_layout
+from stops import Killed
 
 SMALL = {
     "method.num_blocks": 2,
@@ -43,10 +44,6 @@ SMALL = {
     "method.encoder": "mlp",
 }
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 12}
-
-
-class Killed(BaseException):
-    """As abrupt as a signal."""
 
 
 def configured(**changes) -> RunConfig:
