@@ -8,18 +8,11 @@ Forward-propagation", arXiv:2503.24322.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from noprop.api import (
-        TrainedModel,
-        assemble,
-        load,
-        resume,
-        train,
-        train_together,
-        train_units,
-    )
+    from noprop.api import assemble, load, resume, train, train_together, train_units
     from noprop.config import RunConfig
     from noprop.errors import NoPropError
     from noprop.recipes import RECIPES
+    from noprop.trained_model import TrainedModel
 
 __all__ = [
     "RECIPES",
@@ -40,7 +33,7 @@ _HOMES = {
     "RECIPES": "noprop.recipes",
     "NoPropError": "noprop.errors",
     "RunConfig": "noprop.config",
-    "TrainedModel": "noprop.api",
+    "TrainedModel": "noprop.trained_model",
     "assemble": "noprop.api",
     "load": "noprop.api",
     "resume": "noprop.api",

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from noprop.build import (
     RunData,
@@ -21,36 +19,27 @@ from noprop.build import (
     unit_names,
 )
 from noprop.config import RunConfig, replace
-from noprop.data import Examples, lasting_name
+from noprop.data import lasting_name
 from noprop.distributed.member import joined
 from noprop.distributed.torchrun import train_as_member
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
-from noprop.errors import ConfigError, DataError, RunError
-from noprop.methods.chains import check_samples
-from noprop.randomness import generator
+from noprop.errors import ConfigError, RunError
 from noprop.recipes import find_recipe
+from noprop.trained_model import TrainedModel
 from noprop.training.checkpoint import write_whole
-from noprop.training.evaluate import (
-    choose_weights,
-    evaluate,
-    has_own_code,
-    inputs,
-    prepare,
-)
+from noprop.training.evaluate import choose_weights, evaluate
 from noprop.training.folder import create_run, join_run
 from noprop.training.groups import thread_count
 from noprop.training.layout import choose_layout
 from noprop.training.locks import hold_assembly, remove_half_written
 from noprop.training.metrics import training_cost
-from noprop.training.model import Model, load_model, open_run, save_model
-from noprop.training.parallel import side_by_side
+from noprop.training.model import load_model, open_run, save_model
 from noprop.training.runs import check_trained, put_together
 from noprop.training.runs import train_units as train_groups_of_run
 from noprop.training.units import UnitState, choose_groups, survey
 
 __all__ = [
-    "TrainedModel",
     "assemble",
     "free_folder",
     "load",
@@ -61,131 +50,6 @@ __all__ = [
 ]
 
 Emit = Callable[[dict[str, Any]], None]
-
-
-class TrainedModel:
-    """A finished run: predicts, and knows how well.
-
-    Attributes:
-        folder: the run.
-        config: its configuration.
-        class_names: name of each label.
-    """
-
-    def __init__(self, folder: Path, model: Model):
-        self.folder = folder
-        self.model = model
-        self.config = model.config
-        self.class_names = model.task.class_names
-
-    def predict(
-        self,
-        x: Tensor | NDArray[Any],
-        *,
-        samples: int | None = None,
-        noise: bool | None = None,
-        average: str | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        """Class probabilities, shape (N, m), on the CPU.
-
-        Args:
-            x: raw inputs of the kind the run was trained on: uint8 images (N, C, H, W), or float32
-                features (N, …).
-            samples: K, chains to average; the run's ``evaluation.samples`` unless given. 1 with
-                ``average="readout"`` is the paper's single run, a sample from p(y|x).
-            noise: without it, the mean chain. Unless given, with noise where ``samples`` or
-                ``average="readout"`` asks for chains, else as the method does best.
-            average: ``path``, weighted as the validation part chose, or ``readout``; ``path``
-                unless given, where the method has one.
-            seed: of the chains.
-
-        Raises:
-            DataError: If ``x`` has another shape or type than the model was trained on, or is not
-                finite.
-            ConfigError: If ``samples`` is below 1, or the method cannot average so.
-        """
-        if noise is None:
-            chains_wanted = samples is not None or average == "readout"
-            noise = self.model.method.noise_by_default or chains_wanted
-        if samples is None:
-            samples = self.config.evaluation.samples
-        try:
-            check_samples(samples)
-            self.model.method.averages(average)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        x = torch.as_tensor(x)
-        shape, dtype = self.model.task.shape, self.model.task.dtype
-        came = str(x.dtype).removeprefix("torch.")
-        if tuple(x.shape[1:]) != shape or came != dtype:
-            raise DataError(
-                f"x: wanted {dtype} of shape (N, {', '.join(map(str, shape))}), as the run was "
-                f"trained on, got {came} of shape {tuple(x.shape)}"
-            )
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise DataError("x: wanted finite numbers, got NaN or infinity")
-
-        def answer(chunk: tuple[int, Tensor]) -> Tensor:
-            index, raw = chunk
-            batch = inputs(self.model, raw)
-            prediction = self.model.method.predict(
-                batch,
-                generator(seed, "predict", index, device=self.model.device),
-                samples=samples,
-                noise=noise,
-                average=average,
-                prepared=prepare(self.model, batch),
-            )
-            return prediction.probabilities.cpu()
-
-        if len(x) == 0:
-            return torch.empty(0, self.model.task.num_classes)
-        chunks = list(enumerate(x.split(self.config.evaluation.batch_size)))
-        apart = has_own_code(self.model)
-        return torch.cat(side_by_side(answer, chunks, self.model.device, apart=apart))
-
-    def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
-        """Measure on a part of the run's own data; see :mod:`noprop.training.evaluate`.
-
-        Args:
-            data_dir: the first place to look for the data.
-            part: ``test``, ``validation`` or ``train``.
-
-        Raises:
-            ConfigError: If there is no such part, or no example in it.
-        """
-        if part not in ("test", "validation", "train"):
-            raise ConfigError(f"part must be test, validation or train, got {part!r}")
-        examples = self.examples(part, data_dir)
-        if len(examples) == 0:
-            raise ConfigError(f"part: the {part} part of {self.config.data.dataset} is empty")
-        return evaluate(self.model, examples) | {"part": part}
-
-    def examples(self, part: str, data_dir: Path | None = None) -> Examples:
-        """A part of the run's own data, read anew.
-
-        Raises:
-            DataError: If it is not to be had, or is no longer what the model was trained on.
-        """
-        data, task = load_data(self.config, data_dir), self.model.task
-        name = self.config.data.dataset
-        if (data.task.shape, data.task.dtype) != (task.shape, task.dtype):
-            raise DataError(
-                f"{name}: has {data.task.dtype} examples of shape {data.task.shape}; "
-                f"{self.folder} was trained on {task.dtype} of {task.shape}"
-            )
-        if data.task.class_names != task.class_names:
-            raise DataError(
-                f"{name}: has the classes {_some(data.task.class_names)}; {self.folder} was "
-                f"trained on {_some(task.class_names)}"
-            )
-        return getattr(data, part)
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few, and how many."""
-    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
 
 
 def train(

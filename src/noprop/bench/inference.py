@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from noprop.api import TrainedModel
 from noprop.bench.contestants import Contestant, race, ratios
 from noprop.bench.machine import product_kind
 from noprop.bench.plain import plain_inference, plain_training
 from noprop.bench.roofline import count
 from noprop.bench.settings import Settings
 from noprop.config import replace
+from noprop.trained_model import TrainedModel
 from noprop.training.evaluate import inputs, prepare
 from noprop.training.model import Model, empty_model, ready
 
