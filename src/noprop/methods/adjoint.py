@@ -145,15 +145,10 @@ class NeuralODE(Method):
         """See :meth:`Method.predict`; the only noise is z(0)."""
         self.averages(average)
         network, weight, steps = self.unit.network, self.embedding.weight, self.unit.num_steps
+        if prepared is None:
+            prepared = self.prepare(x)
         chain = open_chains(
-            network,
-            weight,
-            self.prepare(x) if prepared is None else prepared,
-            generator,
-            steps=steps,
-            samples=samples,
-            noise=noise,
-            stretches=1,
+            network, weight, prepared, generator, steps=steps, samples=samples, noise=noise
         )
 
         def field(i: int, z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from noprop.methods.chains import ChainRecord, check_samples, start
+from noprop.methods.chains import STRETCHES, ChainRecord, check_samples, start
 from noprop.networks import ContinuousBlock
 
 __all__ = ["OpenChains", "features", "open_chains"]
@@ -49,9 +49,8 @@ def open_chains(
     steps: int,
     samples: int,
     noise: bool,
-    stretches: int,
 ) -> OpenChains:
-    """Chains at t = 0.
+    """Chains at t = 0, whose guesses are averaged over ten stretches.
 
     Args:
         network: of the chain.
@@ -61,7 +60,6 @@ def open_chains(
         steps: T.
         samples: K; without noise there is one chain.
         noise: whether the chains draw.
-        stretches: into how many parts the guesses are averaged.
 
     Raises:
         ValueError: If ``samples`` is out of range.
@@ -76,5 +74,5 @@ def open_chains(
         times,
         network.time_context(times),
         draws,
-        ChainRecord(steps, chains, batch, stretches),
+        ChainRecord(steps, chains, batch, STRETCHES),
     )

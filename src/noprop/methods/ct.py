@@ -171,15 +171,10 @@ class ContinuousNoProp(Method):
         """
         average = self.averages(average)
         network, weight = self.unit.network, self.embedding.weight
+        if prepared is None:
+            prepared = self.prepare(x)
         chain = open_chains(
-            network,
-            weight,
-            self.prepare(x) if prepared is None else prepared,
-            generator,
-            steps=self.num_steps,
-            samples=samples,
-            noise=noise,
-            stretches=STRETCHES,
+            network, weight, prepared, generator, steps=self.num_steps, samples=samples, noise=noise
         )
         levels, record = self.schedule.levels(self.num_steps), chain.record
 
