@@ -47,7 +47,8 @@ CONFIG = replace(
     },
 )
 # Long enough to be met in the middle, and saved by no clock.
-LONG = replace(CONFIG, {"train.epochs": 12, "train.checkpoint_every": 1e9})
+SELDOM = {"train.checkpoint_every": 1e9}
+LONG = replace(CONFIG, {"train.epochs": 12, **SELDOM})
 Event = dict
 
 
@@ -97,8 +98,12 @@ def assert_same(a: Path, b: Path, groups: Sequence[str] = tuple(groups_of(CONFIG
         assert not [name for name in x if not torch.equal(x[name], y[name])]
 
 
-def stopped_at(folder: Path, position: int, units: tuple[str, ...] = ("block-1",)) -> Path:
-    """A run whose block-1 has a checkpoint of an update, and one of the update before it."""
+def stopped_at(folder: Path, position: int, every: float = 0.5) -> Path:
+    """A run whose block-1 has a checkpoint of an update, and one of the update before it.
+
+    By the clock here each update takes a second. Whoever goes on saves ``every`` so many, for
+    hundreds of checkpoints would take the time of ten trainings.
+    """
 
     def stop(event: Event) -> None:
         if event["event"] == "progress" and event["position"] >= position:
@@ -107,7 +112,8 @@ def stopped_at(folder: Path, position: int, units: tuple[str, ...] = ("block-1",
     with pytest.MonkeyPatch.context() as patch:  # every update is reported
         patch.setattr("noprop.training.loop.time", Clock())
         with contextlib.suppress(Killed):
-            noprop.train_units(folder, units, CONFIG, emit=stop)
+            config = replace(CONFIG, {"train.checkpoint_every": every})
+            noprop.train_units(folder, ["block-1"], config, emit=stop)
     return checkpoint_path(folder, "block-1")
 
 
@@ -284,7 +290,7 @@ def test_kill_minus_9_at_random_updates_of_one_unit(whole, tmp_path):
         positions.append(found.content[1]["position"])
     assert positions == sorted(set(positions))
     assert not checkpoint_path(folder, "block-1").exists()
-    noprop.resume(folder)
+    noprop.train_units(folder, ["block-1..readout"], overrides=SELDOM)
     assert_same(whole, folder)
     assert not [p for p in folder.rglob(".*") if not p.name.endswith(".lock")]
 
@@ -378,7 +384,7 @@ def test_the_second_on_a_unit_leaves_and_the_first_goes_on(long_whole, tmp_path)
 def test_a_full_disk_ends_training_with_one_line(capsys, monkeypatch, whole, tmp_path, place):
     """While the checkpoint of update 14 is written; that of 13 is left, and gone on from."""
     folder = tmp_path / "r"
-    path = stopped_at(folder, 10)
+    path = stopped_at(folder, 10, every=0.0)
     writes = []
 
     def full(*_):
@@ -407,7 +413,7 @@ def test_a_full_disk_ends_training_with_one_line(capsys, monkeypatch, whole, tmp
     assert f"{path}: cannot be written: No space left on device; the last good" in text
     assert load_tensors(path)[1]["position"] == 13
     assert not list(folder.rglob(".*.tmp"))
-    noprop.resume(folder)
+    noprop.train_units(folder, ["block-1..readout"], overrides=SELDOM)
     assert_same(whole, folder)
 
 
@@ -442,5 +448,5 @@ def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk(whole, tmp_path):
     )
     assert load_tensors(path)[1]["position"] == 10
     assert not list(folder.rglob(".*.tmp"))
-    noprop.resume(folder)
+    noprop.train_units(folder, ["block-1..readout"], overrides=SELDOM)
     assert_same(whole, folder)

@@ -132,18 +132,18 @@ def test_how_and_where_a_run_goes_on_is_free(finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["sequential", "parallel"])
-def test_the_number_of_workers_changes_no_bit(tmp_path, order):
+@pytest.mark.parametrize(("order", "workers"), [("sequential", 3), ("parallel", 2)])
+def test_the_number_of_workers_changes_no_bit(tmp_path, order, workers):
     """1, 2 or 3 processes, in either order of the updates: every tensor is the same."""
-    config = configured(**{"train.order": order, "method.num_blocks": 3, "train.epochs": 2})
+    few: dict[str, object] = {"method.num_blocks": 3, "train.epochs": 2, "data.train_size": 400}
+    config = configured(**few, **{"train.order": order})
     train(tmp_path / "1", config)
     threads = torch.get_num_threads()
-    for workers in (2, 3):
-        folder = tmp_path / str(workers)
-        train(folder, replace(config, {"train.workers": workers}))
-        assert torch.get_num_threads() == threads
-        assert_same(weights(tmp_path / "1", config), weights(folder, config))
-        assert not leftovers(folder)
+    folder = tmp_path / "more"
+    train(folder, replace(config, {"train.workers": workers}))
+    assert torch.get_num_threads() == threads
+    assert_same(weights(tmp_path / "1", config), weights(folder, config))
+    assert not leftovers(folder)
     train(tmp_path / "seed", replace(config, {"train.seed": 6}))
     with pytest.raises(AssertionError):
         assert_same(weights(tmp_path / "1", config), weights(tmp_path / "seed", config))
@@ -188,7 +188,7 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
         process.wait()
     _, alive = psutil.wait_procs(started, timeout=20)
     assert not alive  # its workers end with it
-    (path, *_) = folder.glob(pattern)
+    (path, *_) = folder.glob("units/*/checkpoint*.safetensors")  # it may die between two renames
     assert load_tensors(path)[1]["position"] > 0
     (path.parent / f".{path.name}.{process.pid}.tmp").write_bytes(b"half")  # as a kill may leave
     again = replace(config, {"train.checkpoint_every": 1e9, "train.workers": 1})
