@@ -289,7 +289,7 @@ def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, monkeypatch)
         operations = 0
         while True:
             operations += 1
-            folder = tmp_path / f"{every}-{operations}"
+            folder = tmp_path / f"{every}-{late}-{operations}"
             one = task(folder, few, **small, **{"train.checkpoint_every": every})
             with pytest.MonkeyPatch.context() as patch:
                 Disk(patch, operations, late)
