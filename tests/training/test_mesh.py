@@ -1,0 +1,219 @@
+"""Teams of processes: the same bits for any number of them, and what they send each other."""
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import noprop
+from noprop.build import build_embedding, load_data, unit_names
+from noprop.config import RunConfig, replace
+from noprop.training.groups import COUPLED, Job, Material, share_of_groups, train_group
+from noprop.training.layout import choose_layout
+from noprop.training.mesh import mesh_team
+from noprop.training.offload import read_checkpoint, whole_checkpoint
+
+ONE_HOT: dict[str, Any] = {}
+D20 = {
+    "method.embedding": "orthogonal",
+    "method.learned": True,
+    "method.dim": 20,
+    "train.order": "parallel",
+}
+SMALL = {
+    "data.train_size": 200,
+    "train.batch_size": 32,
+    "train.epochs": 2,
+    "train.device": "cpu",
+    "train.precision": "float32",
+    "train.threads": 1,
+    "evaluation.runs": 1,
+}
+
+
+def configured(**changes) -> RunConfig:
+    blocks = {} if "method.name" in changes else {"method.num_blocks": 3}
+    return replace(RunConfig(), {**SMALL, **blocks, **changes})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights, statistics and optimizer state of every checkpoint."""
+    paths = sorted(folder.glob("units/*/checkpoint.safetensors"))
+    parts = [part for path in paths for part in whole_checkpoint(path)]
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    x, y = weights(a), weights(b)
+    assert x.keys() == y.keys()
+    assert x
+    assert not [name for name in x if not torch.equal(x[name], y[name])]
+
+
+def trained(folder: Path, **changes) -> Path:
+    events: list[dict[str, Any]] = []
+    config = configured(**changes)
+    noprop.train_units(folder, unit_names(config), config, emit=events.append)
+    workers = [e["workers"] for e in events if e["event"] == "started"]
+    assert workers == [changes["train.workers"]]
+    units = sorted(unit for e in events if e["event"] == "trained" for unit in e["units"])
+    assert units == unit_names(config)
+    return folder
+
+
+@pytest.mark.parametrize("embedding", [ONE_HOT, D20], ids=["one-hot", "d20"])
+def test_any_number_of_processes_gives_the_same_bits(tmp_path, embedding):
+    """Digits: weights, statistics and optimizer state of 1, 2, 3 and 4 processes."""
+    whole = trained(tmp_path / "1", **embedding, **{"train.workers": 1})
+    for workers in (2, 3, 4):
+        folder = trained(tmp_path / str(workers), **embedding, **{"train.workers": workers})
+        assert_same(whole, folder)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("embedding", "numbers"), [(ONE_HOT, (3,)), (D20, (2, 4))], ids=["one-hot", "d20"]
+)
+def test_and_with_the_convolutions_of_mnist(tmp_path, embedding, numbers):
+    changes = {**embedding, "data.dataset": "mnist", "train.epochs": 1, "train.batch_size": 64}
+    whole = trained(tmp_path / "1", **changes, **{"train.workers": 1})
+    for workers in numbers:
+        folder = trained(tmp_path / str(workers), **changes, **{"train.workers": workers})
+        assert_same(whole, folder)
+
+
+# -- teams whose processes are ours --------------------------------------------------------------
+
+
+class Sent(TorchDispatchMode):
+    """Counts the bytes of whatever torch.distributed is told to send, underneath all of our code.
+
+    A collective counts with all that goes into it, be it for this process or another.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d" and "recv" not in func.__name__:
+            inputs = args[1] if "alltoall" in func.__name__ else args[0]
+            tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+            size = sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+            name = func.__name__.split(".")[0]
+            self.bytes[name] = self.bytes.get(name, 0) + size
+        return func(*args, **(kwargs or {}))
+
+
+def _member(folder: Path, changes: dict[str, Any], processes: int, rank: int, at: int) -> None:
+    """A process of a team, which is killed by an error at one of its progress events."""
+    torch.set_num_threads(1)
+    config = configured(**changes)
+    data = load_data(config)
+    weight = build_embedding(config, data.task, None).weight.detach()
+    material = Material(data.train, data.validation, weight)
+    job = Job(config, data.task, folder, "a mark")
+    layout = choose_layout(config, processes, shards=config.train.shards or 1)
+    seen = 0
+
+    def emit(event: dict[str, Any]) -> None:
+        nonlocal seen
+        seen += event["event"] == "epoch"
+        if rank == processes - 1 and seen == at:
+            raise SystemExit(1)
+
+    store = FileStore(str(folder / "store"), processes)
+    with mesh_team(
+        layout, rank, store, coupled=config.method.learned, device=torch.device("cpu")
+    ) as team:
+        with Sent() as sent:
+            for group in share_of_groups(config, layout, rank):
+                train_group(job, material, group, emit, team)
+        told = {"counted": sent.bytes, "sent": team.sent}
+    (folder / f"sent-{rank}.json").write_text(json.dumps(told))
+
+
+def together(folder: Path, processes: int, at: int = -1, **changes) -> list[dict[str, Any]]:
+    """Train with a team; what each process has sent."""
+    folder.mkdir(exist_ok=True)
+    (folder / "store").unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
+    jobs = [(folder, changes, processes, rank, at) for rank in range(processes)]
+    members = [context.Process(target=_member, args=job) for job in jobs]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(120)
+        assert member.exitcode is not None
+    paths = [folder / f"sent-{rank}.json" for rank in range(processes)]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def steps(config: RunConfig) -> int:
+    return config.train.epochs * (200 // config.train.batch_size)
+
+
+def test_along_block_the_gradient_of_w_embed_crosses_each_link_once_each_way(tmp_path):
+    """m·d numbers and one more, in each step and direction; nothing else but what ends it."""
+    sent = together(tmp_path / "r", 3, **D20)
+    message = (10 * 20 + 1) * 4
+    links = [1, 2, 1]  # the middle one sends on the sum, and the whole back
+    for told, ways in zip(sent, links, strict=True):
+        assert told["sent"] == {"block": ways * message * steps(configured()), "data": 0}
+        assert told["counted"].pop("send") == told["sent"]["block"]
+        # Taking the lock, beginning and ending: some numbers, however many steps there are.
+        assert sum(told["counted"].values()) <= 64
+    whole = trained(tmp_path / "1", **D20, **{"train.workers": 1})
+    assert_same(whole, tmp_path / "r")
+
+
+def test_with_fixed_embeddings_nothing_crosses_along_block(tmp_path):
+    """Not a byte, by the counter underneath: not even to begin and to end."""
+    for told in together(tmp_path / "r", 2):
+        assert sum(told["counted"].values()) == 0
+        assert told["sent"] == {"block": 0, "data": 0}
+    whole = trained(tmp_path / "1", **{"train.workers": 1})
+    assert_same(whole, tmp_path / "r")
+
+
+@pytest.mark.parametrize("embedding", [ONE_HOT, D20], ids=["one-hot", "d20"])
+def test_a_mesh_of_both_axes(tmp_path, embedding):
+    """A block and a readout, each of two processes."""
+    changes = {**embedding, "train.shards": 2, "train.epochs": 1, "method.num_blocks": 1}
+    sent = together(tmp_path / "r", 4, **changes)
+    assert len(sent) == 4
+    assert all(told["sent"]["data"] > 0 for told in sent)
+    whole = trained(tmp_path / "1", **changes, **{"train.workers": 1})
+    assert_same(whole, tmp_path / "r")
+
+
+def test_two_along_data_are_one_with_two_shards(tmp_path):
+    """A method of one unit, as ``noprop train --workers 2`` trains it."""
+    ct = {"method.name": "ct", "method.steps": 10, "train.shards": 2, "train.epochs": 1}
+    runs = []
+    for workers in (1, 2):
+        events: list[dict[str, Any]] = []
+        config = configured(**ct, **{"train.workers": workers})
+        noprop.train(config, folder=tmp_path / str(workers), emit=events.append)
+        assert [e["workers"] for e in events if e["event"] == "started"] == [workers]
+        assert sum(e["event"] == "trained" for e in events) == 1
+        runs.append(tmp_path / str(workers))
+    assert_same(*runs)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_any_number_goes_on_from_what_others_have_left(tmp_path, processes):
+    """Two processes, of which one ends after its first epoch; the other then ends by itself."""
+    folder = tmp_path / "r"
+    changes = {**D20, "train.checkpoint_every": 0.0}
+    assert together(folder, 2, at=1, **changes) == []
+    about = read_checkpoint(folder / f"units/{COUPLED}/checkpoint.safetensors")[1]
+    assert 0 < about["position"] < about["total"]
+    together(folder, processes, **changes)
+    whole = trained(tmp_path / "1", **D20, **{"train.workers": 1})
+    assert_same(whole, folder)
