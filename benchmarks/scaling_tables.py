@@ -143,9 +143,14 @@ def check_table(found: dict[str, Any]) -> str:
     for name, row in found["runs"].items():
         measured = [row["measured"][k] for k in ("least", "median", "greatest")]
         errors = [f"{100 * (row['predicted'] / m - 1):+.0f} %" for m in measured[:2]]
-        cells = [f"{1e3 * v:.3g}" for v in (*measured, row["predicted"])] + errors
+        cells = [_short(1e3 * v) for v in (*measured, row["predicted"])] + errors
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _short(value: float) -> str:
+    """Three digits, more before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def predict_text(
@@ -168,7 +173,7 @@ def predict_text(
             for p in machines:
                 texts = (
                     " / ".join(
-                        f"{method(work, placed(machine, gbit, h), p).seconds / 3600:,.3g}"
+                        _short(method(work, placed(machine, gbit, h), p).seconds / 3600)
                         for h in hours
                     )
                     for method in METHODS.values()
@@ -176,7 +181,7 @@ def predict_text(
                 rows.append(f"| {t} | {p} | {' | '.join(texts)} |")
         parts.append("\n".join(rows))
     parts.append(_traffic(workload, placed(machine, gbits[-1], math.inf), blocks, machines))
-    return "\n\n".join(parts).replace("e+0", "e").replace("e+", "e")
+    return "\n\n".join(parts)
 
 
 def _traffic(
@@ -193,7 +198,7 @@ def _traffic(
         for p in machines:
             found = [method(work, machine, p) for method in METHODS.values()]
             texts = (
-                f"{f.sent / 1e6:,.3g} / {f.total_sent / 1e9:,.3g} / {f.memory / 1e6:,.3g}"
+                " / ".join(map(_short, (f.sent / 1e6, f.total_sent / 1e9, f.memory / 1e6)))
                 for f in found
             )
             rows.append(f"| {t} | {p} | {' | '.join(texts)} |")
