@@ -238,6 +238,13 @@ def test_the_last_of_several_lies_between_its_bounds(groups):
     assert bound - 200 < 2 * (mean - 200)  # and it is of use: of the loss no more than twice
 
 
+def test_the_bound_holds_where_restarts_fail_too():
+    """Restarts as long as the time between failures; 4 standard errors, 4e-5."""
+    recovery = Recovery(mtbf=50.0, restart=50.0, write=1.0, segments=10)
+    mean, error = simulate(200.0, recovery, groups=50, together=1, runs=100, seed=5)
+    assert mean - 4 * error < finish_bound(200.0, recovery, 50)
+
+
 def test_the_bound_of_one_group_is_its_expectation():
     """Of ever fewer failures than one among all groups, it comes near the time without any."""
     assert finish_bound(200.0, OFTEN, 1) == expected_seconds(200.0, OFTEN)
@@ -300,6 +307,12 @@ def test_failures_of_the_methods():
         assert found.work == without.work
         assert found.lost == pytest.approx(found.seconds - found.work)
         assert found.lost > 0
+    for method in (noprop_learned, data_parallel, pipeline_of_four):
+        found = method(WORK, failing, 6)
+        blocks = {noprop_learned: 2, data_parallel: 12 / 6, pipeline_of_four: 2}[method]
+        write, segments = blocks * 3 * 4000 / 1e6, round(found.work / found.interval)
+        together = Recovery(400.0 / 6, 2.0, write, segments)
+        assert found.seconds == pytest.approx(expected_seconds(found.work, together))
     fixed, learned = (m(WORK, failing, 12) for m in (noprop_fixed, noprop_learned))
     assert fixed.lost < learned.lost
     rarely = dataclasses.replace(failing, mtbf=4000.0)
