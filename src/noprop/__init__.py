@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from noprop.api import TrainedModel, assemble, load, resume, train, train_units
     from noprop.config import RunConfig
+    from noprop.distributed import RayEngine
     from noprop.errors import NoPropError
     from noprop.recipes import RECIPES
 
 __all__ = [
     "RECIPES",
     "NoPropError",
+    "RayEngine",
     "RunConfig",
     "TrainedModel",
     "assemble",
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "RECIPES": "noprop.recipes",
     "NoPropError": "noprop.errors",
+    "RayEngine": "noprop.distributed",
     "RunConfig": "noprop.config",
     "TrainedModel": "noprop.api",
     "assemble": "noprop.api",

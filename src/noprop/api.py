@@ -29,6 +29,7 @@ from noprop.methods.chains import check_samples
 from noprop.randomness import generator
 from noprop.recipes import find_recipe
 from noprop.training.checkpoint import write_whole
+from noprop.training.engines import Engine, LocalEngine
 from noprop.training.evaluate import (
     choose_weights,
     evaluate,
@@ -184,6 +185,7 @@ def train(
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
+    engine: Engine | None = None,
     emit: Emit = lambda event: None,
 ) -> TrainedModel:
     """Train a recipe from its beginning, and evaluate it on the test part.
@@ -197,6 +199,8 @@ def train(
         encoder: makes an ``nn.Module`` x → features (B, F) that replaces the convolutions; called
             once a block, or with ``train.offload`` each time a block comes back into memory. A
             function of a module, so that worker processes can be sent it.
+        engine: where units are trained, such as ``noprop.RayEngine()``; on processes of this
+            machine unless given.
         emit: called with every event of training.
 
     Raises:
@@ -208,8 +212,9 @@ def train(
     config = replace(config, {"train.threads": thread_count(config)})
     embedding = _try_building(config, data, encoder)
     path = Path(folder) if folder else free_folder(config.recipe)
-    create_run(path, config, embedding)
-    return _finish(path, config, data, emit, encoder)
+    with (engine or LocalEngine()).opened(config):
+        create_run(path, config, embedding)
+        return _finish(path, config, data, emit, encoder, engine)
 
 
 def _prepare(
@@ -253,6 +258,7 @@ def train_units(
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
+    engine: Engine | None = None,
     emit: Emit = lambda event: None,
 ) -> list[UnitState]:
     """Train some units of a run, on any machine, at any time, in any order; :func:`assemble` ends.
@@ -269,6 +275,7 @@ def train_units(
         data_dir: the first place to look for data.
         data: the data itself, in place of reading ``data.dataset``.
         encoder: as :func:`train` takes it.
+        engine: as :func:`train` takes it.
         emit: called with every event of training.
 
     Returns:
@@ -288,8 +295,9 @@ def train_units(
         config = replace(config, {"train.threads": thread_count(config)})
     else:  # as many as the other units have, whatever this machine would take
         config = replace(config, {"train.threads": there.train.threads})
-    join_run(path, config, None if there else _try_building(config, data, encoder))
-    train_groups_of_run(path, config, data, emit, encoder, groups)
+    with (engine or LocalEngine()).opened(config):
+        join_run(path, config, None if there else _try_building(config, data, encoder))
+        train_groups_of_run(path, config, data, emit, encoder, groups, engine)
     return survey(path, config)
 
 
@@ -321,6 +329,7 @@ def resume(
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
+    engine: Engine | None = None,
     emit: Emit = lambda event: None,
 ) -> TrainedModel:
     """Go on with a run, wherever it was stopped: the result is that of a run never stopped.
@@ -332,13 +341,18 @@ def resume(
     if workers is not None:
         config = replace(config, {"train.workers": workers})
     data = data or load_data(config, Path(data_dir) if data_dir else None)
-    return _finish(path, config, data, emit, encoder)
+    return _finish(path, config, data, emit, encoder, engine)
 
 
 def _finish(
-    path: Path, config: RunConfig, data: RunData, emit: Emit, encoder: EncoderFactory | None
+    path: Path,
+    config: RunConfig,
+    data: RunData,
+    emit: Emit,
+    encoder: EncoderFactory | None,
+    engine: Engine | None,
 ) -> TrainedModel:
-    train_groups_of_run(path, config, data, emit, encoder)
+    train_groups_of_run(path, config, data, emit, encoder, engine=engine)
     return _assemble(path, config, data, emit, encoder)
 
 

@@ -79,6 +79,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "block-3..block-7,readout; noprop assemble makes the model of all",
     )
     train.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_engine(train)
     describe = command("describe", "Show units, parameters, memory and schedule of a recipe.")
     for sub in (train, describe):
         sub.add_argument(
@@ -134,6 +135,37 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "--encoder", metavar="VALUE", help=f"auto|conv|small|mlp, or MODULE:FUNCTION that {own}"
     )
     return parser, made
+
+
+def _add_engine(parser: Parser) -> None:
+    group = parser.add_argument_group("where units are trained")
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="processes here, or Ray [local]"
+    )
+    group.add_argument(
+        "--address",
+        metavar="WHERE",
+        help="ray: a cluster, such as auto, host:port or ray://host:port [RAY_ADDRESS, else a Ray "
+        "of this machine]",
+    )
+    group.add_argument(
+        "--storage",
+        metavar="URL",
+        help="ray: checkpoints go there, such as s3://bucket/runs or file:///mnt/runs [the run "
+        "folder, which all machines must share]",
+    )
+    for name, text in {
+        "cpus": "CPUs, or a part of one, of a unit [as many as threads, 1 beside a GPU]",
+        "gpus": "GPUs, or a part of one, of a unit [0]",
+    }.items():
+        option = f"--{name}-per-unit"
+        group.add_argument(option, dest=name, type=float, metavar="N", help=f"ray: {text}")
+    group.add_argument(
+        "--retries",
+        type=int,
+        metavar="N",
+        help="ray: new starts of a unit whose worker is lost [10]",
+    )
 
 
 def _add_bench(parser: Parser) -> None:

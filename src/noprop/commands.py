@@ -23,9 +23,19 @@ from noprop.errors import ConfigError
 from noprop.report.description import describe as description
 from noprop.report.progress import ProgressReport, StepsReport
 from noprop.report.tables import description_text, evaluation_text, table
+from noprop.training.engines import Engine
 from noprop.training.model import open_run
 from noprop.training.signals import Terminated, answered_between_updates
 from noprop.training.units import UnitState, unfinished_text
+
+# Of --engine ray: argument of RayEngine, and option.
+ENGINE_OPTIONS = {
+    "address": "--address",
+    "storage": "--storage",
+    "cpus": "--cpus-per-unit",
+    "gpus": "--gpus-per-unit",
+    "retries": "--retries",
+}
 
 __all__ = ["assemble", "bench", "data", "describe", "evaluate", "plot", "predict", "train"]
 
@@ -49,9 +59,11 @@ def train(arguments: argparse.Namespace) -> int:
         if arguments.units and not arguments.run:
             raise ConfigError("--units: name the folder of the run with --run DIR or --resume RUN")
         folder = arguments.run or api.free_folder(config.recipe)
+    engine = _engine(arguments)
     report = ProgressReport(config.train.batch_size, quiet=arguments.quiet)
     states: list[UnitState] = []
     common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": report}
+    common["engine"] = engine
     try:
         if arguments.resume:
             text = getattr(arguments, "train.workers")
@@ -75,12 +87,38 @@ def train(arguments: argparse.Namespace) -> int:
         report.close()
         made = (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
+        part += engine_options(arguments)
         how = f"; go on with: noprop train --resume {folder}{part}" if made else ""
         print(f"stopped{how}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     finally:
         report.close()
     return _show_units(arguments, folder, states) if states else _show_result(arguments, folder)
+
+
+def _engine(arguments: argparse.Namespace) -> Engine | None:
+    """What ``--engine`` names, with its options; None for the local one."""
+    given = {name: getattr(arguments, name) for name in ENGINE_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.engine != "ray":
+        if given:
+            raise ConfigError(f"{ENGINE_OPTIONS[next(iter(given))]}: is for --engine ray")
+        return None
+    from noprop.distributed import RayEngine
+
+    if "address" in given and getattr(arguments, "train.workers") is not None:
+        raise ConfigError(
+            "--workers: of a cluster at --address, its own resources decide; see --cpus-per-unit"
+        )
+    return RayEngine(given.pop("address", None), **given)
+
+
+def engine_options(arguments: argparse.Namespace) -> str:
+    """The options of the engine as they were given, to be given again."""
+    if arguments.engine != "ray":
+        return ""
+    values = [(option, getattr(arguments, name)) for name, option in ENGINE_OPTIONS.items()]
+    return " --engine ray" + "".join(f" {o} {v}" for o, v in values if v is not None)
 
 
 def assemble(arguments: argparse.Namespace) -> int:

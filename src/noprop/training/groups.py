@@ -5,7 +5,7 @@ process trains a group changes nothing in its result.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = [
     "COUPLED",
     "Job",
     "Material",
+    "Work",
     "checkpoint_path",
     "core_count",
     "group_lock",
@@ -84,6 +85,23 @@ class Job:
     version: str = __version__
 
 
+@dataclass(frozen=True)
+class Work:
+    """Groups of one run that are to be trained.
+
+    Attributes:
+        job: the run.
+        material: what they are trained on.
+        groups: their names.
+        emit: called with every event of theirs.
+    """
+
+    job: Job
+    material: Material
+    groups: Sequence[str]
+    emit: Emit
+
+
 def groups_of(config: RunConfig) -> list[str]:
     """The groups that can be trained apart: each unit, or all at once when W_Embed is learned."""
     return [COUPLED] if config.method.learned else unit_names(config)
@@ -115,7 +133,13 @@ def thread_count(config: RunConfig) -> int:
     return config.train.threads or (torch.get_num_threads() if alone else 1)
 
 
-def group_trainer(job: Job, material: Material, group: str, emit: Emit) -> GroupTrainer:
+def group_trainer(
+    job: Job,
+    material: Material,
+    group: str,
+    emit: Emit,
+    saved: Callable[[], None] = lambda: None,
+) -> GroupTrainer:
     """What trains a group in this process, before its first update."""
     device = choose_device(job.config.train.device)
     embedding = build_embedding(job.config, job.task, None)
@@ -151,14 +175,21 @@ def group_trainer(job: Job, material: Material, group: str, emit: Emit) -> Group
         fingerprint=job.fingerprint,
         shelf=shelf,
         emit=emit,
+        saved=saved,
     )
 
 
-def train_group(job: Job, material: Material, group: str, emit: Emit) -> None:
+def train_group(
+    job: Job,
+    material: Material,
+    group: str,
+    emit: Emit,
+    saved: Callable[[], None] = lambda: None,
+) -> None:
     """Train one group in this process, from its checkpoint if it has one.
 
     The last event says what came of it: ``trained``, ``found`` where another process was faster, or
-    ``busy`` where one has it in hand.
+    ``busy`` where one has it in hand. ``saved`` is called after each checkpoint.
     """
     if job.version != __version__:  # the package was replaced while its worker started
         raise RunError(f"worker: has noprop {__version__}, wanted {job.version} of its parent")
@@ -166,7 +197,7 @@ def train_group(job: Job, material: Material, group: str, emit: Emit) -> None:
     try:
         with hold(lock, f"{group}: another process is training it"):
             remove_half_written(lock.parent)
-            trainer = group_trainer(job, material, group, emit)
+            trainer = group_trainer(job, material, group, emit, saved)
             trainer.resume()
             if not trainer.is_finished:
                 trainer.run()

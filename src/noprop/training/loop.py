@@ -57,6 +57,7 @@ class GroupTrainer:
         shelf: where units wait while others are trained; ``units`` then has a :class:`Waiting` in
             the place of each that does.
         emit: called with every event.
+        saved: called after each checkpoint.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class GroupTrainer:
         emit: Callable[[Event], None],
         fingerprint: str = "",
         shelf: Shelf | None = None,
+        saved: Callable[[], None] = lambda: None,
     ):
         self.config, self.c = config, config.train
         self.method, self.units, self.shelf = method, list(units), shelf
         self.train_part, self.validation = train, validation
         self.normalization, self.bf16 = normalization, bf16
         self.checkpoint, self.emit, self.fingerprint = checkpoint, emit, fingerprint
+        self.saved = saved
         self.device = train.x.device
         self.optimizers = [self._optimizer(unit) for unit in units]
         self.visitor: int | None = None  # the unit in memory that waits at other times
@@ -342,6 +345,7 @@ class GroupTrainer:
         save_generation(self.checkpoint, tensors, about)
         if self.shelf:
             self.shelf.settle()
+        self.saved()
 
     def resume(self) -> None:
         """Take up the last checkpoint that is whole, if there is one.
