@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from noprop.config import RunConfig
     from noprop.distributed import RayEngine
     from noprop.errors import NoPropError
+    from noprop.grid import train_grid
     from noprop.recipes import RECIPES
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "load",
     "resume",
     "train",
+    "train_grid",
     "train_units",
 ]
 
@@ -39,6 +41,7 @@ _HOMES = {
     "load": "noprop.api",
     "resume": "noprop.api",
     "train": "noprop.api",
+    "train_grid": "noprop.grid",
     "train_units": "noprop.api",
 }
 

@@ -47,7 +47,18 @@ from noprop.training.runs import check_trained, put_together
 from noprop.training.runs import train_units as train_groups_of_run
 from noprop.training.units import UnitState, choose_groups, survey
 
-__all__ = ["TrainedModel", "assemble", "free_folder", "load", "resume", "train", "train_units"]
+__all__ = [
+    "TrainedModel",
+    "assemble",
+    "free_folder",
+    "join",
+    "load",
+    "prepare_run",
+    "resume",
+    "train",
+    "train_units",
+    "with_threads",
+]
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -207,7 +218,7 @@ def train(
         NoPropError: If anything the caller gave is wrong.
     """
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    config, data = _prepare(config, overrides, data_dir, data, encoder)
+    config, data = prepare_run(config, overrides, data_dir, data, encoder)
     # Sums depend on it in their last digits: a run goes on with as many, on whatever machine.
     config = replace(config, {"train.threads": thread_count(config)})
     embedding = _try_building(config, data, encoder)
@@ -217,12 +228,12 @@ def train(
         return _finish(path, config, data, emit, encoder, engine)
 
 
-def _prepare(
+def prepare_run(
     config: RunConfig,
-    overrides: Mapping[str, Any] | None,
-    data_dir: Path | str | None,
-    data: RunData | None,
-    encoder: EncoderFactory | None,
+    overrides: Mapping[str, Any] | None = None,
+    data_dir: Path | str | None = None,
+    data: RunData | None = None,
+    encoder: EncoderFactory | None = None,
 ) -> tuple[RunConfig, RunData]:
     """The configuration as wanted, and its data; what cannot be trained so is an error."""
     changes = dict(overrides or {})
@@ -290,15 +301,35 @@ def train_units(
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe or there
     assert config
     groups = choose_groups(replace(config, overrides or {}), units)
-    config, data = _prepare(config, overrides, data_dir, data, encoder)
-    if there is None or config.train.threads:
-        config = replace(config, {"train.threads": thread_count(config)})
-    else:  # as many as the other units have, whatever this machine would take
-        config = replace(config, {"train.threads": there.train.threads})
+    config, data = prepare_run(config, overrides, data_dir, data, encoder)
     with (engine or LocalEngine()).opened(config):
-        join_run(path, config, None if there else _try_building(config, data, encoder))
+        config = join(path, config, data, encoder)
         train_groups_of_run(path, config, data, emit, encoder, groups, engine)
     return survey(path, config)
+
+
+def join(
+    folder: Path, config: RunConfig, data: RunData, encoder: EncoderFactory | None = None
+) -> RunConfig:
+    """Make a run folder, or see that the one which is there was made for the same training.
+
+    Returns:
+        The configuration, with as many threads as the run has.
+
+    Raises:
+        NoPropError: If it is the folder of another training, or what is wanted cannot be built.
+    """
+    there = open_run(folder) if (folder / "config.toml").exists() else None
+    config = with_threads(config, there)
+    join_run(folder, config, None if there else _try_building(config, data, encoder))
+    return config
+
+
+def with_threads(config: RunConfig, there: RunConfig | None) -> RunConfig:
+    """As many threads as the other units of a run have, whatever this machine would take."""
+    if there is None or config.train.threads:
+        return replace(config, {"train.threads": thread_count(config)})
+    return replace(config, {"train.threads": there.train.threads})
 
 
 def assemble(

@@ -20,7 +20,9 @@ from noprop.data import (
 )
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
+from noprop.grid import GridRun, summary, train_grid
 from noprop.report.description import describe as description
+from noprop.report.grid import GridReport, grid_text
 from noprop.report.progress import ProgressReport, StepsReport
 from noprop.report.tables import description_text, evaluation_text, table
 from noprop.training.engines import Engine
@@ -37,16 +39,12 @@ ENGINE_OPTIONS = {
     "retries": "--retries",
 }
 
-__all__ = ["assemble", "bench", "data", "describe", "evaluate", "plot", "predict", "train"]
+__all__ = ["assemble", "bench", "data", "describe", "evaluate", "grid", "plot", "predict", "train"]
 
 
 def train(arguments: argparse.Namespace) -> int:
     """``noprop train``."""
-    encoder = None
-    if ":" in (arguments.encoder or ""):
-        encoder = _encoder(arguments.encoder)
-    else:
-        setattr(arguments, "method.encoder", arguments.encoder)
+    encoder = _encoder_or_field(arguments)
     if arguments.resume:
         config, folder = open_run(arguments.resume), arguments.resume
         changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]
@@ -94,6 +92,73 @@ def train(arguments: argparse.Namespace) -> int:
     finally:
         report.close()
     return _show_units(arguments, folder, states) if states else _show_result(arguments, folder)
+
+
+def _encoder_or_field(arguments: argparse.Namespace) -> EncoderFactory | None:
+    """The function that ``--encoder`` names; a built-in encoder is a field of the method."""
+    if ":" in (arguments.encoder or ""):
+        return _encoder(arguments.encoder)
+    setattr(arguments, "method.encoder", arguments.encoder)
+    return None
+
+
+def grid(arguments: argparse.Namespace) -> int:
+    """``noprop grid``: status 1 if a run failed."""
+    encoder, engine = _encoder_or_field(arguments), _engine(arguments)
+    changes = arguments.overrides()
+    report = GridReport(quiet=arguments.quiet)
+    try:
+        with answered_between_updates():
+            runs = train_grid(
+                arguments.recipes,
+                _seeds(arguments.seeds),
+                folder=arguments.out,
+                overrides=changes,
+                data_dir=arguments.data_dir,
+                encoder=encoder,
+                engine=engine,
+                emit=report,
+            )
+    except KeyboardInterrupt as stop:
+        print("stopped; go on with the same command", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+    failed = [run for run in runs if run.error]
+    table = summary(runs)
+    if arguments.json:
+        print(json.dumps({"recipes": table, "runs": [_grid_run(run) for run in runs]}, indent=1))
+    else:
+        print(grid_text(table))
+        print(f"\nthe runs are in {arguments.out}")
+    for run in failed:
+        print(f"noprop: error: {run.name}: {run.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _grid_run(run: GridRun) -> dict[str, Any]:
+    about = {"run": str(run.folder), "recipe": run.recipe, "seed": run.seed}
+    if run.error:
+        return {**about, "error": str(run.error)}
+    assert run.results
+    modes = run.results["modes"]
+    single = modes["single"]["accuracy"] if "single" in modes else None
+    return {**about, "accuracy": modes[run.results["default"]]["accuracy"], "single": single}
+
+
+def _seeds(text: str) -> list[int]:
+    """Such as ``0..4`` or ``0,3,7``; both ends belong to a range."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.strip().partition("..")
+        ends = [first, last] if dots else [first, first]
+        if not all(end.strip().isdecimal() for end in ends):
+            raise ConfigError(f"--seeds: wanted such as 0..4 or 0,3,7, got {text!r}")
+        low, high = map(int, ends)
+        if low > high:
+            raise ConfigError(f"--seeds: the range {part.strip()} is empty; its ends are swapped")
+        if high - low >= 100_000:
+            raise ConfigError(f"--seeds: the range {part.strip()} has more than 100,000 seeds")
+        seeds += range(low, high + 1)
+    return seeds
 
 
 def _engine(arguments: argparse.Namespace) -> Engine | None:

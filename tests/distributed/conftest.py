@@ -1,9 +1,13 @@
 """A Ray cluster for a file of tests, on this machine."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_runs import trained
+
+from noprop.config import RunConfig
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +27,18 @@ def cluster() -> Iterator[Any]:
             yield made
     finally:
         made.shutdown()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Callable[[RunConfig], Path]:
+    """Runs trained by this process alone, each once."""
+    made: list[tuple[RunConfig, Path]] = []
+
+    def run(config: RunConfig) -> Path:
+        for there, folder in made:
+            if there == config:
+                return folder
+        made.append((config, trained(tmp_path_factory.mktemp("whole") / "r", config)))
+        return made[-1][1]
+
+    return run

@@ -6,7 +6,7 @@ task is, which events it has passed on already, and which it was told to drop.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +19,7 @@ from noprop.distributed.sending import sent_by_value
 from noprop.distributed.storage import RunStorage
 from noprop.errors import NoPropError, TrainingError
 from noprop.training.groups import Work
+from noprop.training.signals import named
 
 __all__ = ["Tasks"]
 
@@ -111,8 +112,9 @@ class Tasks:
         Those that were cancelled are left out. Meanwhile events are passed on.
         """
         while self.pending:
-            done, _ = self.ray.wait(list(self.pending), timeout=LOOK)
-            self._deliver()
+            with named():
+                done, _ = self.ray.wait(list(self.pending), timeout=LOOK)
+                self._deliver()
             while self.lost:
                 yield self.lost.pop(0)
             for ref in done:
@@ -172,32 +174,36 @@ class Tasks:
         if len(ticket.attempts) > self.retries + 1:  # Ray's own count leaves out lack of memory
             ticket.attempts.pop()
             self.lost.append((ticket.number, ticket.group, self._gone(ticket, "OutOfMemoryError")))
-            self._cancel([ticket], force=True)
+            for ref in [ref for ref, other in self.pending.items() if other is ticket]:
+                self._cancel(ref, ticket)
             return
         about = {"group": ticket.group, "attempt": len(ticket.attempts)}
         ticket.work.emit({"event": "restarted", **about, "node": parcel.event["node"]})
 
     def cancel(self, number: int) -> None:
         """Stop the tasks of a work, with a checkpoint each."""
-        self._cancel([t for t in self.pending.values() if t.number == number])
-
-    def _cancel(self, tickets: Iterable[Ticket], *, force: bool = False) -> None:
-        chosen = list(map(id, tickets))
         for ref, ticket in self.pending.items():
-            if id(ticket) in chosen:
-                ticket.over = True
-                with suppress(Exception):  # Ray is gone itself
-                    self.ray.cancel(ref, force=force)
+            if ticket.number == number:
+                self._cancel(ref, ticket)
+
+    def _cancel(self, ref: Any, ticket: Ticket, *, force: bool = False) -> None:
+        ticket.over = True
+        with suppress(Exception):  # Ray is gone itself
+            self.ray.cancel(ref, force=force)
 
     def stop(self) -> None:
         """Stop every task that is left, and wait while they save their checkpoints."""
+        left, deadline = dict(self.pending), time.monotonic() + GRACE
+        for ref, ticket in left.items():
+            self._cancel(ref, ticket)
         try:
-            self._cancel(self.pending.values())
-            left, deadline = list(self.pending), time.monotonic() + GRACE
             with suppress(self.ray.exceptions.RayError):
                 while left and time.monotonic() < deadline:
-                    _, left = self.ray.wait(left, num_returns=len(left), timeout=LOOK)
+                    done, _ = self.ray.wait(list(left), timeout=LOOK)
+                    left = {ref: ticket for ref, ticket in left.items() if ref not in done}
         finally:
-            self._cancel(self.pending.values(), force=True)
+            # None that has just ended: Ray 2.60 would end this process for being asked so.
+            for ref, ticket in left.items():
+                self._cancel(ref, ticket, force=True)
             with suppress(Exception):
                 self.mail.shutdown(force=True)

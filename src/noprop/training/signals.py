@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Terminated", "answered_between_updates", "signals_kept", "stop_if_asked"]
+__all__ = ["Terminated", "answered_between_updates", "named", "signals_kept", "stop_if_asked"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,10 +21,11 @@ class Terminated(KeyboardInterrupt):
 class _State:
     training = 0
     asked: type[KeyboardInterrupt] | None = None
+    last: type[KeyboardInterrupt] = KeyboardInterrupt
 
 
 def _answer(number: int, frame: FrameType | None) -> None:
-    kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    kind = _State.last = Terminated if number == signal.SIGTERM else KeyboardInterrupt
     if _State.training and _State.asked is None:
         _State.asked = kind
         return
@@ -42,7 +43,7 @@ def answered_between_updates() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _answer) for number in (signal.SIGINT, signal.SIGTERM)}
-    _State.asked = None
+    _State.asked, _State.last = None, KeyboardInterrupt
     try:
         yield
     finally:
@@ -69,3 +70,14 @@ def stop_if_asked() -> None:
     if kind := _State.asked:
         _State.asked = None
         raise kind
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """In here a library which waits makes a KeyboardInterrupt of any signal; it is told apart."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if _State.last is Terminated:
+            raise Terminated from None
+        raise
