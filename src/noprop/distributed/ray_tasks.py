@@ -1,7 +1,7 @@
 """The training of one group as a task of Ray: what runs on a worker, and what it sends.
 
 A worker has no state that matters: a group goes on from its last checkpoint wherever Ray starts the
-task again. Events go to the driver as they happen, and none is waited for. Those that count, which
+task again. Events go to the driver as they happen, and training waits for none. Those that count, which
 are all but mere progress, come with the task's result once more, so that none is lost with the
 actor that passes them on.
 """
@@ -78,7 +78,7 @@ class Reporter:
             self.last = self.mail.actor.put_nowait.remote(parcel)
 
     def flush(self) -> None:
-        """Wait a moment for the events to be there: mere progress comes with no result."""
+        """Wait a moment for the events to be there: not all come with a result."""
         import ray
 
         with suppress(Exception):
@@ -111,6 +111,7 @@ def train_task(
     """
     report = Reporter(mail, task)
     report({"event": "attempt", "process": os.getpid(), "node": os.uname().nodename})
+    report.flush()  # or a worker that is soon lost would not have been there
     torch.set_num_threads(job.config.train.threads or 1)
     try:
         with answered_between_updates(), freed_memory_kept():
