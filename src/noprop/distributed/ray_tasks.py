@@ -1,9 +1,9 @@
 """The training of one group as a task of Ray: what runs on a worker, and what it sends.
 
 A worker has no state that matters: a group goes on from its last checkpoint wherever Ray starts the
-task again. Events go to the driver as they happen, and training waits for none. Those that count, which
-are all but mere progress, come with the task's result once more, so that none is lost with the
-actor that passes them on.
+task again. Events go to the driver as they happen, and training waits for none. Those that count,
+which are all but mere progress, come with the task's result once more, so that none is lost with
+the actor that passes them on.
 """
 
 import getpass
