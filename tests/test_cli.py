@@ -60,7 +60,7 @@ def line_of_error(capsys, *argv: str) -> str:
         (["describe", "--epsilon", "0.4"], ["epsilon"]),
         (["evaluate", "absent"], ["absent", "no run folder"]),
         (["trian"], ["unknown command trian; did you mean train?"]),
-        (["xyz"], ["unknown command xyz; known are train, describe, assemble"]),
+        (["xyz"], ["unknown command xyz; known are train, describe, grid, assemble"]),
         (["train", "--set", "train=3"], ["train is a table", "such as train.epochs"]),
         (["train", "--set", "=3"], ["--set wants FIELD=VALUE, got '=3'"]),
         (

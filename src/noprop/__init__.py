@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from noprop.api import assemble, load, resume, train, train_together, train_units
     from noprop.config import RunConfig
+    from noprop.distributed import RayEngine
     from noprop.errors import NoPropError
+    from noprop.grid import train_grid
     from noprop.recipes import RECIPES
     from noprop.trained_model import TrainedModel
 
 __all__ = [
     "RECIPES",
     "NoPropError",
+    "RayEngine",
     "RunConfig",
     "TrainedModel",
     "assemble",
     "load",
     "resume",
     "train",
+    "train_grid",
     "train_together",
     "train_units",
 ]
@@ -32,12 +36,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "RECIPES": "noprop.recipes",
     "NoPropError": "noprop.errors",
+    "RayEngine": "noprop.distributed",
     "RunConfig": "noprop.config",
     "TrainedModel": "noprop.trained_model",
     "assemble": "noprop.api",
     "load": "noprop.api",
     "resume": "noprop.api",
     "train": "noprop.api",
+    "train_grid": "noprop.grid",
     "train_together": "noprop.api",
     "train_units": "noprop.api",
 }

@@ -28,6 +28,7 @@ from noprop.errors import ConfigError, RunError
 from noprop.recipes import find_recipe
 from noprop.trained_model import TrainedModel
 from noprop.training.checkpoint import write_whole
+from noprop.training.engines import Engine, LocalEngine
 from noprop.training.evaluate import choose_weights, evaluate
 from noprop.training.folder import create_run, join_run
 from noprop.training.groups import thread_count
@@ -42,8 +43,11 @@ from noprop.training.units import UnitState, choose_groups, survey
 __all__ = [
     "assemble",
     "free_folder",
+    "join",
     "load",
+    "prepare_run",
     "resume",
+    "settled",
     "train",
     "train_together",
     "train_units",
@@ -60,6 +64,7 @@ def train(
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
+    engine: Engine | None = None,
     emit: Emit = lambda event: None,
 ) -> TrainedModel:
     """Train a recipe from its beginning, and evaluate it on the test part.
@@ -73,27 +78,30 @@ def train(
         encoder: makes an ``nn.Module`` x → features (B, F) that replaces the convolutions; called
             once a block, or with ``train.offload`` each time a block comes back into memory. A
             function of a module, so that worker processes can be sent it.
+        engine: where units are trained, such as ``noprop.RayEngine()``; on processes of this
+            machine unless given.
         emit: called with every event of training.
 
     Raises:
         NoPropError: If anything the caller gave is wrong.
     """
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    config, data = _prepare(config, overrides, data_dir, data, encoder)
+    config, data = prepare_run(config, overrides, data_dir, data, encoder)
     # Sums depend on it in their last digits: a run goes on with as many, on whatever machine.
-    config = replace(config, _resolved(config))
+    config = settled(config)
     embedding = _try_building(config, data, encoder)
     path = Path(folder) if folder else free_folder(config.recipe)
-    create_run(path, config, embedding)
-    return _finish(path, config, data, emit, encoder)
+    with (engine or LocalEngine()).opened(config):
+        create_run(path, config, embedding)
+        return _finish(path, config, data, emit, encoder, engine)
 
 
-def _prepare(
+def prepare_run(
     config: RunConfig,
-    overrides: Mapping[str, Any] | None,
-    data_dir: Path | str | None,
-    data: RunData | None,
-    encoder: EncoderFactory | None,
+    overrides: Mapping[str, Any] | None = None,
+    data_dir: Path | str | None = None,
+    data: RunData | None = None,
+    encoder: EncoderFactory | None = None,
 ) -> tuple[RunConfig, RunData]:
     """The configuration as wanted, and its data; what cannot be trained so is an error."""
     changes = dict(overrides or {})
@@ -113,11 +121,14 @@ def _prepare(
     return config, data
 
 
-def _resolved(config: RunConfig, there: RunConfig | None = None, shards: int = 1) -> dict[str, int]:
-    """Numbers for what is auto: those of the run that is there, or as this machine would have."""
+def settled(config: RunConfig, there: RunConfig | None = None, shards: int = 1) -> RunConfig:
+    """The configuration with numbers for what is auto and changes weights in their last digits.
+
+    They are those of the run that is there, whatever this machine would take.
+    """
     threads = config.train.threads or (there and there.train.threads) or thread_count(config)
     shards = config.train.shards or (there and there.train.shards) or shards
-    return {"train.threads": threads, "train.shards": shards}
+    return replace(config, {"train.threads": threads, "train.shards": shards})
 
 
 def _try_building(config: RunConfig, data: RunData, encoder: EncoderFactory | None) -> Embedding:
@@ -157,17 +168,17 @@ def train_together(
     """
     path, member = Path(folder), joined()
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe or open_run(path)
-    config, data = _prepare(config, overrides, data_dir, data, encoder)
+    config, data = prepare_run(config, overrides, data_dir, data, encoder)
 
-    def make() -> dict[str, int]:
+    def make() -> list[int]:
         there = open_run(path) if (path / "config.toml").exists() else None
         shards = choose_layout(config, member.world, shards=config.train.shards).shards
-        numbers = _resolved(config, there, shards)
-        made = replace(config, numbers)
+        made = settled(config, there, shards)
         join_run(path, made, None if there else _try_building(made, data, encoder))
-        return numbers
+        return [made.train.threads, made.train.shards]
 
-    config = replace(config, member.decide("numbers", make))
+    threads, shards = member.decide("numbers", make)
+    config = replace(config, {"train.threads": threads, "train.shards": shards})
     train_as_member(member, path, config, data, emit, encoder)
     model = _assemble(path, config, data, emit, encoder) if member.rank == 0 else None
     member.part()
@@ -183,6 +194,7 @@ def train_units(
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
+    engine: Engine | None = None,
     emit: Emit = lambda event: None,
 ) -> list[UnitState]:
     """Train some units of a run, on any machine, at any time, in any order; :func:`assemble` ends.
@@ -199,6 +211,7 @@ def train_units(
         data_dir: the first place to look for data.
         data: the data itself, in place of reading ``data.dataset``.
         encoder: as :func:`train` takes it.
+        engine: as :func:`train` takes it.
         emit: called with every event of training.
 
     Returns:
@@ -213,12 +226,28 @@ def train_units(
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe or there
     assert config
     groups = choose_groups(replace(config, overrides or {}), units)
-    config, data = _prepare(config, overrides, data_dir, data, encoder)
-    # Of what is auto as many as the other units have, whatever this machine would take.
-    config = replace(config, _resolved(config, there))
-    join_run(path, config, None if there else _try_building(config, data, encoder))
-    train_groups_of_run(path, config, data, emit, encoder, groups)
+    config, data = prepare_run(config, overrides, data_dir, data, encoder)
+    with (engine or LocalEngine()).opened(config):
+        config = join(path, config, data, encoder)
+        train_groups_of_run(path, config, data, emit, encoder, groups, engine)
     return survey(path, config)
+
+
+def join(
+    folder: Path, config: RunConfig, data: RunData, encoder: EncoderFactory | None = None
+) -> RunConfig:
+    """Make a run folder, or see that the one which is there was made for the same training.
+
+    Returns:
+        The configuration, with the numbers that the run has for what is auto.
+
+    Raises:
+        NoPropError: If it is the folder of another training, or what is wanted cannot be built.
+    """
+    there = open_run(folder) if (folder / "config.toml").exists() else None
+    config = settled(config, there)
+    join_run(folder, config, None if there else _try_building(config, data, encoder))
+    return config
 
 
 def assemble(
@@ -249,6 +278,7 @@ def resume(
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
+    engine: Engine | None = None,
     emit: Emit = lambda event: None,
 ) -> TrainedModel:
     """Go on with a run, wherever it was stopped: the result is that of a run never stopped.
@@ -260,13 +290,18 @@ def resume(
     if workers is not None:
         config = replace(config, {"train.workers": workers})
     data = data or load_data(config, Path(data_dir) if data_dir else None)
-    return _finish(path, config, data, emit, encoder)
+    return _finish(path, config, data, emit, encoder, engine)
 
 
 def _finish(
-    path: Path, config: RunConfig, data: RunData, emit: Emit, encoder: EncoderFactory | None
+    path: Path,
+    config: RunConfig,
+    data: RunData,
+    emit: Emit,
+    encoder: EncoderFactory | None,
+    engine: Engine | None,
 ) -> TrainedModel:
-    train_groups_of_run(path, config, data, emit, encoder)
+    train_groups_of_run(path, config, data, emit, encoder, engine=engine)
     return _assemble(path, config, data, emit, encoder)
 
 

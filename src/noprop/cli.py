@@ -82,6 +82,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "block-3..block-7,readout; noprop assemble makes the model of all",
     )
     train.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_engine(train)
     describe = command("describe", "Show units, parameters, memory and schedule of a recipe.")
     for sub in (train, describe):
         sub.add_argument(
@@ -95,6 +96,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             "--set", action="append", default=[], metavar="FIELD=VALUE", help="set any field"
         )
         _add_fields(sub)
+    grid = command("grid", "Train recipes by seeds, each a run folder, and compare them.")
+    _add_grid(grid)
     assemble = command("assemble", "Make a run's model out of its trained units, and evaluate it.")
     assemble.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     assemble.add_argument("--quiet", action="store_true", help="show no progress")
@@ -128,15 +131,67 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_bench(bench)
     data = command("data", "Show the data sets: what is here, where, and whether it is intact.")
     data.add_argument("--verify", action="store_true", help="compare every file with its hash")
-    for sub in (train, assemble, evaluate, plot, bench, data):
+    for sub in (train, grid, assemble, evaluate, plot, bench, data):
         sub.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data here first")
     own = "makes an image encoder of your own"
     for sub in (assemble, evaluate, predict, plot):
         sub.add_argument("--encoder", metavar="MODULE:FUNCTION", help=own)
-    train.add_argument(
-        "--encoder", metavar="VALUE", help=f"auto|conv|small|mlp, or MODULE:FUNCTION that {own}"
-    )
+    for sub in (train, grid):
+        sub.add_argument(
+            "--encoder", metavar="VALUE", help=f"auto|conv|small|mlp, or MODULE:FUNCTION that {own}"
+        )
     return parser, made
+
+
+def _add_grid(parser: Parser) -> None:
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help=NAMES)
+    parser.add_argument(
+        "--seeds", default="0..4", metavar="LIST", help="such as 0..4 or 0,3,7 [0..4]"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where the run folders are, RECIPE-seed-N; finished ones are not trained again [runs]",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="set any field of all"
+    )
+    _add_engine(parser)
+    _add_fields(parser)
+
+
+def _add_engine(parser: Parser) -> None:
+    group = parser.add_argument_group("where units are trained")
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="processes here, or Ray [local]"
+    )
+    group.add_argument(
+        "--address",
+        metavar="WHERE",
+        help="ray: a cluster, such as auto, host:port or ray://host:port [RAY_ADDRESS, else a Ray "
+        "of this machine]",
+    )
+    group.add_argument(
+        "--storage",
+        metavar="URL",
+        help="ray: checkpoints go there, such as s3://bucket/runs or file:///mnt/runs [the run "
+        "folder, which all machines must share]",
+    )
+    for name, text in {
+        "cpus": "CPUs, or a part of one, of a unit [as many as threads, 1 beside a GPU]",
+        "gpus": "GPUs, or a part of one, of a unit [0]",
+    }.items():
+        option = f"--{name}-per-unit"
+        group.add_argument(option, dest=name, type=float, metavar="N", help=f"ray: {text}")
+    group.add_argument(
+        "--retries",
+        type=int,
+        metavar="N",
+        help="ray: new starts of a unit whose worker is lost [10]",
+    )
 
 
 def _add_bench(parser: Parser) -> None:
@@ -190,7 +245,10 @@ def _add_fields(parser: Parser) -> None:
     options, recipe = option_names(), find_recipe(DEFAULT_RECIPE)
     groups: dict[str, Any] = {}
     for name, kind, default, text in fields_of():
-        if name in SKIPPED or (name == "method.encoder" and parser.prog.endswith("train")):
+        trains = parser.prog.endswith(("train", "grid"))
+        if name in SKIPPED or (name == "method.encoder" and trains):
+            continue
+        if name == "train.seed" and parser.prog.endswith("grid"):
             continue
         section, _, last = name.partition(".")
         value = getattr(getattr(recipe, section), last, default)  # default: of another method
@@ -221,12 +279,17 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
         raise ConfigError("give a recipe or --config FILE, not both")
     config = from_toml(arguments.config) if arguments.config else None
     config = config or find_recipe(arguments.recipe or DEFAULT_RECIPE)
+    return replace(config, overrides(arguments))
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields that ``--set`` and options give; the options win."""
     changes = assignments(arguments)
     for name, *_ in fields_of():
         text = getattr(arguments, name, None)
         if text is not None:
             changes[name] = parse_value(name, text)
-    return replace(config, changes)
+    return changes
 
 
 def assignments(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -252,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.configuration = lambda: configuration(arguments)
         arguments.changes = lambda: assignments(arguments)
+        arguments.overrides = lambda: overrides(arguments)
         from noprop import commands
 
         return getattr(commands, arguments.command)(arguments)

@@ -23,24 +23,32 @@ from noprop.data import (
 from noprop.distributed.member import started_by_torchrun
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
+from noprop.grid import GridRun, summary, train_grid
 from noprop.report.description import describe as description
+from noprop.report.grid import GridReport, grid_text
 from noprop.report.progress import ProgressReport, StepsReport
 from noprop.report.tables import description_text, evaluation_text, table
+from noprop.training.engines import Engine
 from noprop.training.model import open_run
 from noprop.training.signals import Terminated, answered_between_updates
 from noprop.training.units import UnitState, unfinished_text
 from noprop.training.workers import end_with_parent
 
-__all__ = ["assemble", "bench", "data", "describe", "evaluate", "plot", "predict", "train"]
+# Of --engine ray: argument of RayEngine, and option.
+ENGINE_OPTIONS = {
+    "address": "--address",
+    "storage": "--storage",
+    "cpus": "--cpus-per-unit",
+    "gpus": "--gpus-per-unit",
+    "retries": "--retries",
+}
+
+__all__ = ["assemble", "bench", "data", "describe", "evaluate", "grid", "plot", "predict", "train"]
 
 
 def train(arguments: argparse.Namespace) -> int:
     """``noprop train``."""
-    encoder = None
-    if ":" in (arguments.encoder or ""):
-        encoder = _encoder(arguments.encoder)
-    else:
-        setattr(arguments, "method.encoder", arguments.encoder)
+    encoder = _encoder_or_field(arguments)
     if arguments.resume:
         config, folder = open_run(arguments.resume), arguments.resume
         changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]
@@ -57,9 +65,12 @@ def train(arguments: argparse.Namespace) -> int:
     if together:
         _check_torchrun(arguments)
     first = not together or os.environ["RANK"] == "0"
+    engine = _engine(arguments)
     report = ProgressReport(config.train.batch_size, quiet=arguments.quiet or not first)
     states: list[UnitState] = []
     common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": report}
+    if not together:
+        common["engine"] = engine
     try:
         if arguments.resume:
             text = getattr(arguments, "train.workers")
@@ -85,6 +96,7 @@ def train(arguments: argparse.Namespace) -> int:
         report.close()
         made = (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
+        part += engine_options(arguments)
         how = f"; go on with: noprop train --resume {folder}{part}" if made else ""
         if first:
             print(f"stopped{how}", file=sys.stderr)
@@ -106,6 +118,8 @@ def _check_torchrun(arguments: argparse.Namespace) -> None:
         raise ConfigError("torchrun: name the folder of the run with --run-dir DIR or --resume RUN")
     if arguments.units is not None:
         raise ConfigError("--units: under torchrun all units are trained; leave it out")
+    if arguments.engine != "local":
+        raise ConfigError("--engine: torchrun is one itself; leave it out, or start without")
     if getattr(arguments, "train.workers") is not None:
         raise ConfigError("--workers: torchrun says how many processes there are; leave it out")
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -116,6 +130,98 @@ def _check_torchrun(arguments: argparse.Namespace) -> None:
                 "torchrun: a restart may hang; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it",
                 file=sys.stderr,
             )
+
+
+def _encoder_or_field(arguments: argparse.Namespace) -> EncoderFactory | None:
+    """The function that ``--encoder`` names; a built-in encoder is a field of the method."""
+    if ":" in (arguments.encoder or ""):
+        return _encoder(arguments.encoder)
+    setattr(arguments, "method.encoder", arguments.encoder)
+    return None
+
+
+def grid(arguments: argparse.Namespace) -> int:
+    """``noprop grid``: status 1 if a run failed."""
+    encoder, engine = _encoder_or_field(arguments), _engine(arguments)
+    changes = arguments.overrides()
+    report = GridReport(quiet=arguments.quiet)
+    try:
+        with answered_between_updates():
+            runs = train_grid(
+                arguments.recipes,
+                _seeds(arguments.seeds),
+                folder=arguments.out,
+                overrides=changes,
+                data_dir=arguments.data_dir,
+                encoder=encoder,
+                engine=engine,
+                emit=report,
+            )
+    except KeyboardInterrupt as stop:
+        print("stopped; go on with the same command", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+    failed = [run for run in runs if run.error]
+    table = summary(runs)
+    if arguments.json:
+        print(json.dumps({"recipes": table, "runs": [_grid_run(run) for run in runs]}, indent=1))
+    else:
+        print(grid_text(table))
+        print(f"\nthe runs are in {arguments.out}")
+    for run in failed:
+        print(f"noprop: error: {run.name}: {run.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _grid_run(run: GridRun) -> dict[str, Any]:
+    about = {"run": str(run.folder), "recipe": run.recipe, "seed": run.seed}
+    if run.error:
+        return {**about, "error": str(run.error)}
+    assert run.results
+    modes = run.results["modes"]
+    single = modes["single"]["accuracy"] if "single" in modes else None
+    return {**about, "accuracy": modes[run.results["default"]]["accuracy"], "single": single}
+
+
+def _seeds(text: str) -> list[int]:
+    """Such as ``0..4`` or ``0,3,7``; both ends belong to a range."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.strip().partition("..")
+        ends = [first, last] if dots else [first, first]
+        if not all(end.strip().isdecimal() for end in ends):
+            raise ConfigError(f"--seeds: wanted such as 0..4 or 0,3,7, got {text!r}")
+        low, high = map(int, ends)
+        if low > high:
+            raise ConfigError(f"--seeds: the range {part.strip()} is empty; its ends are swapped")
+        if high - low >= 100_000:
+            raise ConfigError(f"--seeds: the range {part.strip()} has more than 100,000 seeds")
+        seeds += range(low, high + 1)
+    return seeds
+
+
+def _engine(arguments: argparse.Namespace) -> Engine | None:
+    """What ``--engine`` names, with its options; None for the local one."""
+    given = {name: getattr(arguments, name) for name in ENGINE_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.engine != "ray":
+        if given:
+            raise ConfigError(f"{ENGINE_OPTIONS[next(iter(given))]}: is for --engine ray")
+        return None
+    from noprop.distributed import RayEngine
+
+    if "address" in given and getattr(arguments, "train.workers") is not None:
+        raise ConfigError(
+            "--workers: of a cluster at --address, its own resources decide; see --cpus-per-unit"
+        )
+    return RayEngine(given.pop("address", None), **given)
+
+
+def engine_options(arguments: argparse.Namespace) -> str:
+    """The options of the engine as they were given, to be given again."""
+    if arguments.engine != "ray":
+        return ""
+    values = [(option, getattr(arguments, name)) for name, option in ENGINE_OPTIONS.items()]
+    return " --engine ray" + "".join(f" {o} {v}" for o, v in values if v is not None)
 
 
 def assemble(arguments: argparse.Namespace) -> int:

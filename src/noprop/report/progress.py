@@ -61,9 +61,18 @@ class ProgressReport:
             self.alone = event["groups"] == ["readout"]
             names, count = event["groups"], event["workers"]
             units = f"{len(names)} unit{'s' * (len(names) > 1)}"
-            self._line(f"training {units} on {count} worker{'s' * (count > 1)}")
+            if event.get("engine") == "ray":
+                room = f"{count} at a time" if count else "waiting for a machine with room for one"
+                self._line(f"training {units} as tasks of Ray, {room}")
+            else:
+                self._line(f"training {units} on {count} worker{'s' * (count > 1)}")
         elif kind == "found":
             self._line(f"{event['group']} is trained already")
+        elif kind == "restarted":
+            self._line(
+                f"{event['group']}: its worker was lost; going on from its last checkpoint on "
+                f"{event['node']}"
+            )
         elif kind == "damaged":
             at = f"update {event['position']} of {event['total']}"
             self._line(f"{event['reason']}; going on from the one before it, {at}")

@@ -5,7 +5,7 @@ process trains a group changes nothing in its result.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ __all__ = [
     "COUPLED",
     "Job",
     "Material",
+    "Work",
     "checkpoint_path",
     "core_count",
     "group_lock",
@@ -88,6 +89,23 @@ class Job:
     version: str = __version__
 
 
+@dataclass(frozen=True)
+class Work:
+    """Groups of one run that are to be trained.
+
+    Attributes:
+        job: the run.
+        material: what they are trained on.
+        groups: their names.
+        emit: called with every event of theirs.
+    """
+
+    job: Job
+    material: Material
+    groups: Sequence[str]
+    emit: Emit
+
+
 def groups_of(config: RunConfig) -> list[str]:
     """The groups that can be trained apart: each unit, or all at once when W_Embed is learned."""
     return [COUPLED] if config.method.learned else unit_names(config)
@@ -125,7 +143,12 @@ def thread_count(config: RunConfig) -> int:
 
 
 def group_trainer(
-    job: Job, material: Material, group: str, emit: Emit, team: Team | None = None
+    job: Job,
+    material: Material,
+    group: str,
+    emit: Emit,
+    team: Team | None = None,
+    saved: Callable[[], None] = lambda: None,
 ) -> GroupTrainer:
     """What trains a group in this process, before its first update; ``team`` has the others."""
     device = choose_device(job.config.train.device)
@@ -167,23 +190,30 @@ def group_trainer(
         shelf=shelf,
         team=team,
         emit=emit,
+        saved=saved,
     )
 
 
 def train_group(
-    job: Job, material: Material, group: str, emit: Emit, team: Team | None = None
+    job: Job,
+    material: Material,
+    group: str,
+    emit: Emit,
+    team: Team | None = None,
+    saved: Callable[[], None] = lambda: None,
 ) -> None:
     """Train one group in this process, from its checkpoint if it has one, alone or with a team.
 
     The last event says what came of it: ``trained``, ``found`` where another process was faster,
-    ``busy`` where one has it in hand, or ``followed`` where another of the team says it.
+    ``busy`` where one has it in hand, or ``followed`` where another of the team says it. ``saved``
+    is called after each checkpoint.
     """
     if job.version != __version__:  # the package was replaced while its worker started
         raise RunError(f"worker: has noprop {__version__}, wanted {job.version} of its parent")
     team, kind = team or Team(job.config.train.shards or 1), "busy"
     with ExitStack() as held:
         if team.share(not team.leads or _is_held(job.folder, group, held)):
-            trainer = group_trainer(job, material, group, emit, team)
+            trainer = group_trainer(job, material, group, emit, team, saved)
             trainer.resume()
             kind = "trained" if not trainer.is_finished else "found"
             if not trainer.is_finished:

@@ -51,6 +51,7 @@ class GroupTrainer:
             place of each that is not in memory.
         team: who trains the group; this process alone unless given.
         emit: called with every event.
+        saved: called after each checkpoint.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class GroupTrainer:
         fingerprint: str = "",
         shelf: Shelf | None = None,
         team: Team | None = None,
+        saved: Callable[[], None] = lambda: None,
     ):
         self.config, self.c, self.method = config, config.train, method
         self.team = team or Team(self.c.shards or 1)
         self.train_part, self.validation = train, validation
-        self.checkpoint, self.emit = checkpoint, emit
+        self.checkpoint, self.emit, self.after_save = checkpoint, emit, saved
         self.device = train.x.device
         self.state = GroupState(
             self.c,
@@ -332,6 +334,7 @@ class GroupTrainer:
             }
         )
         self.saved = time.monotonic()
+        self.after_save()
 
     def resume(self) -> None:
         """Take up the last checkpoint that is whole, if there is one.

@@ -1,5 +1,6 @@
 """Training the groups of a run that no other process has in hand, and putting them together."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,17 +11,24 @@ from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.training.checkpoint import DamagedError, check_fingerprint
+from noprop.training.engines import Engine, LocalEngine
 from noprop.training.folder import fingerprint, starting_embedding
 from noprop.training.generations import newest
-from noprop.training.groups import Job, Material, checkpoint_path, group_lock, groups_of
+from noprop.training.groups import Job, Material, Work, checkpoint_path, group_lock, groups_of
 from noprop.training.locks import is_free
 from noprop.training.metrics import recorder
 from noprop.training.model import Model, empty_model, load_weights
 from noprop.training.offload import read_checkpoint, whole_checkpoint
 from noprop.training.units import condensed, survey, unfinished_text
-from noprop.training.workers import local_layout, train_groups
 
-__all__ = ["check_trained", "is_finished", "put_together", "train_run", "train_units"]
+__all__ = [
+    "Training",
+    "check_trained",
+    "is_finished",
+    "put_together",
+    "train_run",
+    "train_units",
+]
 
 Emit = Callable[[dict[str, Any]], None]
 # Seconds that a process which finds a group locked, and has nothing else to do, waits for it: so
@@ -59,47 +67,100 @@ def train_units(
     emit: Emit,
     factory: EncoderFactory | None = None,
     groups: Sequence[str] | None = None,
+    engine: Engine | None = None,
 ) -> None:
     """Train those of some groups that are not trained yet, all of them unless given.
 
     Any number of processes may do so in one folder. Each takes the groups that are free; one that
     another has in hand is tried again when the rest is trained.
 
+    Args:
+        folder: the run.
+        config: its configuration.
+        data: its data.
+        emit: called with every event, after it is written to ``metrics.jsonl``.
+        factory: a user's own encoder.
+        groups: their names.
+        engine: where they are trained; on processes of this machine unless given.
+
     Raises:
         RunError: If other processes are still training some of them then.
     """
-    mark = fingerprint(config, data.train)
-    survey(folder, config, mark)  # no unit is trained beside those of another training
-    embedding = starting_embedding(folder, config, data)
-    record, busy = recorder(folder, emit), []
+    engine = engine or LocalEngine()
+    with engine.opened(config):
+        training = Training(folder, config, data, emit, factory, groups)
+        training.begin(engine)
+        deadline = time.monotonic() + PATIENCE
+        while training.work.groups:
+            engine.train(training.work)
+            training.look_again(deadline)
 
-    def listen(event: dict[str, Any]) -> None:
+
+class Training:
+    """The training of some groups of a run by this process: what is left of it.
+
+    Attributes:
+        work: the groups that are not trained yet, for an engine.
+
+    Raises:
+        RunError: If a unit was trained with other settings or other data.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        data: RunData,
+        emit: Emit,
+        factory: EncoderFactory | None = None,
+        groups: Sequence[str] | None = None,
+    ):
+        mark = fingerprint(config, data.train)
+        survey(folder, config, mark)  # no unit is trained beside those of another training
+        embedding = starting_embedding(folder, config, data)
+        self.folder, self.mark, self.record = folder, mark, recorder(folder, emit)
+        self.busy: list[str] = []
+        job = Job(config, data.task, folder, mark, factory)
+        material = Material(data.train, data.validation, embedding.weight.detach())
+        left = self._unfinished(groups_of(config) if groups is None else groups)
+        self.work = Work(job, material, left, self._listen)
+
+    def begin(self, engine: Engine) -> None:
+        """Say what is left, and how many are trained at the same time."""
+        left = list(self.work.groups)
+        workers = engine.workers(self.work.job.config, left)
+        where = {} if engine.name == "local" else {"engine": engine.name}
+        self.record({"event": "started", "groups": left, "workers": workers, **where})
+
+    def look_again(self, deadline: float) -> None:
+        """After training: what is left are groups that other processes had in hand and let go of.
+
+        Args:
+            deadline: on the monotonic clock; so long one of them is waited for.
+
+        Raises:
+            RunError: If none is free by then.
+        """
+        if not _wait_for_one(self.folder, self.busy, deadline):
+            raise _elsewhere(self.folder, self.busy)
+        left = self._unfinished(self.busy)
+        self.busy.clear()
+        self.work = dataclasses.replace(self.work, groups=left)
+
+    def _listen(self, event: dict[str, Any]) -> None:
         if event["event"] == "busy":
-            busy.append(event["group"])
+            self.busy.append(event["group"])
         else:
-            record(event)
+            self.record(event)
 
-    def unfinished(among: Sequence[str]) -> list[str]:
+    def _unfinished(self, among: Sequence[str]) -> list[str]:
         left = []
         for group in among:
-            if is_finished(folder, group, mark):
-                record({"event": "found", "group": group})
+            if is_finished(self.folder, group, self.mark):
+                self.record({"event": "found", "group": group})
             else:
                 left.append(group)
         return left
-
-    job = Job(config, data.task, folder, mark, factory)
-    material = Material(data.train, data.validation, embedding.weight.detach())
-    left = unfinished(groups_of(config) if groups is None else groups)
-    deadline = time.monotonic() + PATIENCE
-    workers = local_layout(config, left).size if left else 1
-    record({"event": "started", "groups": left, "workers": workers})
-    while left:
-        busy.clear()
-        train_groups(job, material, left, local_layout(config, left), listen)
-        if not _wait_for_one(folder, busy, deadline):
-            raise _elsewhere(folder, busy)
-        left = unfinished(busy)
 
 
 def _wait_for_one(folder: Path, groups: Sequence[str], deadline: float) -> bool:

@@ -13,9 +13,10 @@ from types import FrameType
 
 __all__ = [
     "Terminated",
+    "answered_between_updates",
     "ask",
     "asked",
-    "answered_between_updates",
+    "named",
     "signals_kept",
     "stop_if_asked",
 ]
@@ -28,10 +29,11 @@ class Terminated(KeyboardInterrupt):
 class _State:
     training = 0
     asked: type[KeyboardInterrupt] | None = None
+    last: type[KeyboardInterrupt] = KeyboardInterrupt
 
 
 def _answer(number: int, frame: FrameType | None) -> None:
-    kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    kind = _State.last = Terminated if number == signal.SIGTERM else KeyboardInterrupt
     if _State.training and _State.asked is None:
         _State.asked = kind
         return
@@ -49,7 +51,7 @@ def answered_between_updates() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _answer) for number in (signal.SIGINT, signal.SIGTERM)}
-    _State.asked = None
+    _State.asked, _State.last = None, KeyboardInterrupt
     try:
         yield
     finally:
@@ -86,3 +88,14 @@ def stop_if_asked() -> None:
     if kind := _State.asked:
         _State.asked = None
         raise kind
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """In here a library which waits makes a KeyboardInterrupt of any signal; it is told apart."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if _State.last is Terminated:
+            raise Terminated from None
+        raise

@@ -1,0 +1,211 @@
+"""A grid of runs, recipes by seeds: each a run folder, and the units of all in one engine.
+
+An engine of many machines has every unit of every run in its one queue. A run is put together and
+evaluated as soon as its units are trained. One that is finished is not trained again, one that was
+stopped goes on, and one that fails does not stop the others.
+"""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noprop import api
+from noprop.config import RunConfig, replace
+from noprop.encoders import EncoderFactory
+from noprop.errors import ConfigError, NoPropError
+from noprop.recipes import find_recipe
+from noprop.training.engines import Engine, LocalEngine
+from noprop.training.folder import join_run
+from noprop.training.groups import Work, groups_of
+from noprop.training.model import open_run
+from noprop.training.runs import Training
+
+__all__ = ["GridRun", "summary", "train_grid"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class GridRun:
+    """One run of a grid.
+
+    Attributes:
+        recipe: its name.
+        seed: of the run.
+        folder: the run.
+        config: as wanted.
+        results: its evaluation on the test part, once it is finished.
+        error: what stopped it.
+    """
+
+    recipe: str
+    seed: int
+    folder: Path
+    config: RunConfig
+    results: dict[str, Any] | None = None
+    error: NoPropError | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.name
+
+
+def train_grid(
+    recipes: Sequence[str | RunConfig],
+    seeds: Iterable[int] = range(5),
+    *,
+    folder: Path | str = "runs",
+    overrides: Mapping[str, Any] | None = None,
+    data_dir: Path | str | None = None,
+    encoder: EncoderFactory | None = None,
+    engine: Engine | None = None,
+    emit: Emit = lambda event: None,
+) -> list[GridRun]:
+    """Train and evaluate every recipe with every seed.
+
+    Args:
+        recipes: names of ``noprop.RECIPES``, or configurations of names that differ.
+        seeds: of the runs.
+        folder: where run folders are, each called RECIPE-seed-N.
+        overrides: fields to change in all of them.
+        data_dir: the first place to look for data.
+        encoder: as :func:`noprop.train` takes it.
+        engine: as :func:`noprop.train` takes it.
+        emit: called with every event of each run; ``run`` is the name of its folder.
+
+    Returns:
+        The runs, recipe by recipe, each with its results or with what stopped it.
+
+    Raises:
+        ConfigError: If a recipe, seed or field is wrong, or the engine is not to be had; nothing
+            is trained then.
+    """
+    runs = _planned(recipes, seeds, Path(folder), overrides)
+    grid = _Grid(runs, data_dir, encoder, engine or LocalEngine(), emit)
+    emit({"event": "grid", "runs": {run.name: groups_of(run.config) for run in runs}})
+    with grid.engine.opened(runs[0].config):
+        grid.train()
+    return runs
+
+
+def _planned(
+    recipes: Sequence[str | RunConfig],
+    seeds: Iterable[int],
+    folder: Path,
+    overrides: Mapping[str, Any] | None,
+) -> list[GridRun]:
+    runs: dict[str, GridRun] = {}
+    if "train.seed" in (overrides or {}):
+        raise ConfigError("train.seed: a grid has its seeds; give those")
+    numbers = list(seeds)
+    for recipe in recipes:
+        config = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        for seed in numbers:
+            name = f"{config.recipe}-seed-{seed}"
+            if name in runs:
+                raise ConfigError(f"grid: {name} is there twice; recipes and seeds must differ")
+            changes = {**(overrides or {}), "train.seed": seed}
+            runs[name] = GridRun(config.recipe, seed, folder / name, replace(config, changes))
+    if not runs:
+        raise ConfigError("grid: wanted a recipe and a seed at least")
+    return list(runs.values())
+
+
+class _Grid:
+    """The runs under way."""
+
+    def __init__(
+        self,
+        runs: Sequence[GridRun],
+        data_dir: Path | str | None,
+        encoder: EncoderFactory | None,
+        engine: Engine,
+        emit: Emit,
+    ):
+        self.runs, self.data_dir, self.encoder = runs, data_dir, encoder
+        self.engine, self.emit = engine, emit
+        self.begun: dict[Path, tuple[GridRun, Training]] = {}
+
+    def train(self) -> None:
+        with closing(self.engine.train_many(self._works())) as ended:
+            for work, error in ended:
+                run, training = self.begun.pop(work.job.folder)
+                run.error = error
+                if error is None:
+                    self._finish(run, training)
+                self._told(run)
+
+    def _works(self) -> Iterator[Work]:
+        """The work of each run, which is read when it is its turn."""
+        for run in self.runs:
+            try:
+                training = self._begin(run)
+            except NoPropError as error:
+                run.error = error
+                training = None
+            if training is None:
+                self._told(run)
+            else:
+                self.begun[run.folder] = run, training
+                yield training.work
+
+    def _begin(self, run: GridRun) -> Training | None:
+        """Make or join a run's folder; None if it is finished, and its results are there."""
+        if (run.folder / "model.json").is_file() and (run.folder / "evaluation.json").is_file():
+            join_run(run.folder, api.settled(run.config, open_run(run.folder)))
+            run.results = json.loads((run.folder / "evaluation.json").read_text())
+            return None
+        config, data = api.prepare_run(run.config, None, self.data_dir, None, self.encoder)
+        config = api.join(run.folder, config, data, self.encoder)
+        training = Training(run.folder, config, data, self._emit_of(run), self.encoder)
+        training.begin(self.engine)
+        return training
+
+    def _finish(self, run: GridRun, training: Training) -> None:
+        try:
+            training.look_again(time.monotonic())  # is any in the hands of another process?
+            api.assemble(
+                run.folder, data_dir=self.data_dir, encoder=self.encoder, emit=self._emit_of(run)
+            )
+            run.results = json.loads((run.folder / "evaluation.json").read_text())
+        except NoPropError as error:
+            run.error = error
+
+    def _emit_of(self, run: GridRun) -> Emit:
+        return lambda event: self.emit({"run": run.name, **event})
+
+    def _told(self, run: GridRun) -> None:
+        kind = "finished" if run.error is None else "failed"
+        reason = {} if run.error is None else {"reason": str(run.error)}
+        self.emit({"event": kind, "run": run.name, **reason})
+
+
+def summary(runs: Sequence[GridRun]) -> dict[str, dict[str, Any]]:
+    """Of each recipe the mean accuracy in %, and its standard error, over the seeds that finished.
+
+    Returns:
+        By recipe: ``seeds``, how many; ``accuracy`` of the method's default prediction and
+        ``single``, of one chain, with ``accuracy_se`` and ``single_se``. None where there is no
+        such number: a standard error takes two seeds.
+    """
+    table = {}
+    for recipe in dict.fromkeys(run.recipe for run in runs):
+        done = [run.results for run in runs if run.recipe == recipe and run.results]
+        row: dict[str, Any] = {"seeds": len(done)}
+        for name, modes in {
+            "accuracy": [r["modes"].get(r["default"]) for r in done],
+            "single": [r["modes"].get("single") for r in done],
+        }.items():
+            values = [mode["accuracy"] for mode in modes if mode]
+            row[name] = statistics.fmean(values) if values else None
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            row[f"{name}_se"] = None if spread is None else spread / math.sqrt(len(values))
+        table[recipe] = row
+    return table
