@@ -19,10 +19,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from noprop.bench.plain import PlainDiscrete
+from noprop.training.gradients import flat_gradient
 from noprop.training.memory import freed_memory_kept
+from noprop.training.mesh import MeshTeam
+from noprop.training.team import Team
 
 SHAPE, CLASSES, DIM, EXAMPLES = (1, 28, 28), 10, 20, 1024
 BATCHES = (4, 8, 16, 32, 64)
@@ -191,11 +195,12 @@ def build_learned(settings: dict[str, Any]) -> Work:
     optimizers = [adamw(block.parameters()) for block in blocks]
     embedding = nn.Parameter(torch.randn(CLASSES, DIM))
     shared = adamw([embedding])
+    team = chain(settings["world"]) if "file" in settings else Team()
 
     def work(units: int) -> None:
         for _ in range(units):
             x, y = images.take(batch)
-            shared.zero_grad()
+            parts = []
             for block, optimizer in zip(blocks, optimizers, strict=True):
                 u = embedding[y]
                 guess = block(noised(u), x).softmax(1) @ embedding
@@ -203,27 +208,19 @@ def build_learned(settings: dict[str, Any]) -> Work:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            assert embedding.grad is not None
-            if "file" in settings:
-                add_along_chain(embedding.grad, settings["rank"], settings["world"])
+                parts.append(flat_gradient([embedding]))
+                shared.zero_grad()
+            total, _ = team.fold(parts, 0)
+            embedding.grad = total.view_as(embedding)
             shared.step()
 
     return work
 
 
-def add_along_chain(gradient: Tensor, rank: int, world: int) -> None:
-    """Make every process's gradient the sum of all, added in the order of the processes."""
-    if rank > 0:
-        before = torch.empty_like(gradient)
-        dist.recv(before, rank - 1)
-        gradient += before
-    if rank < world - 1:
-        sent = dist.isend(gradient.clone(), rank + 1)
-        dist.recv(gradient, rank + 1)
-        assert sent is not None
-        sent.wait()
-    if rank > 0:
-        dist.send(gradient, rank - 1)
+def chain(world: int) -> MeshTeam:
+    """The processes in a chain, each with a part of the blocks."""
+    mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("block", "data"))
+    return MeshTeam(mesh, (), 1, coupled=True)
 
 
 class Chain(nn.Module):

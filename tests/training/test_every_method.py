@@ -43,6 +43,7 @@ READ = CASES[: len(METHODS)]
 DRAWN = CASES[: len(METHODS) + 1]
 SMALL = {
     "train.threads": 1,
+    "train.shards": 1,
     "data.train_size": 300,  # nine mini-batches and a remainder
     "train.batch_size": 32,
     "train.epochs": 1,

@@ -73,13 +73,19 @@ class Member:
         Raises:
             PeerLostError: If rank 0 has ended.
         """
-        with peers():
-            if self.rank:
-                return json.loads(self.store.get(key))
+        if self.rank:
+            return json.loads(self._told(key))
         made = value()
         with peers():
             self.store.set(key, json.dumps(made))
         return made
+
+    def _told(self, key: str) -> bytes:
+        """What rank 0 says, however long it takes: it may read data, or evaluate, for an hour."""
+        with peers():
+            while not self.store.check([key]):
+                time.sleep(POLL / 2)
+            return self.store.get(key)
 
     def teller(self, emit: Emit) -> Emit:
         """What shows an event: on rank 0 by ``emit``, on others by telling rank 0."""
@@ -117,12 +123,12 @@ class Member:
         Raises:
             PeerLostError: If rank 0 has ended before.
         """
+        if self.rank:
+            self._told("done")
         with peers():
-            if self.rank:
-                self.store.get("done")
-                self.store.set(f"left/{self.rank}", "")
-                return
-            self.store.set("done", "")
+            self.store.set(f"left/{self.rank}" if self.rank else "done", "")
+        if self.rank:
+            return
         try:
             self.store.wait([f"left/{rank}" for rank in range(1, self.world)], patience)
         except RuntimeError:  # one has ended otherwise; the run is whole
