@@ -44,7 +44,7 @@ SMALL: dict[str, Any] = {
     "train.workers": 1,
     "train.device": "cpu",
     "train.precision": "float32",
-    "train.checkpoint_every": 0.0,
+    "train.checkpoint_every": 0.2,
     "evaluation.runs": 1,
 }
 both = pytest.mark.parametrize("kind", list(CONFIGS))
