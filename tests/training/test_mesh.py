@@ -206,6 +206,25 @@ def test_two_along_data_are_one_with_two_shards(tmp_path):
     assert_same(*runs)
 
 
+class Stopped(BaseException):
+    """As abrupt as a signal."""
+
+
+def test_a_team_that_is_stopped_leaves_a_checkpoint(tmp_path):
+    """Of two that share a unit one says nothing, and is not taken for one that still imports."""
+    ct = {"method.name": "ct", "method.steps": 10, "train.shards": 2, "train.workers": 2}
+    config = configured(**ct, **{"train.checkpoint_every": 1e9, "train.epochs": 1000})
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        noprop.train(config, folder=tmp_path / "r", emit=stop)
+    about = read_checkpoint(tmp_path / "r/units/network/checkpoint.safetensors")[1]
+    assert 0 < about["position"] < about["total"]
+
+
 @pytest.mark.parametrize("processes", [1, 3])
 def test_any_number_goes_on_from_what_others_have_left(tmp_path, processes):
     """Two processes, of which one ends after its first epoch; the other then ends by itself."""

@@ -153,6 +153,8 @@ def _train_on_processes(
                 silent.discard(connection)
                 if event["event"] == "error":
                     raise _first_cause(event["error"], busy - {connection}, job)
+                if seats[0]:  # of a team some never say a word, but all have met once one does
+                    silent.clear()
                 if event["event"] != "followed":
                     emit(event)
                 if event["event"] in ENDS:
