@@ -22,7 +22,7 @@ from noprop.errors import ConfigError, NoPropError
 from noprop.recipes import find_recipe
 from noprop.training.engines import Engine, LocalEngine
 from noprop.training.folder import join_run
-from noprop.training.groups import Work, groups_of
+from noprop.training.groups import Work, groups_of, thread_count
 from noprop.training.model import open_run
 from noprop.training.runs import Training
 
@@ -90,7 +90,7 @@ def train_grid(
     runs = _planned(recipes, seeds, Path(folder), overrides)
     grid = _Grid(runs, data_dir, encoder, engine or LocalEngine(), emit)
     emit({"event": "grid", "runs": {run.name: groups_of(run.config) for run in runs}})
-    with grid.engine.opened(runs[0].config):
+    with grid.engine.opened(max((run.config for run in runs), key=thread_count)):
         grid.train()
     return runs
 

@@ -254,3 +254,15 @@ def test_an_encoder_of_ones_own_goes_along(cluster, tmp_path):
 def test_options_that_cannot_be(options, words):
     with pytest.raises(ConfigError, match=words):
         RayEngine(**options)
+
+
+def test_a_unit_takes_as_many_cpus_as_it_will_have_threads():
+    """Before the run is settled too: a Ray of this machine is started with room for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        cpus = [RayEngine().cpus_of(replace(CONFIG, {"train.threads": 0, **changes}))
+                for changes in ({}, {"method.name": "ct", "method.encoder": "auto"})]  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    assert cpus == [1, 3]

@@ -14,7 +14,14 @@ from noprop.distributed.ray_queue import Tasks
 from noprop.distributed.storage import RunStorage
 from noprop.errors import ConfigError, NoPropError
 from noprop.training.engines import Ended, Engine
-from noprop.training.groups import Job, Work, checkpoint_path, core_count, group_lock
+from noprop.training.groups import (
+    Job,
+    Work,
+    checkpoint_path,
+    core_count,
+    group_lock,
+    thread_count,
+)
 from noprop.training.locks import hold
 
 __all__ = ["RayEngine"]
@@ -88,7 +95,7 @@ class RayEngine(Engine):
         """CPUs that a unit of a run takes."""
         if self.cpus is not None:
             return self.cpus
-        return 1.0 if self.gpus else float(config.train.threads or 1)
+        return 1.0 if self.gpus else float(thread_count(config))
 
     def workers(self, config: RunConfig, groups: Sequence[str]) -> int:
         """Tasks that the machines of the cluster have room for; 0 while there is none."""
