@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import noprop
 from noprop.build import build_embedding, load_data, unit_names
 from noprop.config import RunConfig, replace
-from noprop.training.groups import COUPLED, Job, Material, share_of_groups, train_group
+from noprop.training.groups import (
+    COUPLED,
+    Job,
+    Material,
+    group_lock,
+    share_of_groups,
+    train_group,
+)
 from noprop.training.layout import choose_layout
+from noprop.training.locks import hold
 from noprop.training.mesh import mesh_team
 from noprop.training.offload import read_checkpoint, whole_checkpoint
 
@@ -236,3 +246,26 @@ def test_any_number_goes_on_from_what_others_have_left(tmp_path, processes):
     together(folder, processes, **changes)
     whole = trained(tmp_path / "1", **D20, **{"train.workers": 1})
     assert_same(whole, folder)
+
+
+def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
+    """A look holds the lock for a moment, in which a team must not find another at work."""
+    lock, held = group_lock(tmp_path, "readout"), threading.Event()
+
+    def look() -> None:
+        with hold(lock, ""):
+            held.set()
+            time.sleep(0.1)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    held.wait()
+    events: list[dict[str, Any]] = []
+    config = configured(**{"train.epochs": 1})
+    data = load_data(config)
+    weight = build_embedding(config, data.task, None).weight.detach()
+    job = Job(config, data.task, tmp_path, "a mark")
+    material = Material(data.train, data.validation, weight)
+    train_group(job, material, "readout", events.append)
+    looker.join()
+    assert events[-1]["event"] == "trained"

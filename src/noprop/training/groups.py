@@ -44,6 +44,8 @@ __all__ = [
 ]
 
 COUPLED = "all"
+# Seconds that a group's lock is tried: whoever looks whether it is free holds it for a moment.
+PATIENCE = 0.5
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -228,7 +230,7 @@ def _is_held(folder: Path, group: str, held: ExitStack) -> bool:
     """Whether this process could take a group's lock, which it then keeps; and its place tidied."""
     lock = group_lock(folder, group)
     try:
-        held.enter_context(hold(lock, f"{group}: another process is training it"))
+        held.enter_context(hold(lock, f"{group}: another process is training it", PATIENCE))
     except BusyError:
         return False
     remove_half_written(lock.parent)
