@@ -4,6 +4,7 @@ model = noprop.train("digits-dt")
 labels = model.predict(images).argmax(dim=1)
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,11 @@ def train_together(
         return [made.train.threads, made.train.shards]
 
     threads, shards = member.decide("numbers", make)
+    if not (path / "config.toml").is_file():
+        raise RunError(
+            f"rank {member.rank}: {path} is not to be seen on {os.uname().nodename}; have the run "
+            "in a folder that all machines share"
+        )
     config = replace(config, {"train.threads": threads, "train.shards": shards})
     train_as_member(member, path, config, data, emit, encoder)
     model = _assemble(path, config, data, emit, encoder) if member.rank == 0 else None

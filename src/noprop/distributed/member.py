@@ -120,6 +120,8 @@ class Member:
     def part(self, patience: timedelta = timedelta(seconds=20)) -> None:
         """Leave: rank 0, who has the store, after the others.
 
+        Rank 0 may look through the test part for as long as it takes, and is waited for.
+
         Raises:
             PeerLostError: If rank 0 has ended before.
         """

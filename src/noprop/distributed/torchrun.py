@@ -164,10 +164,13 @@ class _Crew:
                 train_group(self.job, self.material, group, self._listen, team)
 
     def _train_alone(self, share: Sequence[str]) -> None:
-        """Others' units last of all, beginning with the one that they come to last."""
+        """Others' units last of all, beginning with the one that they come to last.
+
+        Of one's own none is left out for what its header says: the rest of it may be damaged.
+        """
         others = [g for g in reversed(groups_of(self.config)) if g not in share]
         for group in (*share, *others):
-            if group in self._unfinished():
+            if group in share or group in self._unfinished():
                 train_group(self.job, self.material, group, self._listen)
 
     def _listen(self, event: dict[str, Any]) -> None:
