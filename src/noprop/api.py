@@ -5,6 +5,7 @@ labels = model.predict(images).argmax(dim=1)
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,7 @@ def train_together(
         return [made.train.threads, made.train.shards]
 
     threads, shards = member.decide("numbers", make)
-    if not (path / "config.toml").is_file():
+    if not _comes_to_be(path / "config.toml"):
         raise RunError(
             f"rank {member.rank}: {path} is not to be seen on {os.uname().nodename}; have the run "
             "in a folder that all machines share"
@@ -189,6 +190,16 @@ def train_together(
     model = _assemble(path, config, data, emit, encoder) if member.rank == 0 else None
     member.part()
     return model or load(path, encoder=encoder)
+
+
+def _comes_to_be(path: Path, patience: float = 10.0) -> bool:
+    """Whether a file is there, or is soon: a network file system may be some seconds behind."""
+    deadline = time.monotonic() + patience
+    while not path.is_file():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def train_units(

@@ -312,6 +312,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if unknown:
         made[arguments.command].error(f"unrecognized arguments: {unknown[0].partition('=')[0]}")
+    if "RANK" in os.environ:  # or each process of torchrun shows a stack when another ends
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         arguments.configuration = lambda: configuration(arguments)
         arguments.changes = lambda: assignments(arguments)

@@ -221,6 +221,7 @@ def engine_options(arguments: argparse.Namespace) -> str:
     if arguments.engine != "ray":
         return ""
     values = [(option, getattr(arguments, name)) for name, option in ENGINE_OPTIONS.items()]
+    values.append(("--workers", getattr(arguments, "train.workers", None)))
     return " --engine ray" + "".join(f" {o} {v}" for o, v in values if v is not None)
 
 

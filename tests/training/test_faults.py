@@ -344,6 +344,22 @@ def test_a_second_signal_is_not_waited_for(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_second_sigterm_at_once_is_the_first(monkeypatch):
+    """A scheduler sends it to all processes, and torchrun to its own; later it is another."""
+    from noprop.training import signals
+
+    with signals.answered_between_updates():
+        with signals.signals_kept():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(signals.Terminated):
+            signals.stop_if_asked()
+        signal.raise_signal(signal.SIGTERM)  # while the checkpoint is written
+        monkeypatch.setattr(signals, "AGAIN", 0.0)
+        with pytest.raises(signals.Terminated):
+            signal.raise_signal(signal.SIGTERM)
+
+
 def test_two_processes_started_at_once_on_one_unit(long_whole, tmp_path):
     """They make one folder, and one of them trains."""
     folder = tmp_path / "r"

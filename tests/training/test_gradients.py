@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
+from noprop.errors import ConfigError, RunError
 from noprop.layers import channels_last
 from noprop.methods.base import Unit
 from noprop.randomness import generator
@@ -116,6 +117,35 @@ def test_who_computes_a_shard_changes_no_bit():
         halves += gradients.team.kept
     assert len(halves) == 4
     assert all(torch.equal(a, b) for a, b in zip(halves, whole.team.kept, strict=True))
+
+
+def test_too_few_examples_for_the_shards_are_said(tmp_path):
+    """Three for two shards: one would be left with a single one, which has no statistics."""
+    from noprop.training.groups import Job, Material, group_trainer
+
+    config = replace(RunConfig(), {"method.num_blocks": 1, "train.shards": 2})
+    weight = build_embedding(config, TASK, None).weight.detach()
+    few = DATA.take(torch.arange(3))
+    with pytest.raises(ConfigError, match=r"train\.shards: each of 2 .* there are 3 to train on"):
+        group_trainer(
+            Job(config, TASK, tmp_path, ""), Material(few, few, weight), "block-1", lambda e: None
+        )
+
+
+def test_processes_that_read_unlike_checkpoints_are_stopped(tmp_path):
+    """As where a network file system is behind: the leader has another update than this one."""
+    from noprop.training.groups import Job, Material, group_trainer
+
+    class Behind(Team):
+        def share(self, number: int) -> int:
+            return number + 5
+
+    config = replace(RunConfig(), {"method.num_blocks": 1})
+    weight = build_embedding(config, TASK, None).weight.detach()
+    job, material = Job(config, TASK, tmp_path, ""), Material(DATA, DATA, weight)
+    trainer = group_trainer(job, material, "block-1", lambda e: None, Behind())
+    with pytest.raises(RunError, match="is of update 0 here, and of another"):
+        trainer.resume()
 
 
 def test_wishes_are_told_apart():

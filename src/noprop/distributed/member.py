@@ -103,9 +103,9 @@ class Member:
 
         return tell
 
-    def listen(self, emit: Emit) -> None:
-        """Show what the others have told since; on rank 0."""
-        if self.rank or time.monotonic() - self.looked < POLL:
+    def listen(self, emit: Emit, *, now: bool = False) -> None:
+        """Show what the others have told since; on rank 0, and once in a while unless ``now``."""
+        if self.rank or (time.monotonic() - self.looked < POLL and not now):
             return
         self.looked = time.monotonic()
         for rank in range(1, self.world):

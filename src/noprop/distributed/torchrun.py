@@ -37,7 +37,7 @@ from noprop.training.mesh import mesh_team
 from noprop.training.metrics import recorder
 from noprop.training.runs import is_finished
 from noprop.training.team import PeerLostError
-from noprop.training.units import condensed, survey
+from noprop.training.units import condensed, state_of, survey
 from noprop.training.workers import threads_of
 
 __all__ = ["own_device", "train_as_member"]
@@ -87,6 +87,8 @@ def train_as_member(
     tell = member.teller(emit)
     if member.rank == 0:
         started = {"event": "started", "groups": left, "workers": layout.size}
+        if layout.shards > 1:
+            started["shards"] = layout.shards
         recorder(folder, tell)(started)
     with ExitStack() as held:
         held.enter_context(threads_of(config))
@@ -153,6 +155,11 @@ class _Crew:
             self._train_alone(share)
             return
         device = choose_device(config.train.device)
+        if device.type == "cuda" and self.member.local_rank >= torch.cuda.device_count():
+            raise RunError(
+                f"torchrun: rank {self.member.rank} shares a GPU with another, and a unit with "
+                f"others; start at most {torch.cuda.device_count()} processes here"
+            )
         with mesh_team(
             self.layout,
             self.member.rank,
@@ -170,7 +177,7 @@ class _Crew:
         """
         others = [g for g in reversed(groups_of(self.config)) if g not in share]
         for group in (*share, *others):
-            if group in share or group in self._unfinished():
+            if group in share or not self._is_trained(group):
                 train_group(self.job, self.material, group, self._listen)
 
     def _listen(self, event: dict[str, Any]) -> None:
@@ -183,8 +190,8 @@ class _Crew:
         Raises:
             PeerLostError: If nobody trains a unit that takes a team.
         """
-        idle = time.monotonic()
-        while left := self._unfinished():
+        idle, left = time.monotonic(), groups_of(self.config)
+        while left := [group for group in left if not self._is_trained(group)]:
             free = [g for g in left if is_free(group_lock(self.job.folder, g))]
             if self._nobody_waits and free:
                 train_group(self.job, self.material, free[-1], self._listen)
@@ -196,8 +203,7 @@ class _Crew:
                 )
             self.member.listen(self.emit)
             time.sleep(LOOK)
-        self.member.listen(self.emit)
+        self.member.listen(self.emit, now=True)
 
-    def _unfinished(self) -> list[str]:
-        states = survey(self.job.folder, self.config)
-        return [state.name for state in states if not state.finished]
+    def _is_trained(self, group: str) -> bool:
+        return state_of(self.job.folder, group).finished

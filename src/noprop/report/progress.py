@@ -64,8 +64,9 @@ class ProgressReport:
             if event.get("engine") == "ray":
                 room = f"{count} at a time" if count else "waiting for a machine with room for one"
                 self._line(f"training {units} as tasks of Ray, {room}")
-            else:
-                self._line(f"training {units} on {count} worker{'s' * (count > 1)}")
+            elif names:
+                parts = f", mini-batches in {event['shards']} shards" if "shards" in event else ""
+                self._line(f"training {units} on {count} worker{'s' * (count > 1)}{parts}")
         elif kind == "found":
             self._line(f"{event['group']} is trained already")
         elif kind == "restarted":

@@ -18,7 +18,7 @@ from torch import Tensor
 from noprop.config import RunConfig
 from noprop.data import Examples, Normalization, batch_indices
 from noprop.embeddings import separation
-from noprop.errors import TrainingError
+from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.gradients import Gradients, flat_gradient, scatter
@@ -73,6 +73,11 @@ class GroupTrainer:
     ):
         self.config, self.c, self.method = config, config.train, method
         self.team = team or Team(self.c.shards or 1)
+        if self.team.all_shards > 1 and len(train) < 2 * self.team.all_shards:
+            raise ConfigError(
+                f"train.shards: each of {self.team.all_shards} wants two examples at least, and "
+                f"there are {len(train)} to train on"
+            )
         self.train_part, self.validation = train, validation
         self.checkpoint, self.emit, self.after_save = checkpoint, emit, saved
         self.device = train.x.device
@@ -344,9 +349,14 @@ class GroupTrainer:
                 in which units did not wait as they do in this one.
         """
         found = self.state.resume(self.updates.total)
+        self.position = found.content["position"] if found else 0
+        if self.team.share(self.position) != self.position:
+            raise RunError(
+                f"{self.checkpoint}: is of update {self.position} here, and of another for the "
+                "process that writes it; the file system is behind, start again"
+            )
         if found is None:
             return
-        self.position = found.content["position"]
         self.seconds = float(found.content.get("seconds", 0.0))
         if found.trouble and self.team.leads:
             self.emit(

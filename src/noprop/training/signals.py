@@ -2,11 +2,14 @@
 
 An update moves weights and optimizer state one after the other; what a signal interrupts in there
 cannot be written as a checkpoint. So while a group is trained the first signal is kept until the
-update at hand is made. A second one is answered at once, and so is any outside of training.
+update at hand is made. A second one is answered at once, and so is any outside of training; but
+SIGTERM may come twice for one cause.
 """
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,17 +25,27 @@ __all__ = [
 ]
 
 
+# Seconds in which a second SIGTERM is the first once more: a scheduler sends it to all processes,
+# and so may whoever started them.
+AGAIN = 5.0
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a scheduler sends it some time before SIGKILL."""
 
 
 class _State:
     training = 0
+    terminated = -math.inf  # when SIGTERM last came, if no Ctrl-C has come since
     asked: type[KeyboardInterrupt] | None = None
     last: type[KeyboardInterrupt] = KeyboardInterrupt
 
 
 def _answer(number: int, frame: FrameType | None) -> None:
+    now, before = time.monotonic(), _State.terminated
+    _State.terminated = now if number == signal.SIGTERM else -math.inf
+    if number == signal.SIGTERM and now - before < AGAIN:
+        return
     kind = _State.last = Terminated if number == signal.SIGTERM else KeyboardInterrupt
     if _State.training and _State.asked is None:
         _State.asked = kind
@@ -51,7 +64,7 @@ def answered_between_updates() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _answer) for number in (signal.SIGINT, signal.SIGTERM)}
-    _State.asked, _State.last = None, KeyboardInterrupt
+    _State.asked, _State.last, _State.terminated = None, KeyboardInterrupt, -math.inf
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from noprop.training.checkpoint import check_fingerprint, read_about
 from noprop.training.generations import newest
 from noprop.training.groups import checkpoint_path, groups_of
 
-__all__ = ["UnitState", "choose_groups", "condensed", "survey", "unfinished_text"]
+__all__ = ["UnitState", "choose_groups", "condensed", "state_of", "survey", "unfinished_text"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def choose_groups(config: RunConfig, wanted: Iterable[str]) -> list[str]:
     if config.method.learned and len(chosen) < len(names):
         raise ConfigError(
             f"units: method.learned ties all units together by W_Embed, so {condensed(names)} are "
-            "trained by one process; name all of them"
+            "trained together; name all of them"
         )
     return groups_of(config) if config.method.learned else [n for n in names if n in chosen]
 
@@ -95,23 +95,22 @@ def survey(folder: Path, config: RunConfig, mark: str | None = None) -> list[Uni
     Raises:
         RunError: If ``mark`` is given and one was trained with other settings or other data.
     """
-    states = []
-    for group in groups_of(config):
-        path = checkpoint_path(folder, group)
-        try:
-            found = newest(path, read_about)
-            if found is None:
-                states.append(UnitState(group))
-                continue
-            about = found.content
-            position, total = about["position"], about["total"]
-        except (RunError, KeyError) as error:
-            states.append(UnitState(group, damage=str(error)))
-            continue
-        if mark is not None:
-            check_fingerprint(found.path, about, mark)
-        states.append(UnitState(group, position, total))
-    return states
+    return [state_of(folder, group, mark) for group in groups_of(config)]
+
+
+def state_of(folder: Path, group: str, mark: str | None = None) -> UnitState:
+    """How far one group is; see :func:`survey`."""
+    try:
+        found = newest(checkpoint_path(folder, group), read_about)
+        if found is None:
+            return UnitState(group)
+        about = found.content
+        position, total = about["position"], about["total"]
+    except (RunError, KeyError) as error:
+        return UnitState(group, damage=str(error))
+    if mark is not None:
+        check_fingerprint(found.path, about, mark)
+    return UnitState(group, position, total)
 
 
 def unfinished_text(states: Sequence[UnitState]) -> str:
