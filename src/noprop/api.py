@@ -128,9 +128,10 @@ def settled(config: RunConfig, there: RunConfig | None = None, shards: int = 1) 
 
     They are those of the run that is there, whatever this machine would take.
     """
-    threads = config.train.threads or (there and there.train.threads) or thread_count(config)
     shards = config.train.shards or (there and there.train.shards) or shards
-    return replace(config, {"train.threads": threads, "train.shards": shards})
+    config = replace(config, {"train.shards": shards})
+    threads = config.train.threads or (there and there.train.threads) or thread_count(config)
+    return replace(config, {"train.threads": threads})
 
 
 def _try_building(config: RunConfig, data: RunData, encoder: EncoderFactory | None) -> Embedding:

@@ -65,10 +65,10 @@ def assert_same(a: Path, b: Path) -> None:
     assert not [name for name in x if not torch.equal(x[name], y[name])]
 
 
-def trained(folder: Path, **changes) -> Path:
+def trained(folder: Path, data_dir: Path | None = None, /, **changes) -> Path:
     events: list[dict[str, Any]] = []
     config = configured(**changes)
-    noprop.train_units(folder, unit_names(config), config, emit=events.append)
+    noprop.train_units(folder, unit_names(config), config, data_dir=data_dir, emit=events.append)
     workers = [e["workers"] for e in events if e["event"] == "started"]
     assert workers == [changes["train.workers"]]
     units = sorted(unit for e in events if e["event"] == "trained" for unit in e["units"])
@@ -89,11 +89,12 @@ def test_any_number_of_processes_gives_the_same_bits(tmp_path, embedding):
 @pytest.mark.parametrize(
     ("embedding", "numbers"), [(ONE_HOT, (3,)), (D20, (2, 4))], ids=["one-hot", "d20"]
 )
-def test_and_with_the_convolutions_of_mnist(tmp_path, embedding, numbers):
+def test_and_with_the_convolutions_of_mnist(real_data, tmp_path, embedding, numbers):
     changes = {**embedding, "data.dataset": "mnist", "train.epochs": 1, "train.batch_size": 64}
-    whole = trained(tmp_path / "1", **changes, **{"train.workers": 1})
+    place = real_data("mnist")
+    whole = trained(tmp_path / "1", place, **changes, **{"train.workers": 1})
     for workers in numbers:
-        folder = trained(tmp_path / str(workers), **changes, **{"train.workers": workers})
+        folder = trained(tmp_path / str(workers), place, **changes, **{"train.workers": workers})
         assert_same(whole, folder)
 
 

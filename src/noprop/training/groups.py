@@ -138,10 +138,11 @@ def thread_count(config: RunConfig) -> int:
     """Threads of each training process: as many as asked for.
 
     Else one, since blocks over processes use all cores better; but a method of one unit has nothing
-    to spread, and is given as many as torch would take.
+    to spread, and is given as many as torch would take, divided among its shards.
     """
     alone = len(unit_names(config)) == 1
-    return config.train.threads or (torch.get_num_threads() if alone else 1)
+    share = max(1, torch.get_num_threads() // max(1, config.train.shards))
+    return config.train.threads or (share if alone else 1)
 
 
 def group_trainer(
