@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import noprop
 from noprop.build import build_embedding, load_data, unit_names
 from noprop.config import RunConfig, replace
+from noprop.training import mesh
 from noprop.training.groups import (
     COUPLED,
     Job,
@@ -25,7 +26,7 @@ from noprop.training.groups import (
 )
 from noprop.training.layout import choose_layout
 from noprop.training.locks import hold
-from noprop.training.mesh import mesh_team
+from noprop.training.mesh import MeshTeam, mesh_team
 from noprop.training.offload import read_checkpoint, whole_checkpoint
 
 ONE_HOT: dict[str, Any] = {}
@@ -270,3 +271,17 @@ def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
     train_group(job, material, "readout", events.append)
     looker.join()
     assert events[-1]["event"] == "trained"
+
+
+def test_the_chain_adds_to_what_comes_from_before(monkeypatch):
+    """(1e8 - 1e8) + 1 is 1 in that order alone; any other loses the 1 in float32."""
+    team, sent = MeshTeam.__new__(MeshTeam), []
+    team.rows, team.place, team.coupled, team.ranks = 2, 1, True, [0, 1]
+    team.block, team.sent = None, {"block": 0, "data": 0}  # pyright: ignore[reportAttributeAccessIssue]
+    before = torch.tensor([1e8, 3.0])
+    monkeypatch.setattr(mesh.dist, "recv", lambda message, rank, group: message.copy_(before))
+    monkeypatch.setattr(mesh.dist, "send", lambda message, rank, group: sent.append(message))
+    total, wish = team.fold([torch.tensor([-1e8]), torch.tensor([1.0])], 2)
+    assert total.tolist() == [1.0]
+    assert wish == 5
+    assert [message.tolist() for message in sent] == [[1.0, 5.0]]
