@@ -85,7 +85,8 @@ def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
     """Read, split and measure the data set of a run; pixels stay uint8."""
     c = config.data
     dataset = load_dataset(c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color)
-    parts = hold_out(dataset, c.validation, config.train.seed, train_size=c.train_size)
+    sizes = {"train_size": c.train_size, "test_size": c.test_size}
+    parts = hold_out(dataset, c.validation, config.train.seed, **sizes)
     dtype = str(parts.train.x.dtype).removeprefix("torch.")
     task = Task(dataset.shape, dataset.class_names, Normalization.of(parts.train.x), dtype)
     return RunData(task, parts.train, parts.validation, parts.test)

@@ -72,6 +72,9 @@ class DataConfig:
     train_size: Positive | None = described(
         None, "train on so many examples only, stratified; validation and test stay whole"
     )
+    test_size: Positive | None = described(
+        None, "score on so many test examples only, stratified, the same for every seed"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -112,6 +115,9 @@ class TrainConfig:
     )
     checkpoint_every: Annotated[float, Field(ge=0)] = described(
         20.0, "seconds of training between checkpoints"
+    )
+    keep_every: Annotated[int, Field(ge=0)] = described(
+        0, "epochs between copies of the weights that stay in the run; 0 keeps none"
     )
 
 

@@ -95,6 +95,17 @@ def test_hold_out_takes_from_training_and_leaves_the_test_part():
     assert len(hold_out(dataset, 0.0, 0).validation) == 0
 
 
+def test_a_smaller_test_part_is_stratified_and_the_same_for_every_seed():
+    whole = features(torch.arange(600) % 3)
+    dataset = split_off_test("toy", whole, ("a", "b", "c"))
+    parts = [hold_out(dataset, 0.1, seed, test_size=30).test for seed in (0, 1)]
+    assert torch.bincount(parts[0].y).tolist() == [10, 10, 10]
+    assert parts[0].x.equal(parts[1].x)
+    inside = set(dataset.test.x[:, 0].tolist())
+    assert set(parts[0].x[:, 0].tolist()) < inside
+    assert hold_out(dataset, 0.1, 0, test_size=500).test is dataset.test
+
+
 def test_a_source_too_small_for_a_test_part_is_refused():
     with pytest.raises(DataError, match="toy: 2 examples are too few"):
         split_off_test("toy", features(torch.tensor([0, 1])), ("a", "b"))

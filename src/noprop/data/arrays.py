@@ -168,7 +168,13 @@ def stratified_split(
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int, train_size: int | None = None) -> Splits:
+def hold_out(
+    dataset: Dataset,
+    fraction: float,
+    seed: int,
+    train_size: int | None = None,
+    test_size: int | None = None,
+) -> Splits:
     """Hold a stratified ``fraction`` of the training part out as validation; the test part stays.
 
     Args:
@@ -176,6 +182,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int, train_size: int | Non
         fraction: of the training part, in [0, 1).
         seed: of the choice.
         train_size: keep about so many of the other training examples, stratified; all without it.
+        test_size: keep about so many test examples, stratified, whatever the seed; all without it.
 
     Raises:
         ValueError: If ``fraction`` is not in [0, 1).
@@ -186,7 +193,11 @@ def hold_out(dataset: Dataset, fraction: float, seed: int, train_size: int | Non
     if train_size is not None and train_size < len(train):
         _, chosen = stratified_split(train.y, train_size / len(train), seed)
         train = train.take(chosen.to(device))
-    return Splits(train, validation, dataset.test)
+    test = dataset.test
+    if test_size is not None and test_size < len(test):
+        _, chosen = stratified_split(test.y, test_size / len(test), TEST_SEED)
+        test = test.take(chosen.to(device))
+    return Splits(train, validation, test)
 
 
 def split_off_test(name: str, whole: Examples, class_names: Sequence[str]) -> Dataset:

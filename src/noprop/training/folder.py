@@ -39,7 +39,7 @@ __all__ = [
 
 FREE = {
     "": ("recipe", "data", "evaluation"),
-    "train": ("device", "workers", "checkpoint_every", "offload"),
+    "train": ("device", "workers", "checkpoint_every", "offload", "keep_every"),
 }
 
 
@@ -98,7 +98,7 @@ def _difference(there: RunConfig, asked: RunConfig) -> str | None:
     fingerprint of each checkpoint, but how many are wanted is told sooner.
     """
     free = {f"{section}.{name}" for section, names in FREE.items() for name in names if section}
-    free |= {"recipe", "data.dataset", *reading_fields(there)}
+    free |= {"recipe", "data.dataset", "data.test_size", *reading_fields(there)}
     for name, *_ in fields_of():
         section, _, field = name.partition(".")
         a, b = (to_mapping(c).get(section, {}) for c in (there, asked))

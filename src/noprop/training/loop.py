@@ -313,6 +313,9 @@ class GroupTrainer:
         if facts := self.method.facts():
             event["facts"] = facts
         self._tell(event)
+        if self.c.keep_every and (at.epoch + 1) % self.c.keep_every == 0 and self.team.speaks:
+            seconds = self.seconds + time.monotonic() - self.started
+            self.state.keep(at.index, {"epoch": at.epoch + 1, "seconds": seconds})
 
     @torch.no_grad()
     def _validation_loss(self, unit: Unit) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from noprop.errors import RunError
 
-__all__ = ["read_metrics", "recorder", "training_cost"]
+__all__ = ["append_line", "read_metrics", "recorder", "training_cost"]
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -25,7 +25,7 @@ def recorder(folder: Path, emit: Emit) -> Emit:
         if event["event"] != "progress":
             line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
             try:  # an error of whoever listens, or trains, is not this file's
-                _append(path, line.encode())
+                append_line(path, line.encode())
             except OSError as error:
                 reason = error.strerror or error
                 raise RunError(f"{path}: cannot be written: {reason}") from None
@@ -34,8 +34,8 @@ def recorder(folder: Path, emit: Emit) -> Emit:
     return record
 
 
-def _append(path: Path, line: bytes) -> None:
-    """One write, which the system puts at the end of what is there then.
+def append_line(path: Path, line: bytes) -> None:
+    """Add to a file by one write, which the system puts at the end of what is there then.
 
     A line that a full disk has cut short is ended first, or it would take this one with it.
     """

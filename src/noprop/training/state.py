@@ -22,9 +22,11 @@ from noprop.training.checkpoint import (
     check_fingerprint,
     flatten,
     read_about,
+    save_tensors,
     unflatten,
 )
 from noprop.training.generations import Generation, newest, previous_of, promote, save_generation
+from noprop.training.kept import kept_path
 from noprop.training.offload import Shelf, Waiting, read_checkpoint
 from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from noprop.training.team import Team
@@ -146,6 +148,19 @@ class GroupState:
         if not self.shelf or self.waits(index):
             return False
         return not self.c.offload or index == self.visitor
+
+    def keep(self, index: int, about: dict[str, Any]) -> None:
+        """Leave a copy of a unit's weights, and of the shared ones, for good.
+
+        Args:
+            index: of the unit.
+            about: what the copy says; ``epoch`` is in its name.
+        """
+        unit = self.units[index]
+        tensors = flatten(f"{unit.name}/module", unit.module.state_dict())
+        tensors |= flatten("shared", self.method.shared.state_dict())
+        path = kept_path(self.checkpoint.parent, unit.name, about["epoch"])
+        save_tensors(path, tensors, {**about, "fingerprint": self.fingerprint})
 
     def resume(self, total: int) -> Generation[dict[str, Any]] | None:
         """Take up the last checkpoint that is whole, if there is one.
