@@ -17,6 +17,7 @@ __all__ = [
     "copy_rate",
     "describe_machine",
     "measure_rates",
+    "processor_name",
     "product_kind",
     "product_rate",
 ]
@@ -25,7 +26,7 @@ __all__ = [
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, versions and commit: what a figure means nothing without."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": core_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -35,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The model's name, where the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -1,0 +1,75 @@
+"""``noprop bench``."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from noprop import api
+from noprop.errors import ConfigError
+from noprop.report.progress import StepsReport
+
+__all__ = ["bench"]
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """``noprop bench``: tables, ``bench.json`` and figures in ``--out``."""
+    from noprop.bench.figures import draw_bench
+    from noprop.bench.settings import Settings
+    from noprop.bench.suites import DEFAULT_SUITES, Target, bench_text, run_suites, step_count
+    from noprop.training.checkpoint import write_whole
+    from noprop.training.groups import core_count
+
+    suites = tuple(dict.fromkeys(arguments.suites)) or DEFAULT_SUITES
+    workers = core_count() if arguments.workers is None else arguments.workers
+    methods = Settings.methods
+    if arguments.methods is not None:
+        methods = tuple(name.strip() for name in arguments.methods.split(","))
+    elif importlib.util.find_spec("torchdiffeq") is None:
+        methods = tuple(m for m in methods if m != "adjoint")
+        print(
+            "without adjoint, which needs torchdiffeq: pip install 'noprop[ode]'", file=sys.stderr
+        )
+    settings = Settings(
+        dataset=arguments.dataset,
+        methods=methods,
+        blocks=arguments.blocks,
+        steps=arguments.steps,
+        images=min(500 * workers, arguments.images) if arguments.quick else arguments.images,
+        workers=workers,
+        rounds=1 if arguments.quick else arguments.rounds,
+        seconds=0.2 if arguments.quick else arguments.seconds,
+    )
+    target = Target(arguments.target, arguments.data_dir)
+    steps = step_count(settings, suites)
+    out = arguments.out or api.free_folder("bench", Path())
+    place = out / "bench.json"
+    if place.exists():
+        raise ConfigError(f"--out: {out} has a bench.json already; name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(place, b"{}\n")
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be made: {error.strerror or error}") from None
+    report = StepsReport(steps, quiet=arguments.quiet)
+
+    def keep(results: dict[str, Any]) -> None:
+        write_whole(place, (json.dumps(results, indent=1) + "\n").encode())
+
+    try:
+        results = run_suites(settings, suites, report, keep, target)
+    finally:
+        report.close()
+    try:
+        paths = draw_bench(results, out)
+    except ConfigError as error:  # figures are an extra; the measurements are not lost for it
+        print(f"no figures: {error}", file=sys.stderr)
+        paths = []
+    if arguments.json:
+        print(json.dumps(results, indent=1))
+        return 0
+    print(bench_text(results))
+    print("\n" + "\n".join(map(str, [place, *paths])))
+    return 0
