@@ -18,6 +18,13 @@ from noprop.recipes import NAMES, find_recipe
 __all__ = ["main"]
 
 SKIPPED = {"recipe"}
+# Here rather than from noprop.experiments, which imports torch: help comes at once.
+SCALES = (
+    "full; smoke, a look at every cell; or such as epochs=0.05,images=5000,steps=100: epochs, a "
+    "fraction of the paper's; images and test, at most so many; steps, T at most, of ct, fm and "
+    "adjoint; validation, the fraction held out; runs, of inference; samples, chains averaged; "
+    "seeds, how many"
+)
 DEFAULT_RECIPE = "digits-dt"
 
 
@@ -129,9 +136,13 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     plot.add_argument("--out", type=Path, metavar="DIR", help="where to [RUN/plots]")
     bench = command("bench", "Measure speed and memory against the plain loop, on the CPU.")
     _add_bench(bench)
+    reproduce = command(
+        "reproduce", "Reproduce the paper's tables and figures, all of them or a fraction."
+    )
+    _add_reproduce(reproduce)
     data = command("data", "Show the data sets: what is here, where, and whether it is intact.")
     data.add_argument("--verify", action="store_true", help="compare every file with its hash")
-    for sub in (train, grid, assemble, evaluate, plot, bench, data):
+    for sub in (train, grid, assemble, evaluate, plot, bench, reproduce, data):
         sub.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data here first")
     own = "makes an image encoder of your own"
     for sub in (assemble, evaluate, predict, plot):
@@ -239,6 +250,58 @@ def _add_bench(parser: Parser) -> None:
         metavar="DIR",
         help="where results go [bench, bench-2, …]",
     )
+
+
+def _add_reproduce(parser: Parser) -> None:
+    parser.add_argument(
+        "experiments",
+        nargs="+",
+        metavar="WHAT",
+        help="table1, table2, table3, table5, fig3, fig4, fig6, fig7",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="LIST",
+        help="some cells: data sets, methods, embeddings, such as mnist,cifar10,dt,one-hot",
+    )
+    parser.add_argument("--scale", default="full", metavar="SCALE", help=f"{SCALES} [full]")
+    parser.add_argument("--seeds", metavar="LIST", help="such as 0..2 or 0,3 [as many as SCALE]")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="train nothing: show cells, what is done, and how long the rest takes on this machine",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="train nothing: write tables and figures of the results that are there",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="cells at a time, each with one thread; on one GPU they share it [all cores]",
+    )
+    parser.add_argument(
+        "--deadline",
+        metavar="TIME",
+        help="stop cleanly within such as 25m or 1h30m; the same command goes on another day",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/reproduction"),
+        metavar="DIR",
+        help="where run folders go [runs/reproduction]",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/reproduction"),
+        metavar="DIR",
+        help="where results.jsonl, tables and figures go [results/reproduction]",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _add_fields(parser: Parser) -> None:

@@ -2,6 +2,7 @@
 
 from noprop.commands.measuring import bench
 from noprop.commands.reading import data, describe, evaluate, plot, predict
+from noprop.commands.reproducing import reproduce
 from noprop.commands.training import assemble, grid, train
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "grid",
     "plot",
     "predict",
+    "reproduce",
     "train",
 ]

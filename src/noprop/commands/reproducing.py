@@ -1,0 +1,103 @@
+"""``noprop reproduce``."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from noprop.commands.options import parse_duration, parse_seeds
+from noprop.experiments.pages import parameter_table, write_pages
+from noprop.experiments.progress import CellReport
+from noprop.experiments.records import read_records, summaries
+from noprop.experiments.reproduce import Planned, Reproduction, plan
+from noprop.experiments.reproduce import reproduce as run_experiments
+from noprop.experiments.scale import parse_scale
+from noprop.experiments.tables import brief
+from noprop.report.tables import duration, table
+from noprop.training.groups import core_count
+from noprop.training.signals import Terminated, answered_between_updates
+
+__all__ = ["reproduce"]
+
+BRIEF = ["test accuracy in %", "scale", "seeds × runs", "one chain", "averaged"]
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """``noprop reproduce``: status 1 if a cell failed."""
+    wanted = Reproduction(
+        arguments.experiments,
+        only=[word.strip() for word in (arguments.only or "").split(",") if word.strip()],
+        scale=parse_scale(arguments.scale),
+        seeds=None if arguments.seeds is None else parse_seeds(arguments.seeds),
+        runs=arguments.runs,
+        out=arguments.out,
+        data_dir=arguments.data_dir,
+    )
+    beside = core_count() if arguments.jobs is None else arguments.jobs
+    deadline = None
+    if arguments.deadline is not None:
+        deadline = parse_duration(arguments.deadline, "--deadline")
+    report = CellReport(quiet=arguments.quiet)
+    if arguments.plan:
+        return _show_plan(arguments, plan(wanted, report), wanted, beside)
+    failed: dict[str, Any] = {}
+    if arguments.report:
+        paths = write_pages(wanted.experiments, wanted.records, wanted.runs, wanted.out)
+    else:
+        try:
+            with answered_between_updates():
+                paths, failed = run_experiments(
+                    wanted, beside=beside, deadline=deadline, emit=report
+                )
+        except KeyboardInterrupt as stop:
+            print("stopped; go on with the same command", file=sys.stderr)
+            return 143 if isinstance(stop, Terminated) else 130
+    found = summaries(read_records(wanted.records))
+    if arguments.json:
+        about = {"files": list(map(str, paths)), "failed": {k: str(v) for k, v in failed.items()}}
+        print(json.dumps(about, indent=1))
+    else:
+        chosen = {(cell.name, wanted.scale.name) for cell in wanted.cells}
+        if rows := brief([s for s in found if (s.cell, s.scale) in chosen]):
+            print(table(BRIEF, rows) + "\n")
+        if "table5" in wanted.experiments:
+            print(parameter_table() + "\n")
+        print("written: " + ", ".join(map(str, paths)))
+    for error in failed.values():
+        print(f"noprop: error: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _show_plan(
+    arguments: argparse.Namespace, planned: list[Planned], wanted: Reproduction, beside: int
+) -> int:
+    left = [(p.seconds or 0.0) * (len(p.seeds) - len(p.done)) for p in planned]
+    if arguments.json:
+        cells = [
+            {"cell": p.cell.name, "seeds": p.seeds, "done": p.done, "seconds": p.seconds}
+            for p in planned
+        ]
+        print(json.dumps({"scale": wanted.scale.name, "cells": cells}, indent=1))
+        return 0
+    rows = [
+        [
+            p.cell.name,
+            ",".join(map(str, p.seeds)),
+            "all" if p.done == p.seeds else ",".join(map(str, p.done)) or "–",
+            "" if p.seconds is None else duration(p.seconds),
+            duration(seconds) if seconds else "–",
+        ]
+        for p, seconds in zip(planned, left, strict=True)
+    ]
+    print(table([f"cell, scale {wanted.scale.name}", "seeds", "done", "a seed", "left"], rows))
+    runs = sum(len(p.seeds) for p in planned)
+    done = sum(len(p.done) for p in planned)
+    # The longest run cannot be shared among processes.
+    longest = max([p.seconds or 0.0 for p in planned], default=0.0)
+    whole = max(sum(left) / beside, longest)
+    print(
+        f"\n{done} of {runs} runs are done; the others take {duration(sum(left))} of one process "
+        f"of one thread,\nabout {duration(whole)} with {beside} at a time (--jobs), by steps timed "
+        "just now on this machine"
+    )
+    return 0

@@ -1,0 +1,167 @@
+"""One cell with one seed: it is trained, or taken up where it was stopped, and measured."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop import api
+from noprop.bench.machine import processor_name
+from noprop.build import RunData, unit_names
+from noprop.config import RunConfig, reading_fields, replace, to_mapping
+from noprop.data import SOURCES
+from noprop.experiments.cells import Cell
+from noprop.experiments.scale import Scale
+from noprop.randomness import generator
+from noprop.trained_model import TrainedModel
+from noprop.training.evaluate import evaluate
+from noprop.training.kept import kept_epochs, kept_model
+from noprop.training.metrics import training_cost
+
+__all__ = ["Job", "run_cell"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A cell to train with one seed.
+
+    Attributes:
+        cell: it.
+        scale: of it.
+        seed: of the run.
+        runs: where run folders are.
+        data_dir: the first place to look for data.
+    """
+
+    cell: Cell
+    scale: Scale
+    seed: int
+    runs: Path
+    data_dir: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return f"{self.cell.name}-seed-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run; those of one scale are together."""
+        return self.runs / self.scale.name / self.name
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """See :func:`noprop.experiments.records.key_of`."""
+        return self.cell.name, self.scale.name, self.seed
+
+
+def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
+    """Train a cell, and measure it; whatever of it is done already is not done again.
+
+    Returns:
+        Its line, see :mod:`noprop.experiments.records`.
+
+    Raises:
+        NoPropError: If it cannot be trained.
+    """
+    wanted = job.cell.config(job.scale, job.seed)
+    config, data = api.prepare_run(wanted, None, job.data_dir)
+    model = _trained(job.folder, config, data, emit)
+    emit({"event": "measuring"})
+    environment = json.loads((job.folder / "environment.json").read_text())
+    environment["processor"] = processor_name()
+    if model.model.device.type == "cuda":
+        environment["gpu"] = torch.cuda.get_device_name(model.model.device)
+    only = f"--only {job.cell.name} --scale {job.scale.name}"
+    return {
+        "cell": job.cell.name,
+        **dataclasses.asdict(job.cell),
+        "scale": job.scale.name,
+        "seed": job.seed,
+        "extent": _extent(job.cell, config, data),
+        "test": _test(job.folder, config, data, model),
+        "train": _train(job.folder, config, data),
+        "training": training_cost(job.folder),
+        "curve": _curve(job.folder, config, data),
+        "config": to_mapping(config),
+        "environment": environment,
+        "command": f"noprop reproduce {_experiment(job.cell)} {only} --seeds {job.seed}",
+    }
+
+
+def _experiment(cell: Cell) -> str:
+    from noprop.experiments.cells import EXPERIMENTS
+
+    return next(name for name, cells in EXPERIMENTS.items() if cell in cells)
+
+
+def _trained(folder: Path, config: RunConfig, data: RunData, emit: Emit) -> TrainedModel:
+    """The finished run, read as ``config`` says."""
+    if not (folder / "model.json").is_file() or not (folder / "evaluation.json").is_file():
+        api.train_units(folder, unit_names(config), config, data=data, emit=emit)
+        api.assemble(folder, data=data, emit=emit)
+    else:
+        api.join(folder, config, data)  # is it of this training?
+    return _read(folder, config)
+
+
+def _read(folder: Path, config: RunConfig, **changes: Any) -> TrainedModel:
+    parts = (name.split(".") for name in reading_fields(config))
+    fields = {f"{table}.{name}": getattr(getattr(config, table), name) for table, name in parts}
+    fields |= {f"evaluation.{name}": value for name, value in changes.items()}
+    return api.load(folder, overrides=fields)
+
+
+def _extent(cell: Cell, config: RunConfig, data: RunData) -> dict[str, tuple[int, int]]:
+    """What was taken, and what the whole is.
+
+    The whole is all that are not held out of the data set as published; so a part of it, such as
+    one of Tiny ImageNet's, shows.
+    """
+    paper, sizes = cell.recipe, SOURCES[cell.dataset].sizes
+    images = round(sizes[0] * (1 - paper.data.validation))
+    extent = {
+        "epochs": (config.train.epochs, paper.train.epochs),
+        "train": (len(data.train), images),
+        "test": (len(data.test), sizes[1]),
+    }
+    if steps := getattr(config.method, "steps", None):
+        extent["steps"] = (steps, getattr(paper.method, "steps"))  # noqa: B009
+    return extent
+
+
+def _test(folder: Path, config: RunConfig, data: RunData, model: TrainedModel) -> dict[str, Any]:
+    """The evaluation that the run has, if it is of as much as is wanted; else a new one."""
+    there = json.loads((folder / "evaluation.json").read_text())
+    e = config.evaluation
+    as_much = (there["examples"], there["runs"], there["samples"])
+    same_chain = api.open_run(folder).method == config.method
+    if same_chain and as_much == (len(data.test), e.runs, e.samples):
+        return {k: v for k, v in there.items() if k != "training"}
+    return evaluate(model.model, data.test) | {"part": "test"}
+
+
+def _train(folder: Path, config: RunConfig, data: RunData) -> dict[str, Any]:
+    """Accuracy of single chains on as many training images as the test part has."""
+    count = min(len(data.train), len(data.test))
+    draws = generator(config.train.seed, "train-sample")
+    chosen = torch.randperm(len(data.train), generator=draws)[:count].sort().values
+    found = evaluate(_read(folder, config, samples=1).model, data.train.take(chosen))
+    return {"examples": count, "runs": found["runs"], **found["modes"]["single"]}
+
+
+def _curve(folder: Path, config: RunConfig, data: RunData) -> list[dict[str, float]]:
+    """Test accuracy in % and seconds of training, of each copy of the weights that was kept."""
+    once = replace(config, {"evaluation.runs": 1, "evaluation.samples": 1})
+    points = []
+    for epoch in kept_epochs(folder, config):
+        model, seconds = kept_model(folder, once, data, epoch)
+        modes = evaluate(model, data.test)["modes"]
+        point = {"epoch": epoch, "seconds": seconds}
+        points.append(point | {m: modes[m]["accuracy"] for m in ("single", "mean")})
+    return points

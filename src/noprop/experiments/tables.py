@@ -1,0 +1,241 @@
+"""Ours beside the paper's, in Markdown, and what the paper does not report."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from noprop.experiments.checks import checks
+from noprop.experiments.paper import (
+    DATASETS,
+    EMBEDDINGS,
+    MEMORY_GB,
+    METHODS,
+    PRIOR,
+    Number,
+)
+from noprop.experiments.records import Summary
+from noprop.report.tables import duration
+
+__all__ = ["accuracy_tables", "brief", "markdown", "memory_table", "more_table", "scale_text"]
+
+Paper = Mapping[tuple[str, str], Mapping[str, tuple[Number, Number]]]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def scale_text(summary: Summary) -> str:
+    """What of the paper's training and scoring was done, in words; ``full`` for all."""
+    words = {"epochs": "epochs", "train": "training images", "test": "test images"}
+    parts = []
+    for name, (part, whole) in sorted(summary.extent.items(), key=lambda item: _ORDER[item[0]]):
+        if part == whole:
+            continue
+        if name == "steps":
+            parts.append(f"T = {part} of {whole:,}")
+        else:
+            parts.append(f"{part:,} of {whole:,} {words[name]}")
+    return ", ".join(parts) or "full"
+
+
+_ORDER = {"epochs": 0, "train": 1, "steps": 2, "test": 3}
+
+
+def row_name(method: str, embedding: str, readout: str = "softmax") -> str:
+    """As the paper writes it."""
+    starts = {"random-image": "random, image-sized", "orthogonal-image": "orthogonal, image-sized"}
+    kind = EMBEDDINGS.get(embedding) or starts[embedding]
+    return f"{METHODS[method]} ({kind}{', radial readout' if readout == 'radial' else ''})"
+
+
+def _pm(number: Number | None, digits: int = 2) -> str:
+    if number is None:
+        return "–"
+    error = "" if math.isnan(number.error) else f" ± {number.error:.{digits}f}"
+    return f"{number.mean:.{digits}f}{error}"
+
+
+def _place(row: tuple[str, str, str]) -> tuple[int, int, bool]:
+    """Of a method, embedding and readout, in the order of the paper's rows."""
+    method, embedding, readout = row
+    kinds = [*EMBEDDINGS, "random-image", "orthogonal-image"]
+    return list(METHODS).index(method), kinds.index(embedding), readout != "softmax"
+
+
+def _sorted(found: Iterable[Summary]) -> list[Summary]:
+    """By row as the paper has them; of a row the fullest first."""
+
+    def key(s: Summary) -> tuple[object, ...]:
+        share = math.prod(part / whole for part, whole in s.extent.values())
+        return *_place((s.method, s.embedding, s.readout)), not s.is_full, -share
+
+    return sorted(found, key=key)
+
+
+def accuracy_tables(found: Sequence[Summary], paper: Paper) -> str:
+    """For each data set: the paper's test accuracy, ours by its protocol, and ours averaged.
+
+    A full result and a scaled one never share a row, and a scaled one says its scale.
+    """
+    parts = []
+    for dataset in dict.fromkeys(d for row in paper.values() for d in row):
+        rows, notes = [], []
+        here = [s for s in found if s.dataset == dataset]
+        printed = {row: numbers[dataset] for row, numbers in paper.items() if dataset in numbers}
+        names = {(m, e, "softmax") for m, e in printed}
+        names |= {(s.method, s.embedding, s.readout) for s in here}
+        for method, embedding, readout in sorted(names, key=_place):
+            numbers = printed.get((method, embedding)) if readout == "softmax" else None
+            name = row_name(method, embedding, readout)
+            mine = [s for s in here if (s.method, s.embedding, s.readout) == (method, embedding,
+                                                                             readout)]  # fmt: skip
+            for summary in _sorted(mine):
+                rows.append([name, *_accuracies(summary, numbers)])
+                ours = summary.accuracy("single")
+                if numbers and ours and summary.is_full and _differs(numbers[1], ours):
+                    notes.append(f"- {name}: {_difference(numbers[1], ours, summary)}")
+            if not mine and numbers:
+                rows.append([name, "not run", "", _pm(numbers[0]), "", _pm(numbers[1]), "", "", ""])
+        rows += _quoted(dataset)
+        parts.append(f"## {DATASETS[dataset]}\n\n{markdown(ACCURACY_HEAD, rows)}")
+        if notes:
+            parts.append("Beyond two standard errors of the difference:\n\n" + "\n".join(notes))
+    return "\n\n".join(parts)
+
+
+def _accuracies(summary: Summary, printed: tuple[Number, Number] | None) -> list[str]:
+    return [
+        scale_text(summary),
+        f"{len(summary.seeds)} × {summary.runs}",
+        _pm(printed and printed[0]),
+        _pm(summary.train_accuracy),
+        _pm(printed and printed[1]),
+        _pm(summary.accuracy("single")),
+        _pm(summary.accuracy("default")),
+        _pm(summary.accuracy("mean")),
+    ]
+
+
+def _quoted(dataset: str) -> list[list[str]]:
+    """What Table 1 quotes of other methods."""
+    rows = []
+    for name, numbers in PRIOR.items():
+        if dataset in numbers:
+            train, test = numbers[dataset]
+            rows.append([f"{name} (quoted)", "", "", _plain(train, ".2f"), "", _plain(test, ".2f"),
+                         "", "", ""])  # fmt: skip
+    return rows
+
+
+ACCURACY_HEAD = [
+    "method",
+    "scale",
+    "seeds × runs",
+    "train, paper",
+    "train, ours",
+    "test, paper",
+    "test, ours: one chain",
+    "test, ours: averaged",
+    "test, ours: mean chain",
+]
+
+
+def _differs(paper: Number, ours: Number) -> bool:
+    error = math.hypot(paper.error, 0.0 if math.isnan(ours.error) else ours.error)
+    return abs(paper.mean - ours.mean) > 2 * error
+
+
+def _difference(paper: Number, ours: Number, summary: Summary) -> str:
+    more = ours.mean - paper.mean
+    return f"{more:+.2f} points. Checked: {'; '.join(checks(summary))}"
+
+
+def more_table(found: Sequence[Summary]) -> str:
+    """What the paper does not report: calibration, log-loss, bound, controls, time and memory."""
+    head = [
+        "cell",
+        "scale",
+        "log-loss, averaged",
+        "calibration error, %",
+        "bound on −log p(y∣x)",
+        "accuracy after each step, %",
+        "last block alone, %",
+        "training, one process",
+        "peak memory, MB",
+        "hardware",
+    ]
+    rows = []
+    for dataset in DATASETS:
+        for s in _sorted(x for x in found if x.dataset == dataset):
+            last = s.records[-1]
+            loss = s.mean("test", "modes", last["test"]["default"], "log_loss")
+            error = s.mean("test", "calibration_error")
+            alone = s.mean("test", "last_block_alone", "accuracy")
+            bound = s.mean("test", "elbo", "total")
+            seconds, memory = (s.mean("training", k) for k in ("seconds", "peak_memory_mb"))
+            environment = last["environment"]
+            hardware = environment.get("gpu") or f"{environment['processor']}, one thread"
+            rows.append(
+                [
+                    s.cell,
+                    scale_text(s),
+                    _plain(loss, ".4f"),
+                    _plain(error and 100 * error, ".2f"),
+                    _plain(bound, ".4g"),
+                    _steps([record["test"]["steps"] for record in s.records]),
+                    _plain(alone, ".1f"),
+                    "–" if seconds is None else duration(seconds),
+                    _plain(memory, ".0f"),
+                    hardware,
+                ]
+            )
+    return markdown(head, rows)
+
+
+def _plain(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _steps(chains: Sequence[Sequence[float]]) -> str:
+    """The mean over seeds, at eleven of the levels at most."""
+    means = [sum(column) / len(column) for column in zip(*chains, strict=True)]
+    stride = max(1, (len(means) - 1) // 10)
+    return " ".join(f"{value:.0f}" for value in means[::stride])
+
+
+def memory_table(found: Sequence[Summary]) -> str:
+    """Table 3: ours is of a GPU only where one trained; on a CPU it is the whole process's."""
+    head = ["method"]
+    for name in MEMORY_GB["ct"]:
+        head += [f"{DATASETS[name]}, paper (GPU)", f"{DATASETS[name]}, ours"]
+    rows, counters = [], set()
+    for method in METHODS:
+        row = [METHODS[method]]
+        for dataset in MEMORY_GB["ct"]:
+            printed = MEMORY_GB[method].get(dataset)
+            row.append(_plain(printed, ".2f"))
+            ours = [s for s in found if (s.dataset, s.method) == (dataset, method)]
+            text = "–"
+            for summary in _sorted(ours)[:1]:
+                memory = summary.mean("training", "peak_memory_mb")
+                if memory is not None:
+                    counter = summary.records[-1]["training"]["memory_counter"]
+                    counters.add(counter)
+                    text = f"{memory / 1000:.2f}"
+            row.append(text)
+        rows.append(row)
+    said = f"\n\nOurs counts: {'; '.join(sorted(counters))}." if counters else ""
+    return markdown(head, rows) + said
+
+
+def brief(found: Sequence[Summary]) -> list[list[str]]:
+    """Rows for a terminal: cell, scale, seeds × runs, one chain, averaged."""
+    rows = []
+    for dataset in DATASETS:
+        for s in _sorted(x for x in found if x.dataset == dataset):
+            runs = f"{len(s.seeds)} × {s.runs}"
+            ours = [_pm(s.accuracy(mode)) for mode in ("single", "default")]
+            rows.append([s.cell, scale_text(s), runs, *ours])
+    return rows
