@@ -165,7 +165,7 @@ def rough_work(job: Job) -> float:
     return amounts["batches"] * batch + amounts["chains"] * chain_length(config) * step
 
 
-def _amounts(job: Job) -> dict[str, float]:
+def _amounts(job: Job) -> dict[str, int]:
     """How many mini-batches are trained, and images and chains scored."""
     config, sizes = job.cell.config(job.scale, job.seed), SOURCES[job.cell.dataset].sizes
     held_out = round(sizes[0] * config.data.validation)

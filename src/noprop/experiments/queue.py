@@ -4,6 +4,7 @@ A process of its own for each cell: the peak of its memory is the cell's, and wh
 a process (a failure, a leak) is gone with it.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -29,6 +30,7 @@ Emit = Callable[[dict[str, Any]], None]
 # Seconds that a cell has to leave a checkpoint when it is asked to stop. An update of the adjoint
 # method, a thousand steps forward and backward, takes about ten.
 GRACE = 40.0
+TICK = 5.0  # seconds of silence after which ``tick`` is emitted: scoring may take minutes
 
 
 def run_jobs(
@@ -50,10 +52,12 @@ def run_jobs(
         while left or running.jobs:
             while left and len(running.jobs) < beside:
                 running.start(left.pop(0))
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-            heard = wait(list(running.jobs), timeout)
-            if not heard:
+            left_s = math.inf if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
                 return
+            heard = wait(list(running.jobs), min(TICK, left_s))
+            if not heard:
+                emit({"event": "tick"})
             for connection in heard:
                 assert isinstance(connection, Connection)
                 job = running.jobs[connection]
