@@ -1,5 +1,6 @@
 """Figs. 3, 4, 6 and 7 of what was found."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ NAMES = {
 def draw_experiment(name: str, found: Sequence[Summary], runs: Path) -> list[Picture]:
     """The pictures of an experiment: of each scale one, none where there is nothing to draw.
 
+    Fig. 4 has one for full results and one for all others, whose lines say their scale.
+
     Args:
         name: of the experiment.
         found: what is done.
@@ -46,15 +49,21 @@ def draw_experiment(name: str, found: Sequence[Summary], runs: Path) -> list[Pic
         "fig6": lambda figure, some: _bars(figure, some, "embedding", "readout"),
         "fig7": lambda figure, some: _bars(figure, some, None, "embedding"),
     }
-    pictures = []
-    for scale in dict.fromkeys(s.scale for s in mine):
-        some = [s for s in mine if s.scale == scale]
-        some = [s for s in some if name != "fig3" or _folder(s, runs).is_dir()]
-        some = [s for s in some if name != "fig4" or s.records[0]["curve"]]
-        if some and name in drawings:
-            drawing = drawings[name]
-            pictures.append(draw(f"{name}-{scale}", lambda figure, d=drawing, s=some: d(figure, s)))
-    return pictures
+    if name not in drawings:
+        return []
+    if name == "fig3":
+        mine = [s for s in mine if (_folder(s, runs) / "model.json").is_file()]
+    if name == "fig4":
+        mine = [s for s in mine if any(record["curve"] for record in s.records)]
+    groups: dict[str, list[Summary]] = {}
+    for s in mine:
+        scaled = "scaled" if name == "fig4" else s.scale
+        groups.setdefault("full" if s.is_full else scaled, []).append(s)
+    draw_one = drawings[name]
+    return [
+        draw(f"{name}-{group}", lambda figure, some=some: draw_one(figure, some))
+        for group, some in groups.items()
+    ]
 
 
 def _folder(summary: Summary, runs: Path) -> Path:
@@ -86,59 +95,61 @@ def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
     """Fig. 4: test accuracy of one chain against seconds of training, a line for each seed."""
     datasets = [d for d in DATASETS if any(s.dataset == d for s in some)]
     axes = figure.subplots(1, len(datasets), squeeze=False)[0]
+    colors: dict[str, str] = {"ct": "tab:blue", "fm": "tab:orange", "adjoint": "tab:green"}
     for axis, dataset in zip(axes, datasets, strict=True):
-        for color, method in zip(("tab:blue", "tab:orange", "tab:green"), ("ct", "fm", "adjoint"),
-                                 strict=True):  # fmt: skip
-            for summary in [s for s in some if (s.dataset, s.method) == (dataset, method)]:
-                for i, record in enumerate(summary.records):
-                    points = record["curve"]
-                    axis.plot(
-                        [p["seconds"] for p in points],
-                        [p["single"] for p in points],
-                        marker=".",
-                        color=color,
-                        label=METHODS[method] if i == 0 else None,
-                    )
+        for summary in [s for s in some if s.dataset == dataset]:
+            label = METHODS[summary.method]
+            label += "" if summary.is_full else f": {scale_text(summary)}"
+            for i, record in enumerate(summary.records):
+                points = record["curve"]
+                axis.plot(
+                    [p["seconds"] for p in points],
+                    [p["single"] for p in points],
+                    marker=".",
+                    linewidth=1,
+                    color=colors[summary.method],
+                    label=None if i else label,
+                )
         axis.set(title=DATASETS[dataset], xlabel="seconds of training", xscale="log")
-        axis.legend()
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     axes[0].set_ylabel("test accuracy of one chain, %")
 
 
 def _bars(figure: Any, some: list[Summary], group: str | None, kind: str) -> None:
-    """Figs. 6 and 7: test accuracy of one chain, with standard errors where there are several."""
+    """Figs. 6 and 7: test accuracy of one chain, with standard errors where there are several.
+
+    The axes do not begin at zero: what is compared differs by tenths.
+    """
     datasets = [d for d in DATASETS if any(s.dataset == d for s in some)]
     axes = figure.subplots(1, len(datasets), squeeze=False)[0]
     kinds = [k for k in NAMES if any(getattr(s, kind) == k for s in some)]
     groups = [g for g in NAMES if any(group and getattr(s, group) == g for s in some)] or [""]
+    handles: dict[str, Any] = {}
     for axis, dataset in zip(axes, datasets, strict=True):
-        here = [s for s in some if s.dataset == dataset]
-        lows: list[float] = []
-        for i, which in enumerate(kinds):
-            for j, place in enumerate(groups):
-                found = [
-                    s
-                    for s in here
-                    if getattr(s, kind) == which and (group is None or getattr(s, group) == place)
-                ]
-                for summary in found[:1]:
-                    number = summary.accuracy("single")
-                    assert number
-                    x = j + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds)
-                    axis.bar(
-                        x,
-                        number.mean,
-                        0.75 / len(kinds),
-                        yerr=number.error if number.error == number.error else None,
-                        color=f"C{i}",
-                        capsize=3,
-                        label=NAMES[which] if j == 0 or not lows else None,
-                    )
-                    lows.append(number.mean - (number.error if number.error > 0 else 0))
+        ends: list[float] = []
+        for summary in [s for s in some if s.dataset == dataset]:
+            which = getattr(summary, kind)
+            number = summary.accuracy("single")
+            assert number
+            error = 0.0 if math.isnan(number.error) else number.error
+            middle = (len(kinds) - 1) / 2
+            x = groups.index(getattr(summary, group) if group else "")
+            x += (kinds.index(which) - middle) * 0.8 / len(kinds)
+            handles[NAMES[which]] = axis.bar(
+                x,
+                number.mean,
+                0.75 / len(kinds),
+                yerr=error or None,
+                color=f"C{kinds.index(which)}",
+                capsize=3,
+            )
+            axis.annotate(f"{number.mean:.2f}", (x, number.mean + error), xytext=(0, 2),
+                          textcoords="offset points", ha="center", fontsize=7)  # fmt: skip
+            ends += [number.mean - error, number.mean + error]
+        room = max(0.6 * (max(ends) - min(ends)), 0.1)
+        axis.set_ylim(max(0.0, min(ends) - room), max(ends) + room)
         axis.set_xticks(range(len(groups)), [NAMES.get(g, "") for g in groups])
-        span = 100 - min(lows)
-        axis.set_ylim(max(0, min(lows) - 0.5 * span), min(100, max(lows) + span))
-        axis.set_title(DATASETS[dataset])
+        axis.set_title(f"{DATASETS[dataset]}")
     axes[0].set_ylabel("test accuracy of one chain, %")
-    handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(),
-                                                              strict=True)}  # fmt: skip
-    axes[0].legend(handles.values(), handles.keys(), loc="lower left", fontsize=8)
+    figure.suptitle("full" if some[0].is_full else f"scale {some[0].scale}", fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(kinds))

@@ -108,7 +108,8 @@ def reproduce(
         raise ConfigError(f"--jobs must be at least 1, got {beside}")
     if deadline is not None and not deadline > 0:
         raise ConfigError(f"--deadline must be above 0 seconds, got {deadline:g}")
-    end = None if deadline is None else began + max(deadline - GRACE, deadline / 2)
+    # What is under way has GRACE to end, and the pages take a few seconds.
+    end = None if deadline is None else began + max(deadline - GRACE - 10, deadline / 2)
     done = wanted.done()
     jobs = [job for job in wanted.jobs if job.key not in done]
     there = len(wanted.jobs) - len(jobs)
