@@ -58,7 +58,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         print(json.dumps(about, indent=1))
     else:
         chosen = {(cell.name, wanted.scale.name) for cell in wanted.cells}
-        if rows := brief([s for s in found if (s.cell, s.scale) in chosen]):
+        if rows := brief([s for s in found if (s.cell.name, s.scale) in chosen]):
             print(table(BRIEF, rows) + "\n")
         if "table5" in wanted.experiments:
             print(parameter_table() + "\n")

@@ -14,7 +14,7 @@ __all__ = ["checks"]
 
 def checks(summary: Summary) -> list[str]:
     """Parameter count, settings of Table 4, schedule, update order and inference, each in words."""
-    cell = Cell(summary.dataset, summary.method, summary.embedding, summary.readout)
+    cell = summary.cell
     config = from_mapping(summary.records[-1]["config"])
     return [
         _parameters(cell),

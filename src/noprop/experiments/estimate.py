@@ -71,9 +71,9 @@ def measure_pace(cell: Cell, config: RunConfig) -> Pace:
     with _one_thread():
         batch = _batch(config, task, Examples(x, y))
         features, step = _chain(config, task, x[:CHAINS])
-    # A mini-batch of the adjoint method is a chain forward and backward.
-    return Pace(batch * longer if isinstance(config.method, AdjointConfig) else batch,
-                features, step)  # fmt: skip
+    if isinstance(config.method, AdjointConfig):  # a mini-batch is a chain forward and backward
+        batch *= longer
+    return Pace(batch, features, step)
 
 
 @contextmanager

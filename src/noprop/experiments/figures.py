@@ -42,7 +42,7 @@ def draw_experiment(name: str, found: Sequence[Summary], runs: Path) -> list[Pic
         ConfigError: If matplotlib is not installed.
     """
     cells = {cell.name for cell in EXPERIMENTS[name]}
-    mine = [s for s in found if s.cell in cells]
+    mine = [s for s in found if s.cell.name in cells]
     drawings: dict[str, Callable[[Any, list[Summary]], None]] = {
         "fig3": lambda figure, some: _prototypes(figure, some[0], runs),
         "fig4": _accuracy_in_time,
@@ -67,7 +67,7 @@ def draw_experiment(name: str, found: Sequence[Summary], runs: Path) -> list[Pic
 
 
 def _folder(summary: Summary, runs: Path) -> Path:
-    return runs / summary.scale / f"{summary.cell}-seed-{summary.seeds[0]}"
+    return runs / summary.scale / f"{summary.cell.name}-seed-{summary.seeds[0]}"
 
 
 def _prototypes(figure: Any, summary: Summary, runs: Path) -> None:
@@ -88,17 +88,19 @@ def _prototypes(figure: Any, summary: Summary, runs: Path) -> None:
             if row is axes[0]:
                 axis.set_title(label, fontsize=8)
         row[0].set_ylabel(name)
-    figure.suptitle(f"{summary.cell}, seed {summary.seeds[0]}: {scale_text(summary)}", fontsize=9)
+    figure.suptitle(
+        f"{summary.cell.name}, seed {summary.seeds[0]}: {scale_text(summary)}", fontsize=9
+    )
 
 
 def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
     """Fig. 4: test accuracy of one chain against seconds of training, a line for each seed."""
-    datasets = [d for d in DATASETS if any(s.dataset == d for s in some)]
+    datasets = [d for d in DATASETS if any(s.cell.dataset == d for s in some)]
     axes = figure.subplots(1, len(datasets), squeeze=False)[0]
     colors: dict[str, str] = {"ct": "tab:blue", "fm": "tab:orange", "adjoint": "tab:green"}
     for axis, dataset in zip(axes, datasets, strict=True):
-        for summary in [s for s in some if s.dataset == dataset]:
-            label = METHODS[summary.method]
+        for summary in [s for s in some if s.cell.dataset == dataset]:
+            label = METHODS[summary.cell.method]
             label += "" if summary.is_full else f": {scale_text(summary)}"
             for i, record in enumerate(summary.records):
                 points = record["curve"]
@@ -107,7 +109,7 @@ def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
                     [p["single"] for p in points],
                     marker=".",
                     linewidth=1,
-                    color=colors[summary.method],
+                    color=colors[summary.cell.method],
                     label=None if i else label,
                 )
         axis.set(title=DATASETS[dataset], xlabel="seconds of training", xscale="log")
@@ -120,20 +122,20 @@ def _bars(figure: Any, some: list[Summary], group: str | None, kind: str) -> Non
 
     The axes do not begin at zero: what is compared differs by tenths.
     """
-    datasets = [d for d in DATASETS if any(s.dataset == d for s in some)]
+    datasets = [d for d in DATASETS if any(s.cell.dataset == d for s in some)]
     axes = figure.subplots(1, len(datasets), squeeze=False)[0]
-    kinds = [k for k in NAMES if any(getattr(s, kind) == k for s in some)]
-    groups = [g for g in NAMES if any(group and getattr(s, group) == g for s in some)] or [""]
+    kinds = [k for k in NAMES if any(getattr(s.cell, kind) == k for s in some)]
+    groups = [g for g in NAMES if any(group and getattr(s.cell, group) == g for s in some)] or [""]
     handles: dict[str, Any] = {}
     for axis, dataset in zip(axes, datasets, strict=True):
         ends: list[float] = []
-        for summary in [s for s in some if s.dataset == dataset]:
-            which = getattr(summary, kind)
+        for summary in [s for s in some if s.cell.dataset == dataset]:
+            which = getattr(summary.cell, kind)
             number = summary.accuracy("single")
             assert number
             error = 0.0 if math.isnan(number.error) else number.error
             middle = (len(kinds) - 1) / 2
-            x = groups.index(getattr(summary, group) if group else "")
+            x = groups.index(getattr(summary.cell, group) if group else "")
             x += (kinds.index(which) - middle) * 0.8 / len(kinds)
             handles[NAMES[which]] = axis.bar(
                 x,
@@ -143,8 +145,8 @@ def _bars(figure: Any, some: list[Summary], group: str | None, kind: str) -> Non
                 color=f"C{kinds.index(which)}",
                 capsize=3,
             )
-            axis.annotate(f"{number.mean:.2f}", (x, number.mean + error), xytext=(0, 2),
-                          textcoords="offset points", ha="center", fontsize=7)  # fmt: skip
+            above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+            axis.annotate(f"{number.mean:.2f}", (x, number.mean + error), fontsize=7, **above)
             ends += [number.mean - error, number.mean + error]
         room = max(0.6 * (max(ends) - min(ends)), 0.1)
         axis.set_ylim(max(0.0, min(ends) - room), max(ends) + room)

@@ -62,7 +62,7 @@ def write_pages(experiments: Sequence[str], records: Path, runs: Path, out: Path
 def page(name: str, found: Sequence[Summary], figures: Sequence[str] = ()) -> str:
     """The page of an experiment."""
     cells = {cell.name for cell in EXPERIMENTS[name]}
-    mine = [s for s in found if s.cell in cells]
+    mine = [s for s in found if s.cell.name in cells]
     parts = [f"# {TITLES[name]}", f"Made by `noprop reproduce {name}`; do not edit."]
     if name == "table5":
         return "\n\n".join([*parts, parameter_table()]) + "\n"

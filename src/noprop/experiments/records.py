@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from noprop.errors import RunError
+from noprop.experiments.cells import Cell
 from noprop.experiments.paper import Number
 from noprop.training.metrics import append_line
 
@@ -64,11 +65,7 @@ class Summary:
     """A cell at one scale, over its seeds.
 
     Attributes:
-        cell: its name.
-        dataset: of it, as ``method``, ``embedding`` and ``readout`` are.
-        method: see above.
-        embedding: see above.
-        readout: see above.
+        cell: it.
         scale: its name.
         extent: of each of ``epochs``, ``train``, ``test`` and ``steps`` what was taken, and what
             the whole is.
@@ -77,11 +74,7 @@ class Summary:
         records: the newest line of each seed.
     """
 
-    cell: str
-    dataset: str
-    method: str
-    embedding: str
-    readout: str
+    cell: Cell
     scale: str
     extent: dict[str, tuple[int, int]]
     seeds: tuple[int, ...]
@@ -147,10 +140,8 @@ def summaries(records: Iterable[Record]) -> list[Summary]:
         key = (record["cell"], record["scale"], extent, record["test"]["runs"])
         groups.setdefault(key, {})[record["seed"]] = record
     made = []
-    for (cell, scale, extent, runs), by_seed in groups.items():
+    for (_, scale, extent, runs), by_seed in groups.items():
         lines = tuple(by_seed[seed] for seed in sorted(by_seed))
-        words = {k: lines[0][k] for k in ("dataset", "method", "embedding", "readout")}
-        seeds = tuple(sorted(by_seed))
-        made.append(Summary(cell, **words, scale=scale, extent=dict(extent), seeds=seeds,
-                            runs=runs, records=lines))  # fmt: skip
+        cell = Cell(*(lines[0][k] for k in ("dataset", "method", "embedding", "readout")))
+        made.append(Summary(cell, scale, dict(extent), tuple(sorted(by_seed)), runs, lines))
     return made

@@ -57,6 +57,12 @@ def _pm(number: Number | None, digits: int = 2) -> str:
     return f"{number.mean:.{digits}f}{error}"
 
 
+def _row(summary: Summary) -> tuple[str, str, str]:
+    """The row of a table that a summary belongs to: method, embedding and readout."""
+    cell = summary.cell
+    return cell.method, cell.embedding, cell.readout
+
+
 def _place(row: tuple[str, str, str]) -> tuple[int, int, bool]:
     """Of a method, embedding and readout, in the order of the paper's rows."""
     method, embedding, readout = row
@@ -69,7 +75,7 @@ def _sorted(found: Iterable[Summary]) -> list[Summary]:
 
     def key(s: Summary) -> tuple[object, ...]:
         share = math.prod(part / whole for part, whole in s.extent.values())
-        return *_place((s.method, s.embedding, s.readout)), not s.is_full, -share
+        return *_place(_row(s)), not s.is_full, -share
 
     return sorted(found, key=key)
 
@@ -82,16 +88,13 @@ def accuracy_tables(found: Sequence[Summary], paper: Paper) -> str:
     parts = []
     for dataset in dict.fromkeys(d for row in paper.values() for d in row):
         rows, notes = [], []
-        here = [s for s in found if s.dataset == dataset]
+        here = [s for s in found if s.cell.dataset == dataset]
         printed = {row: numbers[dataset] for row, numbers in paper.items() if dataset in numbers}
-        names = {(m, e, "softmax") for m, e in printed}
-        names |= {(s.method, s.embedding, s.readout) for s in here}
-        for method, embedding, readout in sorted(names, key=_place):
-            numbers = printed.get((method, embedding)) if readout == "softmax" else None
-            name = row_name(method, embedding, readout)
-            mine = [s for s in here if (s.method, s.embedding, s.readout) == (method, embedding,
-                                                                             readout)]  # fmt: skip
-            for summary in _sorted(mine):
+        names = {(m, e, "softmax") for m, e in printed} | {_row(s) for s in here}
+        for row in sorted(names, key=_place):
+            numbers = printed.get(row[:2]) if row[2] == "softmax" else None
+            mine, name = _sorted(s for s in here if _row(s) == row), row_name(*row)
+            for summary in mine:
                 rows.append([name, *_accuracies(summary, numbers)])
                 ours = summary.accuracy("single")
                 if numbers and ours and summary.is_full and _differs(numbers[1], ours):
@@ -124,8 +127,8 @@ def _quoted(dataset: str) -> list[list[str]]:
     for name, numbers in PRIOR.items():
         if dataset in numbers:
             train, test = numbers[dataset]
-            rows.append([f"{name} (quoted)", "", "", _plain(train, ".2f"), "", _plain(test, ".2f"),
-                         "", "", ""])  # fmt: skip
+            shown = [f"{name} (quoted)", "", "", _plain(train, ".2f"), "", _plain(test, ".2f")]
+            rows.append([*shown, "", "", ""])
     return rows
 
 
@@ -168,7 +171,7 @@ def more_table(found: Sequence[Summary]) -> str:
     ]
     rows = []
     for dataset in DATASETS:
-        for s in _sorted(x for x in found if x.dataset == dataset):
+        for s in _sorted(x for x in found if x.cell.dataset == dataset):
             last = s.records[-1]
             loss = s.mean("test", "modes", last["test"]["default"], "log_loss")
             error = s.mean("test", "calibration_error")
@@ -179,7 +182,7 @@ def more_table(found: Sequence[Summary]) -> str:
             hardware = environment.get("gpu") or f"{environment['processor']}, one thread"
             rows.append(
                 [
-                    s.cell,
+                    s.cell.name,
                     scale_text(s),
                     _plain(loss, ".4f"),
                     _plain(error and 100 * error, ".2f"),
@@ -216,7 +219,7 @@ def memory_table(found: Sequence[Summary]) -> str:
         for dataset in MEMORY_GB["ct"]:
             printed = MEMORY_GB[method].get(dataset)
             row.append(_plain(printed, ".2f"))
-            ours = [s for s in found if (s.dataset, s.method) == (dataset, method)]
+            ours = [s for s in found if (s.cell.dataset, s.cell.method) == (dataset, method)]
             text = "–"
             for summary in _sorted(ours)[:1]:
                 memory = summary.mean("training", "peak_memory_mb")
@@ -234,8 +237,8 @@ def brief(found: Sequence[Summary]) -> list[list[str]]:
     """Rows for a terminal: cell, scale, seeds × runs, one chain, averaged."""
     rows = []
     for dataset in DATASETS:
-        for s in _sorted(x for x in found if x.dataset == dataset):
+        for s in _sorted(x for x in found if x.cell.dataset == dataset):
             runs = f"{len(s.seeds)} × {s.runs}"
             ours = [_pm(s.accuracy(mode)) for mode in ("single", "default")]
-            rows.append([s.cell, scale_text(s), runs, *ours])
+            rows.append([s.cell.name, scale_text(s), runs, *ours])
     return rows
