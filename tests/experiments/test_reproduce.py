@@ -58,7 +58,10 @@ def test_each_cell_is_trained_once_and_a_failure_stops_no_other(tmp_path, real_d
     options = ["--scale", LITTLE, "--runs", str(w.runs), "--out", str(w.out), "--data-dir",
                str(w.data_dir)]  # fmt: skip
     assert main(["reproduce", "table1", "--only", "mnist,fm,ct,one-hot", "--json", *options]) == 0
-    assert json.loads(capsys.readouterr().out)["failed"] == {}
+    said = json.loads(capsys.readouterr().out)
+    assert said["failed"] == {}
+    assert {c["cell"]: c["seeds"] for c in said["cells"]} == {"mnist-ct": [0], "mnist-fm": [0]}
+    assert said["cells"][0]["single"]["accuracy"] == record["test"]["modes"]["single"]["accuracy"]
     assert len(read_records(w.records)) == 2
 
 

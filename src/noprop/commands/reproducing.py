@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import math
 import sys
 from typing import Any
 
 from noprop.commands.options import parse_duration, parse_seeds
 from noprop.experiments.pages import parameter_table, write_pages
+from noprop.experiments.paper import Number
 from noprop.experiments.progress import CellReport
-from noprop.experiments.records import read_records, summaries
+from noprop.experiments.records import Summary, read_records, summaries
 from noprop.experiments.reproduce import Planned, Reproduction, plan
 from noprop.experiments.reproduce import reproduce as run_experiments
 from noprop.experiments.scale import parse_scale
@@ -52,20 +54,42 @@ def reproduce(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt as stop:
             print("stopped; go on with the same command", file=sys.stderr)
             return 143 if isinstance(stop, Terminated) else 130
+    chosen = {(cell.name, wanted.scale.name) for cell in wanted.cells}
     found = summaries(read_records(wanted.records))
+    found = [s for s in found if (s.cell.name, s.scale) in chosen]
     if arguments.json:
-        about = {"files": list(map(str, paths)), "failed": {k: str(v) for k, v in failed.items()}}
+        about = {
+            "cells": list(map(_numbers, found)),
+            "failed": {run: str(error) for run, error in failed.items()},
+            "files": list(map(str, paths)),
+        }
         print(json.dumps(about, indent=1))
     else:
-        chosen = {(cell.name, wanted.scale.name) for cell in wanted.cells}
-        if rows := brief([s for s in found if (s.cell.name, s.scale) in chosen]):
-            print(table(BRIEF, rows) + "\n")
+        if found:
+            print(table(BRIEF, brief(found)) + "\n")
         if "table5" in wanted.experiments:
             print(parameter_table() + "\n")
         print("written: " + ", ".join(map(str, paths)))
     for error in failed.values():
         print(f"noprop: error: {error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _numbers(summary: Summary) -> dict[str, Any]:
+    """Test accuracy in % of one chain and of our prediction, with standard errors, for JSON."""
+    numbers = {mode: summary.accuracy(mode) for mode in ("single", "default")}
+    return {
+        "cell": summary.cell.name,
+        "scale": summary.scale,
+        "extent": summary.extent,
+        "seeds": summary.seeds,
+        **{name: n and _number(n) for name, n in numbers.items()},
+    }
+
+
+def _number(number: Number) -> dict[str, float | None]:
+    error = None if math.isnan(number.error) else number.error  # JSON has no NaN
+    return {"accuracy": number.mean, "se": error}
 
 
 def _show_plan(
