@@ -17,13 +17,13 @@ from torch import Tensor
 
 from noprop.config import RunConfig
 from noprop.data import Examples, Normalization, batch_indices
-from noprop.embeddings import separation
 from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.gradients import Gradients, flat_gradient, scatter
-from noprop.training.memory import peak_memory, reset_peak
+from noprop.training.memory import reset_peak
 from noprop.training.offload import Shelf
+from noprop.training.reports import Reports
 from noprop.training.signals import asked, signals_kept, stop_if_asked
 from noprop.training.state import GroupState
 from noprop.training.team import SAVE, STOP, PeerStoppedError, Team
@@ -78,7 +78,7 @@ class GroupTrainer:
                 f"train.shards: each of {self.team.all_shards} wants two examples at least, and "
                 f"there are {len(train)} to train on"
             )
-        self.train_part, self.validation = train, validation
+        self.train_part = train
         self.checkpoint, self.emit, self.after_save = checkpoint, emit, saved
         self.device = train.x.device
         self.state = GroupState(
@@ -97,6 +97,16 @@ class GroupTrainer:
             epochs=self.c.epochs,
             batches=max(1, len(train) // self.c.batch_size),
             shared=bool(method.shared_parameters),
+        )
+        self.reports = Reports(
+            self.c,
+            method,
+            self.state,
+            self.updates,
+            self.gradients,
+            validation,
+            self.team,
+            emit,
         )
         self.position = 0
         self.parts: list[Tensor] = []  # of the shared gradient, one for each unit since its update
@@ -190,10 +200,11 @@ class GroupTrainer:
             due = self.updates.between_steps(self.position) and self.wished % STOP > 0
             if ends or due or now - reported > 0.5:
                 reported = now
-                self._report_progress(at, running)
+                self.reports.progress(at, self.position, running)
             if ends:
-                self._report_epoch(at, torch.stack(losses), terms)
+                self.reports.epoch(at, torch.stack(losses), terms)
                 losses.clear()
+                self._keep(at)
             if due:
                 self._check_finite()
                 self.save()
@@ -201,7 +212,17 @@ class GroupTrainer:
                 self._stop()
         self._check_finite()
         self.save()
-        self._report_end()
+        self.reports.end(self._seconds())
+
+    def _seconds(self) -> float:
+        """Of training until now, those of the processes before this one included."""
+        return self.seconds + time.monotonic() - self.started
+
+    def _keep(self, at: Update) -> None:
+        """Leave a copy of the unit of an epoch's last update, where copies are kept."""
+        epoch = at.epoch + 1
+        if self.c.keep_every and epoch % self.c.keep_every == 0 and self.team.speaks:
+            self.state.keep(at.index, {"epoch": epoch, "seconds": self._seconds()})
 
     def _wish(self) -> int:
         """What this process would have the team do after the update at hand."""
@@ -219,53 +240,10 @@ class GroupTrainer:
         stop_if_asked()
         raise PeerStoppedError
 
-    def _report_end(self) -> None:
-        names = [unit.name for index, unit in enumerate(self.units) if self.state.has(index)]
-        memory, counter = peak_memory(self.device)
-        self._tell(
-            {
-                "event": "trained",
-                "units": names,
-                "seconds": self.seconds + time.monotonic() - self.started,
-                "peak_memory_mb": memory,
-                "memory_counter": counter,
-            }
-        )
-
-    def _tell(self, event: Event) -> None:
-        if self.team.speaks:
-            self.emit(event)
-
-    def _report_progress(self, at: Update, running: dict[str, list[Tensor]]) -> None:
-        for name, losses in running.items():
-            if losses and not bool(torch.stack(losses).isfinite().all()):
-                raise self._diverged(f"{name}: the loss is")
-        unit = self.units[at.index]
-        self._tell(
-            {
-                "event": "progress",
-                "unit": unit.name,
-                "epoch": at.epoch + 1,
-                "position": self.position,
-                "total": self.updates.total,
-                "work": self.updates.work(self.position),
-                "total_work": self.updates.work(self.updates.total),
-                "loss": torch.stack(running[unit.name]).mean().item(),
-            }
-        )
-
-    def _diverged(self, what: str) -> TrainingError:
-        epoch = self.updates.at(self.position - 1).epoch + 1
-        return TrainingError(
-            f"{what} not finite by update {self.position} of {self.updates.total} "
-            f"(epoch {epoch}, lr {self.c.lr:g}); its last good checkpoint is kept. "
-            "Try a smaller train.lr"
-        )
-
     def _check_finite(self) -> None:
         # A finite loss can have an infinite gradient: such weights must not replace good ones.
         if name := self.state.not_finite():
-            raise self._diverged(f"{name}: the weights are")
+            raise self.reports.diverged(f"{name}: the weights are", self.position)
 
     def _step(self, at: Update) -> LossTerms:
         unit, optimizer = self.units[at.index], self.state.optimizers[at.index]
@@ -293,43 +271,6 @@ class GroupTrainer:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    def _report_epoch(self, at: Update, losses: Tensor, terms: LossTerms) -> None:
-        unit = self.units[at.index]
-        event: Event = {
-            "event": "epoch",
-            "unit": unit.name,
-            "epoch": at.epoch + 1,
-            "loss": losses.mean().item(),
-            "terms": {name: value.item() for name, value in terms.terms.items()},
-            "validation_loss": self._validation_loss(unit),
-        }
-        if self.method.embedding.learned:
-            lengths, least = separation(self.method.embedding.weight)
-            event["embedding"] = {
-                "least_length": lengths.min().item(),
-                "greatest_length": lengths.max().item(),
-                "least_distance": least,
-            }
-        if facts := self.method.facts():
-            event["facts"] = facts
-        self._tell(event)
-        if self.c.keep_every and (at.epoch + 1) % self.c.keep_every == 0 and self.team.speaks:
-            seconds = self.seconds + time.monotonic() - self.started
-            self.state.keep(at.index, {"epoch": at.epoch + 1, "seconds": seconds})
-
-    @torch.no_grad()
-    def _validation_loss(self, unit: Unit) -> float | None:
-        """The unit's own loss on the validation part, with the same noise after every epoch."""
-        if len(self.validation) < 2:
-            return None
-        unit.module.eval()
-        draws = generator(self.c.seed, "validation", 0, unit.name, self.device)
-        total = 0.0
-        for x, y in zip(self.validation.x.split(1000), self.validation.y.split(1000), strict=True):
-            total += self.gradients.loss(unit, x, y, draws).total.item() * len(y)
-        unit.module.train()
-        return total / len(self.validation)
-
     # -- checkpoints ---------------------------------------------------------------------------
 
     def save(self) -> None:
@@ -338,7 +279,7 @@ class GroupTrainer:
             {
                 "position": self.position,
                 "total": self.updates.total,
-                "seconds": self.seconds + time.monotonic() - self.started,
+                "seconds": self._seconds(),
             }
         )
         self.saved = time.monotonic()

@@ -1,0 +1,144 @@
+"""What the training of a group says of itself, as events: progress, an epoch's end, its own end."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noprop.config import TrainConfig
+from noprop.data import Examples
+from noprop.embeddings import separation
+from noprop.errors import TrainingError
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.randomness import generator
+from noprop.training.gradients import Gradients
+from noprop.training.memory import peak_memory
+from noprop.training.state import GroupState
+from noprop.training.team import Team
+from noprop.training.updates import Update, Updates
+
+__all__ = ["Reports"]
+
+Event = dict[str, Any]
+
+
+class Reports:
+    """Events of a group, told by one process of those that train it.
+
+    Args:
+        train: how the units are trained.
+        method: whose facts and embeddings are told.
+        state: of the group.
+        updates: its work.
+        gradients: computes losses of the validation part.
+        validation: validation part, on the device; its local losses are reported, nothing else.
+        team: who trains the group.
+        emit: called with every event.
+    """
+
+    def __init__(
+        self,
+        train: TrainConfig,
+        method: Method,
+        state: GroupState,
+        updates: Updates,
+        gradients: Gradients,
+        validation: Examples,
+        team: Team,
+        emit: Callable[[Event], None],
+    ):
+        self.c, self.method, self.state, self.updates = train, method, state, updates
+        self.gradients, self.validation = gradients, validation
+        self.team, self.emit = team, emit
+
+    def progress(self, at: Update, position: int, running: Mapping[str, Sequence[Tensor]]) -> None:
+        """How far the group is.
+
+        Args:
+            at: the last update.
+            position: the next one.
+            running: losses of each unit since its last epoch ended.
+
+        Raises:
+            TrainingError: If a loss is not finite.
+        """
+        for name, losses in running.items():
+            if losses and not bool(torch.stack(list(losses)).isfinite().all()):
+                raise self.diverged(f"{name}: the loss is", position)
+        unit = self.state.units[at.index]
+        self._tell(
+            {
+                "event": "progress",
+                "unit": unit.name,
+                "epoch": at.epoch + 1,
+                "position": position,
+                "total": self.updates.total,
+                "work": self.updates.work(position),
+                "total_work": self.updates.work(self.updates.total),
+                "loss": torch.stack(list(running[unit.name])).mean().item(),
+            }
+        )
+
+    def epoch(self, at: Update, losses: Tensor, terms: LossTerms) -> None:
+        """A unit's losses in an epoch, on the validation part too, and what the method tells."""
+        unit = self.state.units[at.index]
+        event: Event = {
+            "event": "epoch",
+            "unit": unit.name,
+            "epoch": at.epoch + 1,
+            "loss": losses.mean().item(),
+            "terms": {name: value.item() for name, value in terms.terms.items()},
+            "validation_loss": self._validation_loss(unit),
+        }
+        if self.method.embedding.learned:
+            lengths, least = separation(self.method.embedding.weight)
+            event["embedding"] = {
+                "least_length": lengths.min().item(),
+                "greatest_length": lengths.max().item(),
+                "least_distance": least,
+            }
+        if facts := self.method.facts():
+            event["facts"] = facts
+        self._tell(event)
+
+    def end(self, seconds: float) -> None:
+        """That the group is trained, and what it took."""
+        units = self.state.units
+        names = [unit.name for index, unit in enumerate(units) if self.state.has(index)]
+        memory, counter = peak_memory(self.validation.x.device)
+        self._tell(
+            {
+                "event": "trained",
+                "units": names,
+                "seconds": seconds,
+                "peak_memory_mb": memory,
+                "memory_counter": counter,
+            }
+        )
+
+    def diverged(self, what: str, position: int) -> TrainingError:
+        """The error of what is not finite before update ``position``."""
+        epoch = self.updates.at(position - 1).epoch + 1
+        return TrainingError(
+            f"{what} not finite by update {position} of {self.updates.total} "
+            f"(epoch {epoch}, lr {self.c.lr:g}); its last good checkpoint is kept. "
+            "Try a smaller train.lr"
+        )
+
+    def _tell(self, event: Event) -> None:
+        if self.team.speaks:
+            self.emit(event)
+
+    @torch.no_grad()
+    def _validation_loss(self, unit: Unit) -> float | None:
+        """The unit's own loss on the validation part, with the same noise after every epoch."""
+        if len(self.validation) < 2:
+            return None
+        unit.module.eval()
+        draws = generator(self.c.seed, "validation", 0, unit.name, self.validation.x.device)
+        total = 0.0
+        for x, y in zip(self.validation.x.split(1000), self.validation.y.split(1000), strict=True):
+            total += self.gradients.loss(unit, x, y, draws).total.item() * len(y)
+        unit.module.train()
+        return total / len(self.validation)
