@@ -88,8 +88,27 @@ def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
     sizes = {"train_size": c.train_size, "test_size": c.test_size}
     parts = hold_out(dataset, c.validation, config.train.seed, **sizes)
     dtype = str(parts.train.x.dtype).removeprefix("torch.")
-    task = Task(dataset.shape, dataset.class_names, Normalization.of(parts.train.x), dtype)
+    normalization = _normalization(config, parts.train.x)
+    task = Task(dataset.shape, dataset.class_names, normalization, dtype)
     return RunData(task, parts.train, parts.validation, parts.test)
+
+
+def _normalization(config: RunConfig, x: Tensor) -> Normalization:
+    """Of the training part, or what takes pixels to 0..1 or -1..1.
+
+    Raises:
+        ConfigError: If features, which may lie anywhere, are to be taken for pixels.
+    """
+    kind = config.data.normalization
+    if kind == "standard":
+        return Normalization.of(x)
+    if x.dtype != torch.uint8:
+        raise ConfigError(
+            f"data.normalization: {kind} is for pixels, and {config.data.dataset} has features; "
+            "use standard"
+        )
+    mean, std = (0.0, 1.0) if kind == "unit" else (0.5, 0.5)
+    return Normalization((mean,) * x.shape[1], (std,) * x.shape[1])
 
 
 def choose_device(name: str) -> torch.device:
@@ -226,7 +245,7 @@ def build_method(
             unit = ChainUnit(blocks, parts.readout(), embedding, mixing=c.mixing)
             return BackpropChain(unit)
         assert isinstance(c, AdjointConfig)
-        network = parts.continuous_block(latent_dropout=0.0)
+        network = parts.continuous_block(c.time_scale, latent_dropout=0.0)
         solver = SolverUnit(network, parts.readout(), embedding, steps=c.steps, gradient=c.gradient)
         return NeuralODE(solver)
     except ValueError as error:
@@ -256,7 +275,7 @@ def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
         fixed = LinearSchedule if c.schedule == "linear" else CosineSchedule
         schedule = fixed(c.gamma_noise, c.gamma_clean)
     unit = DenoiserUnit(
-        parts.continuous_block(),
+        parts.continuous_block(c.time_scale),
         parts.readout(),
         schedule,
         parts.embedding,
@@ -270,7 +289,7 @@ def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
 
 def _flow(c: FMConfig, parts: "_Parts") -> FlowNoProp:
     unit = VelocityUnit(
-        parts.continuous_block(),
+        parts.continuous_block(c.time_scale),
         parts.readout(),
         parts.embedding,
         sigma=c.path_sigma,
@@ -307,10 +326,13 @@ class _Parts:
                 self.task.num_classes,
                 encoder=c.encoder,
                 dropout=c.dropout,
+                dropout_kind=c.dropout_kind,
                 factory=self.factory,
             )
 
-    def continuous_block(self, latent_dropout: float | None = None) -> ContinuousBlock:
+    def continuous_block(
+        self, time_scale: float, latent_dropout: float | None = None
+    ) -> ContinuousBlock:
         """The network of Fig. 5, right."""
         c: MethodConfig = self.config.method
         with seeded(derive_seed(self.config.train.seed, "init", block="network")):
@@ -320,7 +342,9 @@ class _Parts:
                 self.task.num_classes,
                 encoder=c.encoder,
                 dropout=c.dropout,
+                dropout_kind=c.dropout_kind,
                 latent_dropout=latent_dropout,
+                time_scale=time_scale,
                 factory=self.factory,
             )
 

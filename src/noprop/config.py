@@ -75,6 +75,9 @@ class DataConfig:
     test_size: Positive | None = described(
         None, "score on so many test examples only, stratified, the same for every seed"
     )
+    normalization: Literal["standard", "unit", "symmetric"] = described(
+        "standard", "inputs: mean 0 and deviation 1 of each channel, or pixels in 0..1 or -1..1"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
