@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noprop.cli import main, option_names
+from noprop.cli import main
 from noprop.config import fields_of
 from noprop.networks import DiscreteBlock
+from noprop.parser import option_names
 from noprop.recipes import RECIPES
 
 FAST = [

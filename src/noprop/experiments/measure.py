@@ -13,7 +13,7 @@ from noprop.bench.machine import processor_name
 from noprop.build import RunData, unit_names
 from noprop.config import RunConfig, reading_fields, replace, to_mapping
 from noprop.data import SOURCES
-from noprop.experiments.cells import Cell
+from noprop.experiments.cells import EXPERIMENTS, Cell
 from noprop.experiments.scale import Scale
 from noprop.randomness import generator
 from noprop.trained_model import TrainedModel
@@ -95,8 +95,7 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
 
 
 def _experiment(cell: Cell) -> str:
-    from noprop.experiments.cells import EXPERIMENTS
-
+    """The first that has it."""
     return next(name for name, cells in EXPERIMENTS.items() if cell in cells)
 
 
