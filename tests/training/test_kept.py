@@ -27,6 +27,7 @@ KINDS = {
     "dt": {"method.name": "dt", "method.num_blocks": 2},
     "dt-learned": {"method.name": "dt", "method.num_blocks": 2, **LEARNED},
     "dt-parallel": {"method.name": "dt", "method.num_blocks": 2, "train.order": "parallel"},
+    "dt-learned-parallel": {"method.num_blocks": 2, "train.order": "parallel", **LEARNED},
     "ct": {"method.name": "ct", "method.steps": 5},
 }
 

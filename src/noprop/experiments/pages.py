@@ -29,8 +29,8 @@ ACCURACY = """\
 Accuracy in %, mean ± standard error over all inference runs of all seeds, as in the paper. *One
 chain* is the paper's protocol; *averaged* is our default prediction, and *mean chain* is without
 noise. A row is *full* if epochs, images and steps of inference are the paper's, and otherwise says
-what it had of them: such a row is no reproduction, only what so much gives. A tenth of the
-training part is held out in every row, as docs/reproduction.md explains."""
+what it had of them: such a row is no reproduction, only what so much gives. How to read this:
+docs/reproduction.md."""
 
 
 def write_pages(experiments: Sequence[str], records: Path, runs: Path, out: Path) -> list[Path]:

@@ -33,7 +33,9 @@ def scale_text(summary: Summary) -> str:
     for name, (part, whole) in sorted(summary.extent.items(), key=lambda item: _ORDER[item[0]]):
         if part == whole:
             continue
-        if name == "steps":
+        if part > whole:  # nothing is held out
+            parts.append(f"{part:,} {words[name]}")
+        elif name == "steps":
             parts.append(f"T = {part} of {whole:,}")
         else:
             parts.append(f"{part:,} of {whole:,} {words[name]}")
