@@ -87,8 +87,27 @@ def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
     dataset = load_dataset(c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color)
     parts = hold_out(dataset, c.validation, config.train.seed, train_size=c.train_size)
     dtype = str(parts.train.x.dtype).removeprefix("torch.")
-    task = Task(dataset.shape, dataset.class_names, Normalization.of(parts.train.x), dtype)
+    normalization = _normalization(config, parts.train.x)
+    task = Task(dataset.shape, dataset.class_names, normalization, dtype)
     return RunData(task, parts.train, parts.validation, parts.test)
+
+
+def _normalization(config: RunConfig, x: Tensor) -> Normalization:
+    """Of the training part, or what takes pixels to 0..1 or -1..1.
+
+    Raises:
+        ConfigError: If features, which may lie anywhere, are to be taken for pixels.
+    """
+    kind = config.data.normalization
+    if kind == "standard":
+        return Normalization.of(x)
+    if x.dtype != torch.uint8:
+        raise ConfigError(
+            f"data.normalization: {kind} is for pixels, and {config.data.dataset} has features; "
+            "use standard"
+        )
+    mean, std = (0.0, 1.0) if kind == "unit" else (0.5, 0.5)
+    return Normalization((mean,) * x.shape[1], (std,) * x.shape[1])
 
 
 def choose_device(name: str) -> torch.device:
@@ -225,7 +244,7 @@ def build_method(
             unit = ChainUnit(blocks, parts.readout(), embedding, mixing=c.mixing)
             return BackpropChain(unit)
         assert isinstance(c, AdjointConfig)
-        network = parts.continuous_block(latent_dropout=0.0)
+        network = parts.continuous_block(c.time_scale, latent_dropout=0.0)
         solver = SolverUnit(network, parts.readout(), embedding, steps=c.steps, gradient=c.gradient)
         return NeuralODE(solver)
     except ValueError as error:
@@ -255,7 +274,7 @@ def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
         fixed = LinearSchedule if c.schedule == "linear" else CosineSchedule
         schedule = fixed(c.gamma_noise, c.gamma_clean)
     unit = DenoiserUnit(
-        parts.continuous_block(),
+        parts.continuous_block(c.time_scale),
         parts.readout(),
         schedule,
         parts.embedding,
@@ -269,7 +288,7 @@ def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
 
 def _flow(c: FMConfig, parts: "_Parts") -> FlowNoProp:
     unit = VelocityUnit(
-        parts.continuous_block(),
+        parts.continuous_block(c.time_scale),
         parts.readout(),
         parts.embedding,
         sigma=c.path_sigma,
@@ -306,10 +325,13 @@ class _Parts:
                 self.task.num_classes,
                 encoder=c.encoder,
                 dropout=c.dropout,
+                dropout_kind=c.dropout_kind,
                 factory=self.factory,
             )
 
-    def continuous_block(self, latent_dropout: float | None = None) -> ContinuousBlock:
+    def continuous_block(
+        self, time_scale: float, latent_dropout: float | None = None
+    ) -> ContinuousBlock:
         """The network of Fig. 5, right."""
         c: MethodConfig = self.config.method
         with seeded(derive_seed(self.config.train.seed, "init", block="network")):
@@ -319,7 +341,9 @@ class _Parts:
                 self.task.num_classes,
                 encoder=c.encoder,
                 dropout=c.dropout,
+                dropout_kind=c.dropout_kind,
                 latent_dropout=latent_dropout,
+                time_scale=time_scale,
                 factory=self.factory,
             )
 

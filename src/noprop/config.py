@@ -72,6 +72,9 @@ class DataConfig:
     train_size: Positive | None = described(
         None, "train on so many examples only, stratified; validation and test stay whole"
     )
+    normalization: Literal["standard", "unit", "symmetric"] = described(
+        "standard", "inputs: mean 0 and deviation 1 of each channel, or pixels in 0..1 or -1..1"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

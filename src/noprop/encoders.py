@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from noprop.layers import ReLUDropout, Sequence, stochastic_call
+from noprop.layers import DropoutKind, ReLUDropout, Sequence, stochastic_call
 from noprop.randomness import seeded
 
 __all__ = [
@@ -34,7 +34,9 @@ EncoderKind = Literal["auto", "conv", "small", "mlp", "custom"]
 EncoderFactory = Callable[[], nn.Module]
 
 
-def conv_path(channels: int, size: tuple[int, int], dropout: float) -> Sequence:
+def conv_path(
+    channels: int, size: tuple[int, int], dropout: float, kind: DropoutKind = "feature"
+) -> Sequence:
     """The convolutions of Fig. 5: 2048 features from 28×28, 3200 from 32×32, 6400 from 64×64.
 
     3×3 without padding: C→32, pool; 32→64; 64→128, pool; and from 48 pixels up 128→256, pool.
@@ -48,14 +50,14 @@ def conv_path(channels: int, size: tuple[int, int], dropout: float) -> Sequence:
     layers: list[nn.Module] = [
         Trim(height, width),
         nn.Conv2d(channels, 32, 3),
-        ReLUDropout(dropout, pool=True),
+        ReLUDropout(dropout, pool=True, kind=kind),
         nn.Conv2d(32, 64, 3),
-        ReLUDropout(dropout),
+        ReLUDropout(dropout, kind=kind),
         nn.Conv2d(64, 128, 3),
-        ReLUDropout(dropout, pool=True),
+        ReLUDropout(dropout, pool=True, kind=kind),
     ]
     if deep:
-        layers += [nn.Conv2d(128, 256, 3), ReLUDropout(dropout, pool=True)]
+        layers += [nn.Conv2d(128, 256, 3), ReLUDropout(dropout, pool=True, kind=kind)]
     return Sequence(*layers, nn.Flatten())
 
 
@@ -77,15 +79,17 @@ def trimmed_size(side: int, *, deep: bool) -> int:
     return 2 * (needed + 4) + 2
 
 
-def small_conv_path(channels: int, size: tuple[int, int], dropout: float) -> Sequence:
+def small_conv_path(
+    channels: int, size: tuple[int, int], dropout: float, kind: DropoutKind = "feature"
+) -> Sequence:
     """For images too small for Fig. 5, such as 8×8 digits: 3×3 with padding, C→32→64, pool."""
     if min(size) < 2:
         raise ValueError(f"the small convolutions need at least 2 pixels a side, got {min(size)}")
     return Sequence(
         nn.Conv2d(channels, 32, 3, padding=1),
-        ReLUDropout(dropout),
+        ReLUDropout(dropout, kind=kind),
         nn.Conv2d(32, 64, 3, padding=1),
-        ReLUDropout(dropout, pool=True),
+        ReLUDropout(dropout, pool=True, kind=kind),
         nn.Flatten(),
     )
 
@@ -155,6 +159,7 @@ class Features(nn.Module):
         dropout: probability that a feature is dropped, in [0, 1).
         batch_norm: batch norm and no ReLU, or ReLU and no batch norm.
         factory: makes the user's own encoder, a fresh one each time it is called.
+        dropout_kind: whether convolutions drop features or whole channels.
 
     Raises:
         ValueError: If the kind does not suit the shape, or a user's encoder gives no (B, F)
@@ -169,10 +174,11 @@ class Features(nn.Module):
         dropout: float = 0.2,
         batch_norm: bool = True,
         factory: EncoderFactory | None = None,
+        dropout_kind: DropoutKind = "feature",
     ):
         super().__init__()
         self.takes_generator = True
-        self.encoder = _encoder(shape, kind, dropout, factory)
+        self.encoder = _encoder(shape, kind, dropout, factory, dropout_kind)
         self.project = nn.Linear(_feature_count(self.encoder, shape), WIDTH)
         self.finish = nn.BatchNorm1d(WIDTH) if batch_norm else nn.ReLU()
 
@@ -184,7 +190,11 @@ class Features(nn.Module):
 
 
 def _encoder(
-    shape: tuple[int, ...], kind: EncoderKind, dropout: float, factory: EncoderFactory | None
+    shape: tuple[int, ...],
+    kind: EncoderKind,
+    dropout: float,
+    factory: EncoderFactory | None,
+    dropout_kind: DropoutKind,
 ) -> nn.Module:
     if kind == "auto":
         kind = "custom" if factory else encoder_kind(shape)
@@ -197,7 +207,7 @@ def _encoder(
     if len(shape) != 3:
         raise ValueError(f"encoder {kind!r} needs images (C, H, W), got inputs of shape {shape}")
     path = conv_path if kind == "conv" else small_conv_path
-    return path(shape[0], (shape[1], shape[2]), dropout)
+    return path(shape[0], (shape[1], shape[2]), dropout, dropout_kind)
 
 
 def _made_by(factory: EncoderFactory) -> nn.Module:

@@ -1,6 +1,6 @@
 """Layers whose randomness comes from a generator, and the residual path of Fig. 5."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 __all__ = [
+    "DropoutKind",
     "ReLUDropout",
     "ResidualPath",
     "Sequence",
@@ -16,6 +17,8 @@ __all__ = [
     "keep_mask",
     "stochastic_call",
 ]
+
+DropoutKind = Literal["feature", "channel"]
 
 
 def stochastic_call(
@@ -87,29 +90,36 @@ class ReLUDropout(nn.Module):
     Args:
         dropout: probability that an element is set to 0, in [0, 1).
         pool: whether to pool; the input must then be images (B, C, H, W).
+        kind: ``channel`` drops all of a channel of an image at once; a flat input has features
+            alone.
     """
 
     takes_generator = True
 
-    def __init__(self, dropout: float, *, pool: bool = False):
+    def __init__(self, dropout: float, *, pool: bool = False, kind: DropoutKind = "feature"):
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.keep_of_256 = max(1, round(256 * (1 - dropout)))
         self.pool = pool
+        self.kind: DropoutKind = kind
 
     def forward(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch ..."]:
         """The activations."""
         keep = self.keep_of_256 if self.training else 256
-        if x.device.type == "cpu":
+        whole = self.kind == "channel" and x.ndim == 4
+        if x.device.type == "cpu" and not (whole and keep < 256):
             function = _PoolReLUDropout if self.pool else _ReLUDropout
             activations = function.apply(x, keep, generator)
             assert isinstance(activations, Tensor)
             return activations
         x = F.relu(F.max_pool2d(x, 2) if self.pool else x)
-        return x if keep == 256 else x * keep_mask(x, keep, generator) * (256 / keep)
+        if keep == 256:
+            return x
+        mask = keep_mask(x[:, :, :1, :1] if whole else x, keep, generator)
+        return x * mask * (256 / keep)
 
 
 # What the plain operations compute, to the last bit where all is finite, in half of their time on

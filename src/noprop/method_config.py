@@ -62,6 +62,9 @@ class MethodConfig:
     dropout: Annotated[float, Field(ge=0, lt=1)] = described(
         0.2, "probability of dropping a feature"
     )
+    dropout_kind: Literal["feature", "channel"] = described(
+        "feature", "what convolutions drop at once: one feature, or a channel of an image"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -100,6 +103,9 @@ class CTConfig(MethodConfig):
     gamma_noise: Gamma = described(6.0, "γ at t = 0, in -20..20; a learned schedule starts there")
     gamma_clean: Gamma = described(-6.0, "γ at t = 1, in -20..20; a learned schedule starts there")
     gamma_room: AboveZero = described(3.0, "how far learned endpoints may move")
+    time_scale: AboveZero = described(
+        1000.0, "what t in 0..1 is multiplied by in the sinusoidal time embedding"
+    )
     time_sampling: Literal["uniform", "stratified"] = described(
         "uniform", "t of a batch: drawn apart, or spread evenly with one random shift"
     )
@@ -116,6 +122,9 @@ class FMConfig(MethodConfig):
     steps: Steps = described(1000, "T, steps of inference", reading=True)
     path_sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = described(
         0.0, "σ of the Gaussian path (Eq. 10)"
+    )
+    time_scale: AboveZero = described(
+        1000.0, "what t in 0..1 is multiplied by in the sinusoidal time embedding"
     )
     anchor: Literal["learned", "always", "never"] = described(
         "learned", "when the cross-entropy of Eq. 13 trains the network: with learned embeddings"
@@ -146,6 +155,9 @@ class AdjointConfig(MethodConfig):
 
     name: Literal["adjoint"] = described("adjoint", "the method")
     steps: Steps = described(1000, "T, Euler steps in training and inference")
+    time_scale: AboveZero = described(
+        1000.0, "what t in 0..1 is multiplied by in the sinusoidal time embedding"
+    )
     gradient: Literal["adjoint", "autograd"] = described(
         "adjoint", "of the solver: a second ODE backwards in time, or through every step"
     )

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from noprop.encoders import WIDTH, EncoderFactory, EncoderKind, Features
-from noprop.layers import ResidualPath, stochastic_call
+from noprop.layers import DropoutKind, ResidualPath, stochastic_call
 
 __all__ = ["ContinuousBlock", "DiscreteBlock", "sinusoidal_embedding"]
 
@@ -51,10 +51,12 @@ class Head(nn.Module):
         return self.out(F.relu(self.norm2(self.hidden(hidden)), inplace=True))
 
 
-def _latent_features(shape: tuple[int, ...], dropout: float, batch_norm: bool) -> nn.Module:
+def _latent_features(
+    shape: tuple[int, ...], dropout: float, kind: DropoutKind, *, batch_norm: bool
+) -> nn.Module:
     """A path for the latent: an image path for prototypes (C, H, W), else layers of 256."""
     if len(shape) == 3:
-        return Features(shape, dropout=dropout, batch_norm=batch_norm)
+        return Features(shape, dropout=dropout, dropout_kind=kind, batch_norm=batch_norm)
     if batch_norm:
         return ResidualPath(shape[0], WIDTH)
     return nn.Sequential(nn.Linear(shape[0], WIDTH), nn.ReLU(inplace=True))
@@ -69,6 +71,7 @@ class DiscreteBlock(nn.Module):
         num_classes: m.
         encoder: see :class:`Features`.
         dropout: in [0, 1).
+        dropout_kind: see :class:`Features`.
         factory: a user's own encoder, see :class:`Features`.
     """
 
@@ -80,12 +83,15 @@ class DiscreteBlock(nn.Module):
         *,
         encoder: EncoderKind = "auto",
         dropout: float = 0.2,
+        dropout_kind: DropoutKind = "feature",
         factory: EncoderFactory | None = None,
     ):
         super().__init__()
         self.latent_shape = latent_shape
-        self.image = Features(shape, kind=encoder, dropout=dropout, factory=factory)
-        self.latent = _latent_features(latent_shape, dropout, batch_norm=True)
+        self.image = Features(
+            shape, kind=encoder, dropout=dropout, dropout_kind=dropout_kind, factory=factory
+        )
+        self.latent = _latent_features(latent_shape, dropout, dropout_kind, batch_norm=True)
         self.head = Head(2 * WIDTH, num_classes, batch_norm=True)
 
     def context(
@@ -111,7 +117,8 @@ class ContinuousBlock(nn.Module):
     """The network of NoProp-CT and -FM (Fig. 5, right): logits from z_t, x and t.
 
     Arguments as for :class:`DiscreteBlock`; no batch norm, and a time path. ``latent_dropout`` is
-    that of a latent that is an image, ``dropout`` unless given.
+    that of a latent that is an image, ``dropout`` unless given; ``time_scale`` is that of
+    :func:`sinusoidal_embedding`.
     """
 
     def __init__(
@@ -122,16 +129,24 @@ class ContinuousBlock(nn.Module):
         *,
         encoder: EncoderKind = "auto",
         dropout: float = 0.2,
+        dropout_kind: DropoutKind = "feature",
         latent_dropout: float | None = None,
+        time_scale: float = 1000.0,
         factory: EncoderFactory | None = None,
     ):
         super().__init__()
         self.latent_shape = latent_shape
         self.image = Features(
-            shape, kind=encoder, dropout=dropout, batch_norm=False, factory=factory
+            shape,
+            kind=encoder,
+            dropout=dropout,
+            dropout_kind=dropout_kind,
+            batch_norm=False,
+            factory=factory,
         )
         drop = dropout if latent_dropout is None else latent_dropout
-        self.latent = _latent_features(latent_shape, drop, batch_norm=False)
+        self.latent = _latent_features(latent_shape, drop, dropout_kind, batch_norm=False)
+        self.time_scale = time_scale
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, WIDTH), nn.ReLU())
         self.head = Head(3 * WIDTH, num_classes, batch_norm=False)
 
@@ -143,7 +158,7 @@ class ContinuousBlock(nn.Module):
 
     def time_context(self, t: Float[Tensor, " times"]) -> Float[Tensor, "times width"]:
         """All that the logits take from t, shape (N, 256): the same for every image and latent."""
-        return self.head.part(self.time(sinusoidal_embedding(t)), 2)
+        return self.head.part(self.time(sinusoidal_embedding(t, self.time_scale)), 2)
 
     def forward(
         self,
@@ -160,13 +175,15 @@ class ContinuousBlock(nn.Module):
         return self.head(context + time_context + self.head.part(features, 1))
 
 
-def sinusoidal_embedding(t: Float[Tensor, " times"]) -> Float[Tensor, "times features"]:
-    """Sines and cosines of 1000 t at 32 frequencies from 1 down to 1/10 000, for t in [0, 1].
+def sinusoidal_embedding(
+    t: Float[Tensor, " times"], scale: float = 1000.0
+) -> Float[Tensor, "times features"]:
+    """Sines and cosines of ``scale`` t at 32 frequencies from 1 down to 1/10 000, for t in [0, 1].
 
     Differs from the paper, which gives the width (64) but not the scale: times in [0, 1] are
     stretched to the positions 0..1000 for which these frequencies are customary.
     """
     half = TIME_FEATURES // 2
     exponent = torch.arange(half, device=t.device, dtype=t.dtype) / (half - 1)
-    angle = 1000 * t[:, None] * torch.exp(-math.log(10_000.0) * exponent)
+    angle = scale * t[:, None] * torch.exp(-math.log(10_000.0) * exponent)
     return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -41,6 +41,8 @@ FREE = {
     "": ("recipe", "data", "evaluation"),
     "train": ("device", "workers", "checkpoint_every", "offload"),
 }
+# Fields that came when runs were under way: at its default, none leaves a mark in a fingerprint.
+YOUNGER = ("data.normalization", "method.dropout_kind", "method.time_scale")
 
 
 def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
@@ -186,6 +188,12 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
     mapping = to_mapping(config)
     if config.train.shards <= 1:  # as before there were any
         del mapping["train"]["shards"]
+    for name, _, default, _ in fields_of():
+        if name in YOUNGER:
+            section, _, field = name.partition(".")
+            value = mapping[section].pop(field, default)
+            if value != default:  # beside its section, for that of the data goes as a whole
+                mapping[name] = value
     for section, names in FREE.items():
         for name in names:
             (mapping[section] if section else mapping).pop(name)
