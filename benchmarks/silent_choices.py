@@ -197,7 +197,7 @@ def main() -> None:
         if name in (arguments.only or known)
     ]
     for seed, method, name in wanted:
-        key = key_of(method) | {"seed": seed}
+        key: dict[str, Any] = key_of(method) | {"seed": seed}
         if name in [e["variant"] for e in there(key)]:
             continue
         changes = VARIANTS[method][name]

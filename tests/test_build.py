@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,9 @@ from noprop.build import (
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, DataError
+from noprop.layers import ReLUDropout
 from noprop.methods.dt import DiscreteNoProp
+from noprop.networks import ContinuousBlock
 
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization((0.25,), (2.0,)))
 
@@ -133,6 +136,44 @@ def test_the_split_depends_on_the_seed_and_the_test_part_does_not():
     assert a.task.normalization == Normalization.of(a.train.x)
     none = load_data(replace(RunConfig(), {"data.validation": 0.0}))
     assert len(none.validation) == 0
+
+
+@pytest.mark.parametrize(("kind", "low"), [("unit", 0.0), ("symmetric", -1.0)])
+def test_pixels_are_taken_to_the_stated_range(kind, low):
+    """0 and 255 become its ends, whatever the training images are."""
+    task = load_data(replace(RunConfig(), {"data.normalization": kind})).task
+    ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+    assert task.normalization.apply(ends).flatten().tolist() == pytest.approx([low, 1.0])
+
+
+def test_features_are_not_taken_for_pixels(tmp_path):
+    path = tmp_path / "table.npz"
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    np.savez(path, x=x, y=np.arange(40) % 2)
+    config = replace(RunConfig(), {"data.dataset": str(path)})
+    load_data(config)
+    with pytest.raises(ConfigError, match=r"data\.normalization: unit is for pixels"):
+        load_data(replace(config, {"data.normalization": "unit"}))
+
+
+@pytest.mark.parametrize("method", ["ct", "fm", "adjoint"])
+def test_the_network_has_the_time_scale_and_dropout_of_its_run(method):
+    changes = {"method.name": method, "method.time_scale": 7.0, "method.dropout_kind": "channel"}
+    config = replace(RunConfig(), changes)
+    (unit,) = build_method(config, TASK, build_embedding(config, TASK, None)).units
+    (network,) = [m for m in unit.module.modules() if isinstance(m, ContinuousBlock)]
+    assert network.time_scale == 7.0
+    assert {m.kind for m in network.modules() if isinstance(m, ReLUDropout)} == {"channel"}
+
+
+@pytest.mark.parametrize("method", ["dt", "backprop"])
+def test_discrete_blocks_have_the_dropout_of_their_run(method):
+    """Of a latent that is an image too."""
+    changes = {"method.name": method, "method.num_blocks": 1, "method.embedding": "prototype"}
+    config = replace(RunConfig(), {**changes, "method.dropout_kind": "channel"})
+    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    kinds = [m.kind for u in method.units for m in u.module.modules() if isinstance(m, ReLUDropout)]
+    assert kinds == ["channel"] * 4
 
 
 def test_a_device_that_is_not_there_is_a_configuration_error():

@@ -83,6 +83,8 @@ POSSIBLE: dict[str, Any] = {
     "method.offset": st.floats(1e-6, 0.9),
     "method.epsilon": st.floats(1e-300, 0.49),
     "method.dropout": st.floats(0, 1, exclude_max=True),
+    "method.dropout_kind": st.just("channel"),
+    "method.time_scale": positive,
     "method.readout": st.just("radial"),
     "method.embedding": st.sampled_from(["orthogonal", "random", "prototype"]),
 }
@@ -266,6 +268,8 @@ def test_a_field_in_the_wrong_table_is_found(wrong, near):
         ("data.validation", 1.0),
         ("data.image_size", 0),
         ("data.color", "blue"),
+        ("data.normalization", "minmax"),
+        ("method.dropout_kind", "block"),
         ("evaluation.samples", 0),
     ],
 )
@@ -329,6 +333,8 @@ def test_a_schedule_without_room_for_its_ends_is_refused(changes, words):
         ("ct", "method.eta", 0.0),
         ("ct", "method.sampler", "dopri5"),
         ("ct", "method.schedule", "sigmoid"),
+        ("ct", "method.time_scale", 0.0),
+        ("adjoint", "method.time_scale", math.inf),
         ("fm", "method.path_sigma", -0.1),
         ("fm", "method.anchor", "sometimes"),
         ("fm", "method.sampler", "ancestral"),

@@ -60,6 +60,15 @@ def test_the_small_path_is_two_convolutions():
     torch.testing.assert_close(path(x), expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 14, 14), (1, 48, 48)])
+def test_every_convolution_drops_what_it_is_told_to(shape):
+    kinds = {
+        kind: {m.kind for m in Features(shape, dropout_kind=kind).modules() if hasattr(m, "kind")}
+        for kind in ("feature", "channel")
+    }
+    assert kinds == {"feature": {"feature"}, "channel": {"channel"}}
+
+
 def test_dropout_follows_the_generator_and_only_in_training():
     with seeded(0):
         block = DiscreteBlock((1, 16, 16), (1, 16, 16), 3)

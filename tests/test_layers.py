@@ -109,6 +109,30 @@ def test_the_gradient_passes_where_the_value_did():
     assert torch.equal(gradient, 2.0 * (y > 0))
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_channel_dropout_takes_channels_whole_and_keeps_the_expectation(pool):
+    """Kept channels are scaled by 256/k, k/256 of them: |score| > 5 in probability < 6e-7."""
+    x = torch.rand(100, 40, 6, 4, generator=generator()) + 0.1
+    x = channels_last(x)
+    layer = ReLUDropout(0.2, pool=pool, kind="channel")
+    y = layer(x, generator(1))
+    whole = layer.eval()(x)
+    ratio = (y / whole).flatten(2)
+    assert torch.equal(ratio[..., 0] == 0, (y == 0).all(dim=(2, 3)))
+    torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio))
+    assert ratio.unique(dim=None).round(decimals=4).unique().tolist() == pytest.approx(
+        [0, 256 / 205], abs=1e-4
+    )
+    p, n = 205 / 256, 100 * 40
+    assert abs((ratio[..., 0] > 0).float().mean() - p) < 5 * (p * (1 - p) / n) ** 0.5
+
+
+def test_of_a_flat_input_channel_dropout_is_that_of_features():
+    x = torch.randn(50, 9, generator=generator())
+    one, two = (ReLUDropout(0.5, kind=kind)(x, generator(1)) for kind in ("feature", "channel"))
+    assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5])
 def test_a_dropout_out_of_range_is_refused(dropout):
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\)"):

@@ -229,6 +229,16 @@ def test_the_time_embedding_by_its_formula():
         torch.testing.assert_close(found[:, 32 + i], angle.cos())
 
 
+def test_the_time_scale_multiplies_the_angle():
+    """Scale s at time t is scale 1000 at time s t / 1000, in the embedding and in a block."""
+    t = torch.tensor([0.1, 0.7], dtype=torch.float64)
+    torch.testing.assert_close(sinusoidal_embedding(t, 100.0), sinusoidal_embedding(t / 10))
+    block = ContinuousBlock((5,), (4,), 3, time_scale=100.0).double()
+    own = ContinuousBlock((5,), (4,), 3).double()
+    own.load_state_dict(block.state_dict())
+    torch.testing.assert_close(block.time_context(t), own.time_context(t / 10))
+
+
 def test_a_thousand_times_are_told_apart():
     """Neighbours of the grid i/1000 differ by a step that the network can see, none coincide."""
     table = sinusoidal_embedding(torch.arange(1001) / 1000)

@@ -17,16 +17,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+import tomli_w
 import torch
 
 from noprop.build import load_data
-from noprop.config import RunConfig, from_toml, replace, to_toml
+from noprop.config import RunConfig, from_toml, replace, to_mapping, to_toml
 from noprop.data import Examples
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.training import runs
 from noprop.training import workers as workers_module
 from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
-from noprop.training.folder import commit_of_package, create_run, workplace
+from noprop.training.evaluate import inputs
+from noprop.training.folder import commit_of_package, create_run, fingerprint, join_run, workplace
 from noprop.training.groups import checkpoint_path, group_lock, groups_of
 from noprop.training.locks import hold
 from noprop.training.metrics import read_metrics, recorder
@@ -126,6 +128,45 @@ def test_how_and_where_a_run_goes_on_is_free(finished, tmp_path):
     config = replace(model.config, {**changes, "recipe": "another"})
     train_run(tmp_path / "run", config, load_data(config), events.append)
     assert [e["event"] for e in events] == ["found"] * 3 + ["started"]
+
+
+# Of the configurations of 6b751ba, which had neither time scale, nor normalisation, nor kind of
+# dropout, with two images of 0..31: runs of that commit go on as long as these stay.
+DIGESTS = {
+    "dt": "2d678b0b5d1acd2af79ff3a562f0d96a",
+    "ct": "eb9091bb186f938a4aa3966e19b9035d",
+    "fm": "205f3b4e62548bd01555e980eee8106f",
+    "backprop": "2d3bcad701b70f67f6a4ec9925e4e079",
+    "adjoint": "8a66058c616de30c862baf0697fdcd17",
+}
+
+
+@pytest.mark.parametrize("method", DIGESTS)
+def test_fields_that_came_later_leave_no_mark_at_their_defaults(tmp_path, method):
+    x = torch.arange(32, dtype=torch.uint8).view(2, 1, 4, 4)
+    examples = Examples(x, torch.tensor([0, 1]))
+    config = replace(RunConfig(), {"method.name": method})
+    assert fingerprint(config, examples) == DIGESTS[method]
+    later = {"data.normalization": "unit", "method.dropout_kind": "channel"}
+    later |= {"method.time_scale": 1.0} if hasattr(config.method, "time_scale") else {}
+    marks = {fingerprint(replace(config, {n: v}), examples) for n, v in later.items()}
+    assert len(marks | {DIGESTS[method]}) == len(later) + 1
+    mapping = to_mapping(config)
+    for name in later:
+        section, _, field = name.partition(".")
+        del mapping[section][field]
+    (tmp_path / "old.toml").write_text(tomli_w.dumps(mapping))
+    assert from_toml(tmp_path / "old.toml") == config
+
+
+def test_another_normalisation_is_another_run_and_is_read_with_its_own(tmp_path):
+    folder, config = tmp_path / "run", configured(**{"data.normalization": "symmetric"})
+    save_model(folder, train(folder, config))
+    model = load_model(folder)
+    x = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    assert inputs(model, x).unique().tolist() == pytest.approx([-1, 1])
+    with pytest.raises(RunError, match=r"data\.normalization is symmetric in its config\.toml"):
+        join_run(folder, configured())
 
 
 # -- partition and kills -------------------------------------------------------------------------
