@@ -160,6 +160,7 @@ def table(lines: list[dict[str, Any]], variants: list[str]) -> str:
 def shown(values: list[float], digits: int = 2, sign: str = "") -> str:
     """Mean ± standard error."""
     mean, error = mean_and_error(values)
+    mean = round(mean, digits) + 0.0  # never -0.00
     return f"{mean:{sign}.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
