@@ -202,3 +202,11 @@ def test_precision_is_obeyed_where_it_is_given():
 def test_what_cannot_be_built_is_a_configuration_error(changes, words):
     with pytest.raises(ConfigError, match=words):
         built(**changes)
+
+
+def test_a_class_without_an_example_has_no_prototype():
+    x = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
+    train = Examples(x, torch.arange(20) % 9)  # no example of class 9
+    config = replace(RunConfig(), {"method.embedding": "prototype", "method.learned": True})
+    with pytest.raises(DataError, match="9 has no training example to make a prototype of"):
+        build_embedding(config, TASK, train)

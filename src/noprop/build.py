@@ -206,6 +206,11 @@ def _prototypes(task: Task, train: Examples | None) -> Tensor:
     rows = []
     for label in range(task.num_classes):
         x = task.normalization.apply(train.x[train.y == label])
+        if len(x) == 0:
+            raise DataError(
+                f"method.embedding: {task.class_names[label]} has no training example to make a "
+                "prototype of; train on more"
+            )
         rows.append(x[class_medoids(x, torch.zeros(len(x), dtype=torch.int64), 1)[0]].flatten())
     return torch.stack(rows)
 

@@ -120,7 +120,8 @@ class TrainConfig:
         20.0, "seconds of training between checkpoints"
     )
     keep_every: Annotated[int, Field(ge=0)] = described(
-        0, "epochs between copies of the weights that stay in the run; 0 keeps none"
+        0,
+        "epochs between copies of the weights that stay, the last one too; 0 keeps none",
     )
 
 

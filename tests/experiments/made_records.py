@@ -46,6 +46,6 @@ def made(
         "training": {"seconds": 60.0, "peak_memory_mb": 500.0, "memory_counter": "resident set"},
         "curve": list(curve),
         "config": to_mapping(cell.config(parse_scale(scale), seed)),
-        "environment": {"processor": "a processor"},
+        "environment": {"processor": "a processor", "commit": "abc", "bf16": True},
         "command": "noprop reproduce table1",
     }

@@ -8,7 +8,7 @@ from noprop.config import replace
 from noprop.data import SOURCES, Normalization
 from noprop.experiments.cells import EXPERIMENTS, Cell
 from noprop.experiments.pages import parameter_table
-from noprop.experiments.paper import TABLE1, TABLE2
+from noprop.experiments.paper import EPOCHS, SETTINGS, TABLE1, TABLE2
 from noprop.experiments.parameters import block_parameters, parameter_rows
 from noprop.experiments.scale import Scale
 
@@ -48,6 +48,20 @@ def test_table_1_is_as_printed():
         ("backprop", "one-hot"): 23.83,
         ("backprop", "prototype"): 31.26,
     }
+
+
+def test_some_printed_errors_cannot_be_standard_errors_of_15_values():
+    """n values in [0, 100] with mean m have a variance of at most m (100 - m) n/(n - 1)."""
+    impossible = []
+    for table in (TABLE1, TABLE2):
+        for row, numbers in table.items():
+            for dataset, parts in numbers.items():
+                for part, number in zip(("train", "test"), parts, strict=True):
+                    variance = number.mean * (100 - number.mean) * 15 / 14
+                    if number.error > (variance / 15) ** 0.5:
+                        impossible.append((*row, dataset, part))
+    assert ("backprop", "one-hot", "tiny-imagenet", "train") in impossible
+    assert ("fm", "one-hot", "cifar100", "train") in impossible
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -99,6 +113,9 @@ def test_settings_are_those_of_table_4():
         length = getattr(c.method, "num_blocks", None) or getattr(c.method, "steps", None)
         assert length == (10 if cell.method in ("dt", "backprop") else 1000)
         assert getattr(c.method, "eta", None) == {"dt": 0.1, "ct": 1.0}.get(cell.method)
+        assert c.train.epochs == EPOCHS[cell.method][cell.dataset]
+        assert c.train.optimizer == SETTINGS[cell.method]["optimizer"]
+        assert length == SETTINGS[cell.method]["T"]
         assert c.data.train_size is None
         assert c.data.test_size is None
 

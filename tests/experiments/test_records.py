@@ -55,7 +55,40 @@ def test_lines_are_read_back_and_anything_else_is_refused(tmp_path):
     for seed in (0, 1):
         add_record(path, made(seed=seed))
     assert [r["seed"] for r in read_records(path)] == [0, 1]
-    for text in ("not json", "[1]", json.dumps({"cell": "x"})):
-        path.write_text(json.dumps(made()) + "\n" + text + "\n")
-        with pytest.raises(RunError, match=r"results\.jsonl: line 2 is no result"):
+    lacking = {k: v for k, v in made().items() if k != "extent"}
+    for record in ([1], {"cell": "x"}, lacking, {**made(), "test": {"modes": {}}}):
+        path.write_text(json.dumps(made()) + "\n" + json.dumps(record) + "\n")
+        with pytest.raises(RunError, match=r"results\.jsonl: line 2 is no result of a cell"):
             read_records(path)
+
+
+def test_a_line_cut_short_is_a_cell_that_is_not_done(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(made()) + "\n" + json.dumps(made(seed=1))[:200])
+    add_record(path, made(seed=2))
+    assert [r["seed"] for r in read_records(path)] == [0, 2]
+
+
+def test_equal_runs_of_a_seed_count_as_one():
+    """Chains without noise give a seed one value: 97, 98 and 99 have an error of 1/√3."""
+    records = [made(seed=i, single=97.0 + i, error=0.0) for i in range(3)]
+    (summary,) = summaries(records)
+    number = summary.accuracy("mean")
+    assert number
+    assert (number.mean, number.error) == (98.0, pytest.approx(1 / math.sqrt(3)))
+    (one,) = summaries(records[:1])
+    alone = one.accuracy("mean")
+    assert alone
+    assert math.isnan(alone.error)
+
+
+def test_fewer_runs_or_chains_are_not_full_and_hardware_stands_apart():
+    short, lone, other = made(), made(), made()
+    short["test"] = short["test"] | {"runs": 2}
+    lone["test"] = lone["test"] | {"samples": 1}
+    other["environment"] = other["environment"] | {"gpu": "a GPU"}
+    found = summaries([made(), short, lone, other])
+    assert [s.is_full for s in found] == [True, False, False, True]
+    assert [s.hardware for s in found] == ["a processor"] * 3 + ["a GPU"]
+    (more,) = summaries([made(train=60_000)])
+    assert more.is_full  # nothing is held out

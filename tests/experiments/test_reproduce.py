@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from noprop.cli import main
+from noprop.experiments.queue import run_jobs
 from noprop.experiments.records import read_records
 from noprop.experiments.reproduce import Reproduction, plan, reproduce
 from noprop.experiments.scale import parse_scale
@@ -87,10 +88,17 @@ def test_a_stopped_cell_goes_on_and_finds_what_it_would_have_found(tmp_path, rea
         assert a[part] == b[part], part
 
 
+def test_what_another_command_did_meanwhile_is_not_done_again(tmp_path):
+    jobs = wanted(tmp_path, tmp_path, "mnist", "one-hot").jobs
+    ended = run_jobs(jobs, beside=2, emit=lambda event: None, is_done=lambda job: True)
+    assert list(ended) == [(job, None) for job in jobs]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_deadline_ends_it_and_says_what_is_left(tmp_path, real_data):
     w = wanted(tmp_path, real_data("mnist"), "mnist-ct", scale="full")
     events = []
-    _, failed = reproduce(w, deadline=30.0, emit=events.append)
+    _, failed = reproduce(w, deadline=60.0, emit=events.append)
     assert not failed
     assert events[-1] == {"event": "deadline", "left": 3}
     assert read_records(w.records) == []
@@ -120,7 +128,11 @@ def test_a_plan_times_steps_and_trains_nothing(tmp_path, real_data):
         (["table1", "--only", "adjoint,d20"], "--only: no cell is all of adjoint, d20"),
         (["table1", "--scale", "tiny"], "--scale: wanted full, smoke"),
         (["table1", "--deadline", "soon"], "--deadline: wanted such as 90s, 25m or 1h30m"),
-        (["table1", "--deadline", "0s"], "--deadline must be above 0 seconds"),
+        (["table1", "--deadline", "20s"], "--deadline must be 60 seconds at least, got 20"),
+        (["table1", "--plan", "--jobs", "0"], "--jobs must be at least 1"),
+        (["table1", "--only", ","], "--only: names no cell"),
+        (["table5", "--only", "mnist"], "--only: table5 has no cells"),
+        (["table1", "--out", "/proc/none"], "--out: /proc/none cannot be written"),
         (["table1", "--jobs", "0"], "--jobs must be at least 1"),
         (["table1", "--seeds", "a"], "--seeds: wanted such as 0..4"),
     ],

@@ -60,6 +60,11 @@ def test_a_copy_is_what_a_shorter_run_ends_with(tmp_path, kind):
     assert any(not torch.equal(two[name], four[name]) for name in two)
 
 
+def test_the_last_epoch_has_a_copy_too(tmp_path):
+    config, _ = train(tmp_path / "run", **KINDS["ct"], **{"train.epochs": 3, "train.keep_every": 2})
+    assert kept_epochs(tmp_path / "run", config) == [2, 3]
+
+
 def test_seconds_are_of_all_groups_until_then(tmp_path):
     config, _ = train(tmp_path / "run", **KINDS["dt"], **{"train.epochs": 2, "train.keep_every": 1})
     data, total = load_data(config), 0.0

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from noprop.commands.options import parse_duration, parse_seeds
+from noprop.errors import ConfigError
 from noprop.experiments.pages import parameter_table, write_pages
 from noprop.experiments.paper import Number
 from noprop.experiments.progress import CellReport
@@ -28,7 +29,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     """``noprop reproduce``: status 1 if a cell failed."""
     wanted = Reproduction(
         arguments.experiments,
-        only=[word.strip() for word in (arguments.only or "").split(",") if word.strip()],
+        only=_words(arguments.only),
         scale=parse_scale(arguments.scale),
         seeds=None if arguments.seeds is None else parse_seeds(arguments.seeds),
         runs=arguments.runs,
@@ -36,6 +37,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
     )
     beside = core_count() if arguments.jobs is None else arguments.jobs
+    if beside < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {beside}")
     deadline = None
     if arguments.deadline is not None:
         deadline = parse_duration(arguments.deadline, "--deadline")
@@ -56,6 +59,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
             return 143 if isinstance(stop, Terminated) else 130
     chosen = {(cell.name, wanted.scale.name) for cell in wanted.cells}
     found = summaries(read_records(wanted.records))
+    if arguments.report:  # of whatever scale
+        chosen = {(s.cell.name, s.scale) for s in found if s.cell in wanted.cells}
     found = [s for s in found if (s.cell.name, s.scale) in chosen]
     if arguments.json:
         about = {
@@ -73,6 +78,13 @@ def reproduce(arguments: argparse.Namespace) -> int:
     for error in failed.values():
         print(f"noprop: error: {error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _words(text: str | None) -> list[str]:
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if text is not None and not words:
+        raise ConfigError("--only: names no cell; give such as mnist,dt, or leave it out")
+    return words
 
 
 def _numbers(summary: Summary) -> dict[str, Any]:

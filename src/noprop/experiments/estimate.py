@@ -25,7 +25,7 @@ from noprop.training.model import empty_model, ready
 __all__ = ["Pace", "measure_pace", "rough_work", "seconds_of"]
 
 IMAGES = 512
-CHAINS = 64
+CHAINS = 200
 SHORT = 10  # steps of a chain that is timed in place of a long one
 PASSES = 3  # timed, of which the fastest counts
 

@@ -101,6 +101,7 @@ def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
     for axis, dataset in zip(axes, datasets, strict=True):
         for summary in [s for s in some if s.cell.dataset == dataset]:
             label = METHODS[summary.cell.method]
+            same = [s for s in some if s.cell == summary.cell]
             label += "" if summary.is_full else f": {scale_text(summary)}"
             for i, record in enumerate(summary.records):
                 points = record["curve"]
@@ -110,6 +111,7 @@ def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
                     marker=".",
                     linewidth=1,
                     color=colors[summary.cell.method],
+                    linestyle=("-", "--", ":", "-.")[same.index(summary) % 4],
                     label=None if i else label,
                 )
         axis.set(title=DATASETS[dataset], xlabel="seconds of training", xscale="log")
@@ -129,7 +131,8 @@ def _bars(figure: Any, some: list[Summary], group: str | None, kind: str) -> Non
     handles: dict[str, Any] = {}
     for axis, dataset in zip(axes, datasets, strict=True):
         ends: list[float] = []
-        for summary in [s for s in some if s.cell.dataset == dataset]:
+        by_cell = {s.cell: s for s in some if s.cell.dataset == dataset}
+        for summary in by_cell.values():
             which = getattr(summary.cell, kind)
             number = summary.accuracy("single")
             assert number

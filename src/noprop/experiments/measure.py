@@ -9,20 +9,22 @@ from typing import Any
 import torch
 
 from noprop import api
-from noprop.bench.machine import processor_name
-from noprop.build import RunData, unit_names
+from noprop.bench.machine import describe_machine, processor_name
+from noprop.build import RunData, choose_device, unit_names
 from noprop.config import RunConfig, reading_fields, replace, to_mapping
 from noprop.data import SOURCES
 from noprop.experiments.cells import EXPERIMENTS, Cell
 from noprop.experiments.scale import Scale
 from noprop.randomness import generator
 from noprop.trained_model import TrainedModel
+from noprop.training.checkpoint import write_whole
 from noprop.training.evaluate import evaluate
 from noprop.training.kept import kept_epochs, kept_model
-from noprop.training.metrics import training_cost
+from noprop.training.metrics import append_line, training_cost
 
 __all__ = ["Job", "run_cell"]
 
+ENVIRONMENTS = "environments.jsonl"  # in a run
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -73,10 +75,7 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
     config, data = api.prepare_run(wanted, None, job.data_dir)
     model = _trained(job.folder, config, data, emit)
     emit({"event": "measuring"})
-    environment = json.loads((job.folder / "environment.json").read_text())
-    environment["processor"] = processor_name()
-    if model.model.device.type == "cuda":
-        environment["gpu"] = torch.cuda.get_device_name(model.model.device)
+    environment = json.loads((job.folder / "environment.json").read_text()) | _hardware(config)
     only = f"--only {job.cell.name} --scale {job.scale.name}"
     return {
         "cell": job.cell.name,
@@ -90,6 +89,7 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
         "curve": _curve(job.folder, config, data),
         "config": to_mapping(config),
         "environment": environment,
+        "environments": _environments(job.folder),
         "command": f"noprop reproduce {_experiment(job.cell)} {only} --seeds {job.seed}",
     }
 
@@ -102,11 +102,35 @@ def _experiment(cell: Cell) -> str:
 def _trained(folder: Path, config: RunConfig, data: RunData, emit: Emit) -> TrainedModel:
     """The finished run, read as ``config`` says."""
     if not (folder / "model.json").is_file() or not (folder / "evaluation.json").is_file():
+        api.join(folder, config, data)
+        here = describe_machine() | _hardware(config)
+        append_line(folder / ENVIRONMENTS, (json.dumps(here) + "\n").encode())
         api.train_units(folder, unit_names(config), config, data=data, emit=emit)
         api.assemble(folder, data=data, emit=emit)
     else:
         api.join(folder, config, data)  # is it of this training?
     return _read(folder, config)
+
+
+def _hardware(config: RunConfig) -> dict[str, str]:
+    """Names of the processor, and of the GPU where one trains."""
+    names = {"processor": processor_name()}
+    device = choose_device(config.train.device)
+    return names | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+
+
+def _environments(folder: Path) -> list[dict[str, Any]]:
+    """Those of all processes that trained, one after another: a run may go on elsewhere."""
+    path = folder / ENVIRONMENTS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def _once(path: Path, score: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was found before, or is now: scoring may be stopped, and finished parts are kept."""
+    if not path.is_file():
+        write_whole(path, json.dumps(score()).encode())
+    return json.loads(path.read_text())
 
 
 def _read(folder: Path, config: RunConfig, **changes: Any) -> TrainedModel:
@@ -150,8 +174,12 @@ def _train(folder: Path, config: RunConfig, data: RunData) -> dict[str, Any]:
     count = min(len(data.train), len(data.test))
     draws = generator(config.train.seed, "train-sample")
     chosen = torch.randperm(len(data.train), generator=draws)[:count].sort().values
-    found = evaluate(_read(folder, config, samples=1).model, data.train.take(chosen))
-    return {"examples": count, "runs": found["runs"], **found["modes"]["single"]}
+
+    def score() -> dict[str, Any]:
+        found = evaluate(_read(folder, config, samples=1).model, data.train.take(chosen))
+        return {"examples": count, "runs": found["runs"], **found["modes"]["single"]}
+
+    return _once(folder / "scores" / "train.json", score)
 
 
 def _curve(folder: Path, config: RunConfig, data: RunData) -> list[dict[str, float]]:
@@ -159,8 +187,12 @@ def _curve(folder: Path, config: RunConfig, data: RunData) -> list[dict[str, flo
     once = replace(config, {"evaluation.runs": 1, "evaluation.samples": 1})
     points = []
     for epoch in kept_epochs(folder, config):
-        model, seconds = kept_model(folder, once, data, epoch)
-        modes = evaluate(model, data.test)["modes"]
-        point = {"epoch": epoch, "seconds": seconds}
-        points.append(point | {m: modes[m]["accuracy"] for m in ("single", "mean")})
+
+        def score(epoch: int = epoch) -> dict[str, Any]:
+            model, seconds = kept_model(folder, once, data, epoch)
+            modes = evaluate(model, data.test)["modes"]
+            accuracies = {m: modes[m]["accuracy"] for m in ("single", "mean")}
+            return {"epoch": epoch, "seconds": seconds, **accuracies}
+
+        points.append(_once(folder / "scores" / f"epoch-{epoch}.json", score))
     return points

@@ -26,11 +26,13 @@ TITLES = {
     "fig7": "Fig. 7: what embeddings of an image's size start from",
 }
 ACCURACY = """\
-Accuracy in %, mean ± standard error over all inference runs of all seeds, as in the paper. *One
-chain* is the paper's protocol; *averaged* is our default prediction, and *mean chain* is without
-noise. A row is *full* if epochs, images and steps of inference are the paper's, and otherwise says
-what it had of them: such a row is no reproduction, only what so much gives. How to read this:
-docs/reproduction.md."""
+Accuracy in %. *One chain* is the paper's protocol; *averaged* is our default prediction, and *mean
+chain* is without noise. Ours is the mean ± standard error over all inference runs of all seeds, as
+the paper says of its own (but some that it prints are too large for that, and may be standard
+deviations: docs/reproduction.md). Runs of one seed without noise are equal and count as one. A row
+is *full* if epochs, steps and runs are the paper's and all images are trained on but a tenth, which
+is held out; otherwise it says what it had of them, and is no reproduction but what so much gives.
+*Train* is of as many training images as the test part has."""
 
 
 def write_pages(experiments: Sequence[str], records: Path, runs: Path, out: Path) -> list[Path]:
@@ -52,21 +54,37 @@ def write_pages(experiments: Sequence[str], records: Path, runs: Path, out: Path
         except ConfigError:  # without matplotlib there are tables all the same
             drawn = []
         paths += save_pictures(drawn, out)
-        figures = sorted(path.name for path in out.glob(f"{name}-*.png"))
+        figures = [f"{picture.name}.png" for picture in drawn if picture.png]
+        if name == "fig3" and not drawn:  # the runs are elsewhere: the pictures of before stay
+            figures = sorted(path.name for path in out.glob(f"{name}-*.png"))
+        troubles = [f"{p.name} cannot be drawn: {p.trouble}" for p in drawn if p.trouble]
         path = out / f"{name}.md"
-        write_whole(path, page(name, found, figures).encode())
+        write_whole(path, page(name, found, figures, troubles).encode())
         paths.append(path)
     return paths
 
 
-def page(name: str, found: Sequence[Summary], figures: Sequence[str] = ()) -> str:
-    """The page of an experiment."""
+def page(
+    name: str,
+    found: Sequence[Summary],
+    figures: Sequence[str] = (),
+    troubles: Sequence[str] = (),
+) -> str:
+    """The page of an experiment.
+
+    Args:
+        name: of it.
+        found: what is done, of whatever experiment.
+        figures: file names of its pictures.
+        troubles: why others could not be drawn.
+    """
     cells = {cell.name for cell in EXPERIMENTS[name]}
     mine = [s for s in found if s.cell.name in cells]
     parts = [f"# {TITLES[name]}", f"Made by `noprop reproduce {name}`; do not edit."]
     if name == "table5":
         return "\n\n".join([*parts, parameter_table()]) + "\n"
     parts += [f"![{TITLES[name]}]({figure})" for figure in figures]
+    parts += troubles
     if name == "table3":
         parts.append(memory_table(mine))
     elif mine or name.startswith("table"):

@@ -24,6 +24,7 @@ class CellReport:
         self.quiet, self.started, self.printed = quiet, time.monotonic(), time.monotonic()
         self.work: dict[str, float] = {}
         self.shares: dict[str, float] = {}
+        self.before: dict[str, float] = {}  # shares of earlier processes
         self.groups: dict[str, dict[str, float]] = {}
         self.doing: dict[str, str] = {}
 
@@ -37,10 +38,13 @@ class CellReport:
         elif kind == "timing":
             self._line(f"timing a step of {event['cell']}")
         elif kind == "started":
-            self.groups[run] = dict.fromkeys(event["groups"], 0.0)
+            self.groups.setdefault(run, {})
+            self.groups[run] |= dict.fromkeys(event["groups"], 0.0)
             self.doing[run] = "training"
         elif kind == "progress":
             self._heard(run, event["unit"], event["work"] / event["total_work"])
+        elif kind == "found":
+            self.groups.setdefault(run, {})[event["group"]] = 1.0
         elif kind == "trained":
             self._heard(run, event["units"][0], 1.0)
         elif kind in ("evaluating", "measuring"):
@@ -64,6 +68,7 @@ class CellReport:
         groups = self.groups.setdefault(run, {unit: 0.0})
         groups[unit if unit in groups else next(iter(groups))] = share
         self.shares[run] = LAST_STRETCH * sum(groups.values()) / len(groups)
+        self.before.setdefault(run, self.shares[run])
 
     def _ended(self, run: str) -> None:
         self.shares[run] = 1.0
@@ -82,10 +87,12 @@ class CellReport:
             for run, what in self.doing.items()
         )
         text = f"{100 * done:3.0f} %  {self._count()} {running}"
-        if done < 0.02:
+        before = sum(self.work.get(run, 0.0) * share for run, share in self.before.items()) / total
+        ours = done - before
+        if ours < 0.02:
             return text
         elapsed = time.monotonic() - self.started
-        return f"{text}; about {duration(elapsed * (1 - done) / done)} left"
+        return f"{text}; about {duration(elapsed * (1 - done) / ours)} left"
 
     def _line(self, text: str) -> None:
         if not self.quiet:
@@ -99,9 +106,7 @@ def _found(record: dict[str, Any]) -> str:
     one, ours = (test["modes"][mode]["accuracy"] for mode in ("single", test["default"]))
     row, dataset = (record["method"], record["embedding"]), record["dataset"]
     paper = (TABLE1.get(row, {}) | TABLE2.get(row, {})).get(dataset)
-    printed = f", the paper's {paper[1].mean:.2f} %" if paper else ""
+    shown = paper and record["readout"] == "softmax"
+    printed = f" (the paper, at full scale: {paper[1].mean:.2f} %)" if paper and shown else ""
     seconds = record["training"].get("seconds", 0.0)
-    return (
-        f"one chain {one:.2f} %, averaged {ours:.2f} %{printed}; trained in {duration(seconds)} "
-        f"({record['scale']})"
-    )
+    return f"one chain {one:.2f} %, averaged {ours:.2f} %{printed}; trained in {duration(seconds)}"

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -20,6 +21,7 @@ import torch
 
 from noprop.errors import NoPropError, RunError
 from noprop.experiments.measure import Job, run_cell
+from noprop.training.checkpoint import write_whole
 from noprop.training.memory import freed_memory_kept
 from noprop.training.signals import answered_between_updates
 from noprop.training.workers import deaf_children, end_with_parent
@@ -34,8 +36,13 @@ TICK = 5.0  # seconds of silence after which ``tick`` is emitted: scoring may ta
 
 
 def run_jobs(
-    jobs: Sequence[Job], *, beside: int, emit: Emit, deadline: float | None = None
-) -> Iterator[tuple[Job, dict[str, Any] | NoPropError]]:
+    jobs: Sequence[Job],
+    *,
+    beside: int,
+    emit: Emit,
+    deadline: float | None = None,
+    is_done: Callable[[Job], bool] = lambda job: False,
+) -> Iterator[tuple[Job, dict[str, Any] | NoPropError | None]]:
     """Train and measure cells, and give each back with its line, or with what stopped it.
 
     Args:
@@ -44,6 +51,7 @@ def run_jobs(
         emit: called with every event; ``run`` says whose it is.
         deadline: on the monotonic clock. Whatever is under way then is stopped with a checkpoint,
             and this ends, the remaining jobs undone.
+        is_done: whether a job was done meanwhile, by another command; it is given back with None.
 
     Closing the iterator, or an exception in it, stops what is under way with a checkpoint too.
     """
@@ -51,7 +59,12 @@ def run_jobs(
     try:
         while left or running.jobs:
             while left and len(running.jobs) < beside:
-                running.start(left.pop(0))
+                if is_done(left[0]):
+                    yield left.pop(0), None
+                else:
+                    running.start(left.pop(0))
+            if not running.jobs:
+                return
             left_s = math.inf if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
                 return
@@ -141,6 +154,9 @@ def _serve(job: Job, connection: Connection) -> None:
         connection.send({"event": "error", "error": error})
     except Exception as error:
         text = f"{job.name}: failed: {type(error).__name__}: {error}"
+        with suppress(RunError):
+            write_whole(job.folder / "error.txt", traceback.format_exc().encode())
+            text += f"; where, is in {job.folder / 'error.txt'}"
         connection.send({"event": "error", "error": RunError(text)})
 
 

@@ -13,33 +13,57 @@ from typing import Any
 from noprop.errors import RunError
 from noprop.experiments.cells import Cell
 from noprop.experiments.paper import Number
+from noprop.experiments.scale import Scale
 from noprop.training.metrics import append_line
 
 __all__ = ["Summary", "add_record", "key_of", "pooled", "read_records", "summaries"]
 
 Record = dict[str, Any]
+SAME = 1e-9  # standard errors below it are those of equal values
 
 
 def read_records(path: Path) -> list[Record]:
     """All lines of a file; none if there is no file.
 
+    A line that a full disk or a kill has cut short is left out: its cell is not done.
+
     Raises:
-        RunError: If a line is no JSON object with a cell, scale and seed.
+        RunError: If the file cannot be read, or a line is JSON of something else.
     """
-    if not path.exists():
-        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            key_of(record)
-        except (ValueError, KeyError, TypeError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise RunError(f"{path}: line {number} is no result of a cell ({what})") from None
+        except ValueError:
+            continue
+        if lacks := _lacks(record):
+            raise RunError(f"{path}: line {number} is no result of a cell: it has no {lacks}")
         records.append(record)
     return records
+
+
+def _lacks(record: Any) -> str | None:
+    """The first of what every line has that this one has not."""
+    parts = {
+        "": ("cell", "dataset", "method", "embedding", "readout", "scale", "seed", "extent"),
+        "test": ("modes", "default", "runs", "samples", "steps", "calibration_error"),
+        "train": ("accuracy", "accuracy_se", "runs"),
+        "training": (),
+        "config": ("train", "method"),
+        "environment": ("commit", "processor"),
+    }
+    for part, names in parts.items():
+        table = record.get(part) if part and isinstance(record, dict) else record
+        if not isinstance(table, dict):
+            return part or "fields"
+        for name in names:
+            if name not in table:
+                return f"{part}.{name}".strip(".")
+    return None
 
 
 def add_record(path: Path, record: Record) -> None:
@@ -62,35 +86,51 @@ def key_of(record: Record) -> tuple[str, str, int]:
 
 @dataclass(frozen=True)
 class Summary:
-    """A cell at one scale, over its seeds.
+    """A cell at one scale on one kind of hardware, over its seeds.
 
     Attributes:
         cell: it.
         scale: its name.
-        extent: of each of ``epochs``, ``train``, ``test`` and ``steps`` what was taken, and what
-            the whole is.
+        extent: of each of ``epochs``, ``train``, ``test``, ``steps``, ``runs`` and ``samples`` what
+            was taken, and what a full result has; of training images that is all but a tenth, which
+            is held out.
+        hardware: a GPU, or a processor.
         seeds: those that are done.
-        runs: of inference, a seed.
         records: the newest line of each seed.
     """
 
     cell: Cell
     scale: str
     extent: dict[str, tuple[int, int]]
+    hardware: str
     seeds: tuple[int, ...]
-    runs: int
     records: tuple[Record, ...]
 
     @property
+    def runs(self) -> int:
+        """Of inference, a seed."""
+        return self.extent["runs"][0]
+
+    @property
     def is_full(self) -> bool:
-        """Whether epochs, images and steps are the paper's."""
-        return all(part == whole for part, whole in self.extent.values())
+        """Whether nothing is less than the paper's, but for a tenth of the images."""
+        return all(part >= whole for part, whole in self.extent.values())
 
     def accuracy(self, mode: str) -> Number | None:
         """Test accuracy in % of a way of predicting, ``default`` for the method's own.
 
-        Mean and standard error are of all inference runs of all seeds, as the paper's are.
+        Mean and standard error are of all inference runs of all seeds, as the paper's are said to
+        be. Where runs of a seed are the same, there being no noise in it, they count as one.
         """
+        parts = self._accuracies(mode)
+        return pooled([(m, e, n if e > SAME else 1) for m, e, n in parts]) if parts else None
+
+    def between_seeds(self, mode: str) -> Number | None:
+        """The same with the error of the seeds' means: runs of a seed share its weights."""
+        parts = self._accuracies(mode)
+        return pooled([(m, 0.0, 1) for m, _, _ in parts]) if parts else None
+
+    def _accuracies(self, mode: str) -> list[tuple[float, float, int]] | None:
         found = []
         for record in self.records:
             test = record["test"]
@@ -98,7 +138,7 @@ class Summary:
             if score is None:
                 return None
             found.append((score["accuracy"], score["accuracy_se"], test["runs"]))
-        return pooled(found)
+        return found
 
     @property
     def train_accuracy(self) -> Number:
@@ -133,15 +173,18 @@ def pooled(parts: Sequence[tuple[float, float, int]]) -> Number:
 
 
 def summaries(records: Iterable[Record]) -> list[Summary]:
-    """Lines by cell and scale; of a seed that is there twice the last line counts."""
+    """Lines by cell, scale and hardware; of a seed that is there twice the last line counts."""
     groups: dict[tuple[Any, ...], dict[int, Record]] = {}
     for record in records:
-        extent = tuple((k, tuple(v)) for k, v in sorted(record["extent"].items()))
-        key = (record["cell"], record["scale"], extent, record["test"]["runs"])
+        e, test = record["environment"], record["test"]
+        extent = {name: tuple(pair) for name, pair in record["extent"].items()}
+        extent |= {name: (test[name], getattr(Scale(), name)) for name in ("runs", "samples")}
+        hardware = e.get("gpu") or e["processor"]
+        key = record["cell"], record["scale"], tuple(sorted(extent.items())), hardware
         groups.setdefault(key, {})[record["seed"]] = record
     made = []
-    for (_, scale, extent, runs), by_seed in groups.items():
+    for (_, scale, extent, hardware), by_seed in groups.items():
         lines = tuple(by_seed[seed] for seed in sorted(by_seed))
         cell = Cell(*(lines[0][k] for k in ("dataset", "method", "embedding", "readout")))
-        made.append(Summary(cell, scale, dict(extent), tuple(sorted(by_seed)), runs, lines))
+        made.append(Summary(cell, scale, dict(extent), hardware, tuple(sorted(by_seed)), lines))
     return made

@@ -1,5 +1,6 @@
 """Experiments from beginning to end: what is not done yet is trained, then tables are written."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Reproduction:
         for name in self.experiments:
             if name not in EXPERIMENTS:
                 raise ConfigError(f"reproduce: {name!r} is none of {', '.join(EXPERIMENTS)}")
+        if self.only and not all_cells(self.experiments):
+            raise ConfigError(f"--only: {', '.join(self.experiments)} has no cells to choose from")
         self.cells  # noqa: B018  # a wrong word is an error now
 
     @property
@@ -103,13 +106,15 @@ def reproduce(
     Raises:
         NoPropError: If lines cannot be read or written.
     """
-    began = time.monotonic()
-    if beside is not None and beside < 1:
+    began, beside = time.monotonic(), core_count() if beside is None else beside
+    if beside < 1:
         raise ConfigError(f"--jobs must be at least 1, got {beside}")
-    if deadline is not None and not deadline > 0:
-        raise ConfigError(f"--deadline must be above 0 seconds, got {deadline:g}")
     # What is under way has GRACE to end, and the pages take a few seconds.
-    end = None if deadline is None else began + max(deadline - GRACE - 10, deadline / 2)
+    least = GRACE + 20
+    if deadline is not None and deadline < least:
+        raise ConfigError(f"--deadline must be {least:g} seconds at least, got {deadline:g}")
+    end = None if deadline is None else began + deadline - GRACE - 10
+    _check_writable(wanted.out)
     done = wanted.done()
     jobs = [job for job in wanted.jobs if job.key not in done]
     there = len(wanted.jobs) - len(jobs)
@@ -117,12 +122,19 @@ def reproduce(
     failed: dict[str, NoPropError] = {}
     ended = 0
     try:
-        for job, outcome in run_jobs(jobs, beside=beside or core_count(), emit=emit, deadline=end):
+        for job, outcome in run_jobs(
+            jobs,
+            beside=beside,
+            emit=emit,
+            deadline=end,
+            is_done=lambda job: job.key in wanted.done(),
+        ):
             ended += 1
             if isinstance(outcome, NoPropError):
                 failed[job.name] = outcome
                 emit({"event": "failed", "run": job.name, "reason": str(outcome)})
-            else:
+            elif outcome is not None:
+                outcome |= {"beside": beside}
                 add_record(wanted.records, outcome)
                 emit({"event": "cell", "run": job.name, "record": outcome})
         if ended < len(jobs):
@@ -130,6 +142,21 @@ def reproduce(
     finally:
         pages = write_pages(wanted.experiments, wanted.records, wanted.runs, wanted.out)
     return pages, failed
+
+
+def _check_writable(out: Path) -> None:
+    """See that lines can be written, before hours are spent on them.
+
+    Raises:
+        ConfigError: If not.
+    """
+    probe = out / f".{os.getpid()}.tmp"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}") from None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Scale:
         full = Scale()
         values = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
         differs = [(n, v) for n, v in values if n != "seeds" and v != getattr(full, n)]
-        return ",".join(f"{n}={v:g}" for n, v in differs) or "full"
+        return ",".join(f"{n}={v}" for n, v in differs) or "full"
 
     def applied(self, config: RunConfig, images: int) -> RunConfig:
         """A recipe of the paper cut down to this scale.

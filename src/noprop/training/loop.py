@@ -221,7 +221,8 @@ class GroupTrainer:
     def _keep(self, at: Update) -> None:
         """Leave a copy of the unit of an epoch's last update, where copies are kept."""
         epoch = at.epoch + 1
-        if self.c.keep_every and epoch % self.c.keep_every == 0 and self.team.speaks:
+        due = self.c.keep_every and (epoch % self.c.keep_every == 0 or epoch == self.c.epochs)
+        if due and self.team.speaks:
             self.state.keep(at.index, {"epoch": epoch, "seconds": self._seconds()})
 
     def _wish(self) -> int:
