@@ -59,6 +59,13 @@ def draw_experiment(name: str, found: Sequence[Summary], runs: Path) -> list[Pic
     for s in mine:
         scaled = "scaled" if name == "fig4" else s.scale
         groups.setdefault("full" if s.is_full else scaled, []).append(s)
+    compared = {"fig6": "readout", "fig7": "embedding"}.get(name)
+    if compared:  # a bar alone compares nothing
+        groups = {
+            group: some
+            for group, some in groups.items()
+            if len({getattr(s.cell, compared) for s in some}) > 1
+        }
     draw_one = drawings[name]
     return [
         draw(f"{name}-{group}", lambda figure, some=some: draw_one(figure, some))
@@ -114,7 +121,10 @@ def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
                     linestyle=("-", "--", ":", "-.")[same.index(summary) % 4],
                     label=None if i else label,
                 )
-        axis.set(title=DATASETS[dataset], xlabel="seconds of training", xscale="log")
+        axis.set(title=DATASETS[dataset], xlabel="seconds of training")
+        seconds = [x for line in axis.get_lines() for x in line.get_xdata()]
+        if max(seconds) > 30 * min(seconds):
+            axis.set_xscale("log")
         axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     axes[0].set_ylabel("test accuracy of one chain, %")
 
