@@ -1,6 +1,7 @@
 """Figs. 3, 4, 6 and 7 of what was found."""
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
             label = METHODS[summary.cell.method]
             same = [s for s in some if s.cell == summary.cell]
             label += "" if summary.is_full else f": {scale_text(summary)}"
+            label = textwrap.fill(label, 40)
             for i, record in enumerate(summary.records):
                 points = record["curve"]
                 axis.plot(
