@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from noprop.cli import main
+from noprop.experiments.cells import Cell
+from noprop.experiments.estimate import Pace, seconds_of
+from noprop.experiments.measure import Job
 from noprop.experiments.queue import run_jobs
 from noprop.experiments.records import read_records
 from noprop.experiments.reproduce import Reproduction, plan, reproduce
-from noprop.experiments.scale import parse_scale
+from noprop.experiments.scale import Scale, parse_scale
 
 LITTLE = "smoke,images=256,test=64,steps=3"
 
@@ -117,7 +120,23 @@ def test_a_plan_times_steps_and_trains_nothing(tmp_path, real_data):
     # 100 epochs of 54,000 images and one of 256: a hundred times more at least.
     assert seconds["dt", True] > 100 * seconds["dt", False]
     assert seconds["ct", True] > 100 * seconds["ct", False]
-    assert seconds["dt", True] > 2 * seconds["ct", True] * 1000 / 1e6  # ten networks, ten steps
+
+
+@pytest.mark.parametrize(
+    ("method", "batches", "images", "steps"),
+    [
+        # Test images by 5 × 5 chains and one without noise, as many training images by 5 and one,
+        # validation images by 5 for the path weights; validation losses after each epoch.
+        ("dt", 100 * 421, 10_000 + 10_000 + 6_000 * 101, 10 * (260_000 + 60_000 + 30_000)),
+        # And ten copies of the weights, each read by one chain with noise and one without.
+        ("ct", 100 * 421, 110_000 + 10_000 + 6_000 * 101, 1000 * (460_000 + 60_000 + 30_000)),
+    ],
+)
+def test_a_plan_counts_what_is_trained_and_scored(method, batches, images, steps):
+    job = Job(Cell("mnist", method, "one-hot"), Scale(), 0, Path())
+    assert seconds_of(job, Pace(1.0, 0.0, 0.0)) == batches
+    assert seconds_of(job, Pace(0.0, 1.0, 0.0)) == images
+    assert seconds_of(job, Pace(0.0, 0.0, 1.0)) == steps
 
 
 @pytest.mark.parametrize(

@@ -101,14 +101,12 @@ def _experiment(cell: Cell) -> str:
 
 def _trained(folder: Path, config: RunConfig, data: RunData, emit: Emit) -> TrainedModel:
     """The finished run, read as ``config`` says."""
+    api.join(folder, config, data)  # or is it of another training?
     if not (folder / "model.json").is_file() or not (folder / "evaluation.json").is_file():
-        api.join(folder, config, data)
         here = describe_machine() | _hardware(config)
         append_line(folder / ENVIRONMENTS, (json.dumps(here) + "\n").encode())
         api.train_units(folder, unit_names(config), config, data=data, emit=emit)
         api.assemble(folder, data=data, emit=emit)
-    else:
-        api.join(folder, config, data)  # is it of this training?
     return _read(folder, config)
 
 

@@ -14,7 +14,7 @@ from noprop.experiments.measure import Job
 from noprop.experiments.pages import write_pages
 from noprop.experiments.queue import GRACE, run_jobs
 from noprop.experiments.records import add_record, key_of, read_records
-from noprop.experiments.scale import Scale, parse_scale
+from noprop.experiments.scale import Scale
 from noprop.training.groups import core_count
 
 __all__ = ["Planned", "Reproduction", "plan", "reproduce"]
@@ -41,7 +41,7 @@ class Reproduction:
 
     experiments: Sequence[str]
     only: Sequence[str] = ()
-    scale: Scale = field(default_factory=lambda: parse_scale("full"))
+    scale: Scale = field(default_factory=Scale)
     seeds: Sequence[int] | None = None
     runs: Path = Path("runs/reproduction")
     out: Path = Path("results/reproduction")
@@ -115,9 +115,9 @@ def reproduce(
         raise ConfigError(f"--deadline must be {least:g} seconds at least, got {deadline:g}")
     end = None if deadline is None else began + deadline - GRACE - 10
     _check_writable(wanted.out)
-    done = wanted.done()
-    jobs = [job for job in wanted.jobs if job.key not in done]
-    there = len(wanted.jobs) - len(jobs)
+    done, every = wanted.done(), wanted.jobs
+    jobs = [job for job in every if job.key not in done]
+    there = len(every) - len(jobs)
     emit({"event": "cells", "runs": {j.name: rough_work(j) for j in jobs}, "done": there})
     failed: dict[str, NoPropError] = {}
     ended = 0
