@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from noprop.cli import main
 from noprop.data import SOURCES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -53,6 +54,23 @@ def real_data() -> Callable[[str], Path]:
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Callable[[str], Path]:
+    """A function from a recipe of digits to a small run of it, trained once. Change only copies."""
+    runs: dict[str, Path] = {}
+
+    def run_of(recipe: str) -> Path:
+        if recipe not in runs:
+            folder = tmp_path_factory.mktemp("trained") / recipe
+            length = "--steps=4" if recipe[7:] in ("ct", "fm", "adjoint") else "--num-blocks=2"
+            size = ["--epochs=1", "--train-size=200", "--workers=1", "--runs=2", "--quiet"]
+            assert main(["train", recipe, length, *size, f"--run={folder}"]) == 0
+            runs[recipe] = folder
+        return runs[recipe]
+
+    return run_of
 
 
 def unpack_once(name: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line as a stranger meets it: results, and one clear line for every mistake."""
+"""The command line as a stranger meets it; most mistakes are rows of test_mistakes.py."""
 
 import json
 import subprocess
@@ -8,85 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mistakes import FAST, line_of_error
 from noprop.cli import main
 from noprop.config import fields_of
 from noprop.networks import DiscreteBlock
 from noprop.parser import option_names
 from noprop.recipes import RECIPES
 
-FAST = [
-    *("--num-blocks", "2", "--epochs", "1", "--train-size", "200", "--workers", "1"),
-    *("--runs", "2", "--quiet"),
-]
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A small trained run."""
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", *FAST, "--run", str(folder)]) == 0
-    return folder
-
-
-def line_of_error(capsys, *argv: str) -> str:
-    """What a failing command says; fails unless it is one line and the status is not zero."""
-    try:
-        status = main(list(argv))
-    except SystemExit as stop:
-        status = stop.code
-    text = capsys.readouterr().err
-    assert status not in (0, None)
-    assert text.startswith("noprop: error: ")
-    assert text.count("\n") == 1, text
-    return text
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["train", "digit-dt"], ["unknown recipe", "did you mean digits-dt?"]),
-        (["train", "--set", "train.epoch=3"], ["unknown field", "train.epochs"]),
-        (["train", "--epoch", "3"], ["unknown option --epoch", "--epochs"]),
-        (["train", "--epochs", "0"], ["train.epochs", "greater than or equal to 1", "got 0"]),
-        (["train", "--lr", "fast"], ["train.lr", "number", "'fast'"]),
-        (["train", "--embedding", "onehot"], ["method.embedding", "one-hot", "'onehot'"]),
-        (["train", "--set", "epochs"], ["FIELD=VALUE"]),
-        (["train", "--config", "absent.toml"], ["absent.toml", "cannot be read"]),
-        (["train", "--resume", "absent"], ["absent", "no run folder"]),
-        (["train", "--dataset", "no-such-set"], ["no-such-set"]),
-        (["train", "--device", "abacus"], ["train.device", "abacus"]),
-        (["train", "--embedding", "orthogonal", "--dim", "1"], ["two classes have the same"]),
-        (["train", "--seed", "99999999999999999999999"], ["train.seed", "less than or equal"]),
-        (["train", "--dataset", "digits", "--encoder", "nowhere:f"], ["--encoder", "nowhere"]),
-        (["describe", "--epsilon", "0.4"], ["epsilon"]),
-        (["evaluate", "absent"], ["absent", "no run folder"]),
-        (["trian"], ["unknown command trian; did you mean train?"]),
-        (["xyz"], ["unknown command xyz; known are train, describe, grid, assemble"]),
-        (["train", "--set", "train=3"], ["train is a table", "such as train.epochs"]),
-        (["train", "--set", "=3"], ["--set wants FIELD=VALUE, got '=3'"]),
-        (
-            ["train", "digits-fm", "--eta", "3"],
-            ["method.eta", "no field of method fm", "belongs to dt, ct"],
-        ),
-        (
-            ["train", "digits-adjoint", "--set", "method.num_blocks=3"],
-            ["method.num_blocks", "no field of method adjoint", "belongs to dt, backprop"],
-        ),
-        (["describe", "--path-sigma", "0.1"], ["method.path_sigma", "method dt", "belongs to fm"]),
-        (["train", "--method", "dp"], ["method.name", "one of dt, ct, fm, backprop", "got 'dp'"]),
-        (["train", "digits-ct", "--sampler", "dopri5"], ["method.sampler", "got 'dopri5'"]),
-        (["train", "digits-ct", "--gamma-noise", "100"], ["gamma_noise", "less than", "100"]),
-        (["train", "digits-fm", "--tolerance", "1e-12"], ["tolerance", "greater than", "1e-12"]),
-        (["train", "mine.toml"], ["unknown recipe", "did you mean --config mine.toml?"]),
-        (["train", "digits-ct", "--gamma-room", "7"], ["gamma_noise", "gamma_clean", "6.0"]),
-    ],
-)
-def test_a_mistake_is_one_line(capsys, monkeypatch, tmp_path, argv, words):
-    monkeypatch.chdir(tmp_path)
-    text = line_of_error(capsys, *argv)
-    for word in words:
-        assert word in text
-    assert not (tmp_path / "runs").exists()
+@pytest.fixture
+def run(trained_run):
+    """A small trained run, not to be changed."""
+    return trained_run("digits-dt")
 
 
 ENCODERS = """
@@ -126,37 +59,12 @@ def test_an_encoder_of_ones_own_that_fails_is_one_line(
     assert words in line_of_error(capsys, "predict", "r", "x.npy", "--encoder", name)
 
 
-def test_an_encoder_whose_module_fails_is_one_line(capsys, monkeypatch, tmp_path):
-    (tmp_path / "failing_encoders.py").write_text("1 / 0")
-    monkeypatch.chdir(tmp_path)
-    text = line_of_error(capsys, "train", "--encoder", "failing_encoders:f")
-    assert "importing failing_encoders failed: ZeroDivisionError" in text
-
-
 def features(path: Path, dim: int = 5, classes: int = 3) -> Path:
     """An .npz data set of tables."""
     y = np.arange(60) % classes
     x = np.random.default_rng(0).normal(size=(60, dim)) + y[:, None]
     np.savez(path, x=x.astype(np.float32), y=y)
     return path
-
-
-@pytest.mark.parametrize("option", [("--flip", "on"), ("--crop-padding", "2")])
-def test_features_are_not_augmented(capsys, monkeypatch, tmp_path, option):
-    monkeypatch.chdir(tmp_path)
-    file = features(tmp_path / "table.npz")
-    text = line_of_error(capsys, "train", *FAST, "--dataset", str(file), *option)
-    assert f"train.{option[0][2:].replace('-', '_')}: only images are augmented" in text
-    assert not (tmp_path / "runs").exists()
-
-
-def test_equal_prototypes_are_found_before_there_is_a_run(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    file, y = tmp_path / "equal.npz", np.arange(60) % 3
-    np.savez(file, x=np.zeros((60, 5), np.float32), y=y)
-    text = line_of_error(capsys, "train", *FAST, "--dataset", str(file), "--embedding", "prototype")
-    assert "the prototypes of 0 and 1 are the same example" in text
-    assert not (tmp_path / "runs").exists()
 
 
 def test_data_that_changed_since_training_is_named(capsys, tmp_path):
@@ -197,14 +105,6 @@ def test_an_encoder_that_ships_is_a_field(capsys, tmp_path):
     )
 
 
-def test_a_recipe_s_name_leads_nowhere_else(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.toml").write_text('recipe = "../../evil"')
-    assert "c.toml: recipe: string should match" in line_of_error(
-        capsys, "train", "--config", "c.toml"
-    )
-
-
 @pytest.mark.parametrize("place", ["load_data", "train_groups_of_run"])
 def test_ctrl_c_says_how_to_go_on_where_there_is_a_run(capsys, monkeypatch, tmp_path, place):
     def interrupted(*_, **__):
@@ -225,25 +125,6 @@ def test_missing_data_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path
     text = line_of_error(capsys, "train", "mnist-dt", "--data-dir", str(tmp_path / "here"))
     assert str(tmp_path / "here") in text
     assert "train-images-idx3-ubyte.gz" in text
-
-
-def test_an_unreadable_image_is_named(capsys, run, tmp_path):
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no image")
-    assert "bad.png" in line_of_error(capsys, "predict", str(run), str(bad))
-
-
-def test_a_checkpoint_of_another_architecture_is_named(capsys, run, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in run.iterdir():
-        if file.is_file():
-            (other / file.name).write_bytes(file.read_bytes())
-    toml = (other / "config.toml").read_text().replace('encoder = "auto"', 'encoder = "mlp"')
-    (other / "config.toml").write_text(toml)
-    text = line_of_error(capsys, "evaluate", str(other))
-    assert "model.safetensors" in text
-    assert "another architecture" in text
 
 
 def test_a_full_disk_is_one_line(capsys, monkeypatch, tmp_path):
@@ -287,10 +168,10 @@ def test_evaluate_repeats_what_train_found(capsys, run):
     assert "calibration error" in text
 
 
-def test_evaluate_reads_another_part_when_told(capsys, run):
+def test_evaluate_reads_another_part_when_told(capsys, run, tmp_path):
     assert main(["evaluate", str(run), "--part", "train"]) == 0
     assert "200 train examples" in capsys.readouterr().out
-    folder = run.parent / "whole"
+    folder = tmp_path / "whole"
     assert main(["train", *FAST, "--run", str(folder), "--validation", "0"]) == 0
     text = line_of_error(capsys, "evaluate", str(folder), "--part", "validation")
     assert "validation part of digits is empty" in text

@@ -1,0 +1,148 @@
+"""What the table of mistakes is made of: a row, the makers of faults, and the check of a message.
+
+A fault is a function of the folder that the command runs in. The makers here return such functions.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from noprop.cli import main
+
+Fault = Callable[[Path], object]
+SECONDS = 60  # a hang is a failure, a loaded machine is none
+# Of a small run: 200 images and one epoch.
+FAST = [
+    *("--num-blocks", "2", "--epochs", "1", "--train-size", "200", "--workers", "1"),
+    *("--runs", "2", "--quiet"),
+]
+
+
+def row(
+    name: str,
+    command: str | list[str],
+    *words: str,
+    fault: Fault | tuple[Fault, ...] = (),
+    env: Mapping[str, str] | None = None,
+):
+    """One row of the table of mistakes.
+
+    Args:
+        name: Short id of the row.
+        command: The command line, split as a shell does it, or a list of arguments. Where one of
+            them is ``run`` or ``run-METHOD``, or begins with it and a slash, the folder has a copy
+            of a small trained run of that name (of ``digits-dt``, or of the method's recipe).
+        words: What the message must contain.
+        fault: Called with the folder before the command; several in order.
+        env: Environment variables. The command then runs as a process of its own.
+    """
+    argv = shlex.split(command) if isinstance(command, str) else command
+    faults = fault if isinstance(fault, tuple) else (fault,)
+    return pytest.param(argv, words, faults, env, id=name)
+
+
+def write(name: str, content: str | bytes = b"") -> Fault:
+    """A file of this content."""
+    data = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def edit(name: str, old: str, new: str) -> Fault:
+    """Replace a text, which must occur, in a file."""
+
+    def fault(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text, f"{name} has no {old!r}"
+        (folder / name).write_text(text.replace(old, new))
+
+    return fault
+
+
+def remove(name: str) -> Fault:
+    """Remove a file."""
+    return lambda folder: (folder / name).unlink()
+
+
+def make_folder(name: str) -> Fault:
+    """An empty folder."""
+    return lambda folder: (folder / name).mkdir(parents=True)
+
+
+def make_fifo(name: str) -> Fault:
+    """A named pipe that nobody writes to, in place of the file where there is one."""
+
+    def fault(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return fault
+
+
+def make_link(name: str, target: str) -> Fault:
+    """A symbolic link, in place of the file where there is one."""
+
+    def fault(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return fault
+
+
+def save_npz(name: str, **arrays: Any) -> Fault:
+    """A NumPy file of these arrays."""
+    return lambda folder: np.savez(folder / name, **arrays)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Fail where the block takes longer, even where it hangs in a system call."""
+
+    def expired(*_: object) -> None:
+        pytest.fail(f"took more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def line_of_error(capture: Any, *argv: str, env: Mapping[str, str] | None = None) -> str:
+    """Run a command that must fail, and return its message.
+
+    Fails unless the status is not zero, stderr is one printable line that begins with
+    ``noprop: error: ``, and the command ends in time.
+
+    Args:
+        capture: capsys or capfd.
+        argv: The command line.
+        env: Environment variables. The command then runs as a process of its own.
+    """
+    with time_limit(SECONDS):
+        if env is None:
+            capture.readouterr()
+            try:
+                status = main(list(argv))
+            except SystemExit as stop:
+                status = stop.code
+            text = capture.readouterr().err
+        else:
+            command = [sys.executable, "-m", "noprop", *argv]
+            done = subprocess.run(command, env={**os.environ, **env}, capture_output=True)
+            status, text = done.returncode, done.stderr.decode(errors="backslashreplace")
+    assert status not in (0, None), text
+    assert text.startswith("noprop: error: "), text
+    assert text.endswith("\n"), text
+    assert text[:-1].isprintable(), text
+    return text
