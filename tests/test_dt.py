@@ -6,7 +6,6 @@ that knows the label, one that is Bayes' rule. What the method makes of them is 
 
 import inspect
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from differences import assert_gradient_is_that_of_differences
+from known_blocks import Bayes, Known, known
 from noprop.averaging import fit_path_weights
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.embeddings import Embedding, one_hot_embeddings, random_embeddings
 from noprop.methods.dt import DiscreteNoProp
-from noprop.networks import DiscreteBlock
-from noprop.readouts import SoftmaxReadout
+from noprop.randomness import seeded
+from noprop.readouts import RadialReadout, SoftmaxReadout
 from noprop.schedules import cosine_gamma
 from noprop.training.loop import GroupTrainer
 
@@ -47,51 +48,6 @@ def make(kind: str = "one-hot", num_blocks: int = T):
     method = build_method(config, task, build_embedding(config, task, None))
     assert isinstance(method, DiscreteNoProp)
     return method, torch.empty(24, 1, 8, 8).normal_(generator=rng()), torch.arange(24) % 10
-
-
-class Known(DiscreteBlock):
-    """Logits that are ``scale`` times x, whatever z is; keeps the latents it was shown."""
-
-    def __init__(self, scale: float = 1.0):
-        nn.Module.__init__(self)
-        self.scale = scale
-        self.seen: list[Tensor] = []
-
-    def context(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return x
-
-    def forward(
-        self, z: Tensor, context: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
-        self.seen.append(z.clone())
-        return self.scale * context
-
-
-class Bayes(Known):
-    """Bayes' rule: x is log p(y|x), z a draw of q(z|y) at level ``gamma``."""
-
-    def __init__(self, gamma: Tensor, weight: Tensor):
-        super().__init__()
-        self.gamma, self.weight = gamma.float(), weight
-
-    def forward(
-        self, z: Tensor, context: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
-        mean = torch.sigmoid(-self.gamma).sqrt() * self.weight
-        square = (z[:, None] - mean).square().sum(dim=2)
-        return context - square / (2 * torch.sigmoid(self.gamma))
-
-
-def known(
-    blocks: Sequence[DiscreteBlock | None],
-    weight: Tensor,
-    *,
-    eta: float = 0.1,
-    learned: bool = False,
-) -> DiscreteNoProp:
-    gamma = cosine_gamma(len(blocks))
-    embedding = Embedding(weight, learned=learned)
-    return DiscreteNoProp(blocks, embedding, SoftmaxReadout(weight), gamma, eta=eta)
 
 
 # -- locality ----------------------------------------------------------------------------------
@@ -154,15 +110,31 @@ def test_block_t_is_trained_on_the_latent_before_it(t):
     assert score(t) > 20
 
 
+LEVEL_WEIGHTS = {  # of block t, before η, by the ratios SNR(0), …, SNR(T)
+    "snr": lambda t, snr: (len(snr) - 1) / 2 * (snr[t] - snr[t - 1]),
+    "uniform": lambda t, snr: 0.5,
+    "min-snr": lambda t, snr: 0.5 * min(snr[t], 5.0),
+}
+
+
+@pytest.mark.parametrize("weighting", LEVEL_WEIGHTS)
 @pytest.mark.parametrize("num_blocks", [1, 2, 10])
-def test_a_block_s_loss_is_its_weight_times_the_squared_error(num_blocks):
+def test_a_block_s_loss_is_its_weight_times_the_squared_error(num_blocks, weighting):
     """Eq. 8, (T/2) η (SNR(t) - SNR(t-1)) ‖û - u‖², computed by hand for a constant guess.
 
     The squares are summed over d and averaged over the batch: a (B,) weight times a (B, 1) error
     or a mean over d would be seen (slip 7), and so would a schedule that runs backwards (slip 1).
+    Any weighting looks at the level that block t leads to: SNR(t-1) is 1e-6 for the first one.
     """
     weight, eta = random_embeddings(4, 7, rng()), 0.3
-    method = known([Known() for _ in range(num_blocks)], weight, eta=eta)
+    method = DiscreteNoProp(
+        [Known() for _ in range(num_blocks)],
+        Embedding(weight, learned=False),
+        SoftmaxReadout(weight),
+        cosine_gamma(num_blocks),
+        eta=eta,
+        weighting=weighting,
+    )
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).expand(6, 4)
     y = torch.tensor([0, 0, 1, 2, 3, 3])
     guess = (logits.softmax(1) @ weight).double()
@@ -175,13 +147,43 @@ def test_a_block_s_loss_is_its_weight_times_the_squared_error(num_blocks):
     bars[0] = 1e-6  # the default clamp
     ratios = [a / (1 - a) for a in bars]
     for t, block in enumerate(method.blocks, start=1):
-        by_hand = num_blocks / 2 * eta * (ratios[t] - ratios[t - 1])
+        by_hand = eta * LEVEL_WEIGHTS[weighting](t, ratios)
         assert block.weight > 0
         assert block.weight == pytest.approx(by_hand, rel=1e-6)
         assert block.coupling == 1 / num_blocks
         terms = block.loss(logits, y, rng()).terms
         assert list(terms) == ["denoising"]
         assert terms["denoising"].item() == pytest.approx(by_hand * error, rel=1e-5)
+
+
+class Smooth(Known):
+    """Logits that depend on x and z, smoothly."""
+
+    def forward(
+        self, z: Tensor, context: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return context + torch.sin(2 * z)
+
+
+@pytest.mark.parametrize("readout", [SoftmaxReadout, RadialReadout])
+@pytest.mark.parametrize("unit", ["block-1", "block-2", "readout"])
+def test_the_gradient_of_the_embeddings_is_that_of_every_term(unit, readout):
+    """Through u_y in z, target and prior, through û, and as a radial readout reads them.
+
+    On levels with ᾱ_0 = 0.27, where the prior's gradient is not lost beside the readout's.
+    """
+    weight = random_embeddings(4, 4, rng()) * 2
+    with seeded(0):
+        made = readout(weight, "random").double()
+    embedding = Embedding(weight.double(), learned=True)
+    gamma = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
+    method = DiscreteNoProp([Smooth(), Smooth()], embedding, made, gamma)
+    (chosen,) = [u for u in method.units if u.name == unit]
+    x, y = torch.zeros(12, 4, dtype=torch.float64), torch.arange(12) % 4
+    for term in chosen.loss(x, y, rng()).terms:
+        assert_gradient_is_that_of_differences(
+            lambda term=term: chosen.loss(x, y, rng(5)).terms[term], embedding.weight
+        )
 
 
 def test_the_readout_s_terms_are_those_of_the_bound():

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from differences import assert_gradient_is_that_of_differences
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.embeddings import Embedding, random_embeddings, separation
 from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.networks import ContinuousBlock, sinusoidal_embedding
+from noprop.randomness import seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
 from noprop.training.loop import GroupTrainer
 
@@ -229,26 +231,18 @@ def test_the_anchor_changes_no_other_gradient():
         assert torch.equal(a, b)
 
 
-def test_the_gradient_of_the_embeddings_is_that_of_both_terms():
-    """Through u_y in path and target, and through v and z̃_1: central differences, float64."""
-    unit = make_unit(Mixing().double(), WEIGHT.double(), learned=True, anchor=True)
-    unit.readout.double()
+@pytest.mark.parametrize("readout", [SoftmaxReadout, RadialReadout])
+@pytest.mark.parametrize("term", ["flow", "classification"])
+def test_the_gradient_of_the_embeddings_is_that_of_the_term(term, readout):
+    """Through u_y in path and target, through v and z̃_1, and as a radial readout reads them."""
+    embedding = Embedding(WEIGHT.double(), learned=True)
+    with seeded(0):
+        made = readout(WEIGHT, "random").double()
+    unit = VelocityUnit(Mixing().double(), made, embedding, sigma=0.3, anchor=True)
     x = torch.empty(12, 3, dtype=torch.float64).normal_(generator=rng(1))
-    y, weight = torch.arange(12) % 3, unit.embedding.weight
-
-    def total() -> Tensor:
-        return unit.loss(x, y, rng(5)).total
-
-    (gradient,) = torch.autograd.grad(total(), [weight])
-    flat, h = weight.data.view(-1), 1e-5
-    for i in range(9):
-        start, sides = flat[i].item(), []
-        for value in (start + h, start - h):
-            flat[i] = value
-            sides.append(total().item())
-        flat[i] = start
-        by_difference = (sides[0] - sides[1]) / (2 * h)
-        assert gradient.view(-1)[i].item() == pytest.approx(by_difference, rel=1e-4)
+    assert_gradient_is_that_of_differences(
+        lambda: unit.loss(x, torch.arange(12) % 3, rng(5)).terms[term], embedding.weight
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from known_blocks import Bayes, known
 from noprop import api
 from noprop.averaging import calibration_error
 from noprop.build import RunData, Task
@@ -16,8 +17,12 @@ from noprop.data import Examples, Normalization
 from noprop.encoders import Features
 from noprop.errors import ConfigError
 from noprop.networks import DiscreteBlock
+from noprop.randomness import generator
+from noprop.schedules import cosine_gamma
+from noprop.trained_model import TrainedModel
 from noprop.training import gradients
 from noprop.training.evaluate import Score, default_mode, evaluate, inputs, modes_of
+from noprop.training.model import Model
 
 SMALL: dict[str, Any] = {
     "method.encoder": "mlp",
@@ -188,3 +193,119 @@ def test_a_method_without_a_path_has_three_modes(tmp_path, model):
     assert not {"path_weights", "elbo", "last_block_alone"} & results.keys()
     with pytest.raises(ConfigError, match="average must be 'readout'"):
         chain.predict(TEST.x, average="path")
+
+
+# -- against what a chain of Bayes' rule answers -------------------------------------------------
+
+TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])  # p(y|x) of three x
+EACH, RUNS = 400, 20
+
+
+def exact(**changes: Any) -> tuple[Model, Examples]:
+    """The model whose 60 blocks are Bayes' rule, and 1200 labels that occur as often as p(y|x)."""
+    blocks = 60
+    gamma = cosine_gamma(blocks)
+    method = known([Bayes(gamma[t], torch.eye(3)) for t in range(blocks)], torch.eye(3))
+    config = replace(
+        RunConfig(),
+        {"train.device": "cpu", "evaluation.runs": RUNS, "evaluation.samples": 2,
+         "evaluation.batch_size": 500, **changes},
+    )  # fmt: skip
+    task = Task((3,), tuple("abc"), Normalization((0.0,) * 3, (1.0,) * 3), "float32")
+    labels = [torch.arange(3).repeat_interleave((row * EACH).round().long()) for row in TABLE]
+    examples = Examples(TABLE.log().repeat_interleave(EACH, 0), torch.cat(labels))
+    return Model(config, task, method, torch.device("cpu"), False), examples
+
+
+def test_runs_of_inference_are_independent_samples_of_the_posterior():
+    """A run answers y with p(y|x): right in mean p², 57.2 %, not the mode's 70 %.
+
+    So a run's accuracy has the variance mean of p_y (1 - p_y) over n = 1200, and 19 times the
+    variance found over that is χ² with 19 degrees of freedom: outside [3.2, 59] with probability
+    2e-5. Runs that draw alike give 0. The mean of 20 runs is within 5 standard errors and a bias of
+    1 point, for 60 blocks are not infinitely many: a fresh seed fails with probability < 1e-6.
+    """
+    results = evaluate(*exact())
+    found = results["modes"]
+    p = TABLE.double()
+    right = 100 * p.square().sum(1).mean().item()
+    error = 100 * math.sqrt((p * p * (1 - p)).sum(1).mean().item() / (3 * EACH))
+    single = found["single"]
+    assert abs(single["accuracy"] - right) < 5 * error / math.sqrt(RUNS) + 1
+    assert 3.2 < (RUNS - 1) * (single["accuracy_se"] * math.sqrt(RUNS) / error) ** 2 < 59
+    mode = 100 * p.max(1).values.mean().item()
+    assert found["mean"]["accuracy"] == pytest.approx(mode)
+    assert found["mean"]["accuracy_se"] == 0
+    # The readout starts as the nearest embedding, and both are means over the same runs.
+    assert found["single"]["accuracy"] == pytest.approx(results["steps"][-1])
+
+
+def test_no_two_chains_of_an_evaluation_share_their_noise(monkeypatch):
+    """Twice 400 equal images in chunks of their own: other noise in each chunk of each run."""
+    model, examples = exact(**{"evaluation.runs": 3, "evaluation.batch_size": 400})
+    begun: list[torch.Tensor] = []
+    predict = model.method.predict
+
+    def watched(x, generator, **options):
+        p = predict(x, generator, **options)
+        begun.append(p.latents[0])
+        return p
+
+    monkeypatch.setattr(model.method, "predict", watched)
+    evaluate(model, examples)
+    noisy = [z for z in begun if z.any()]
+    assert len(noisy) == 3 * 3
+    assert len(rows(*noisy)) == 3 * 3 * 400
+    begun.clear()
+    TrainedModel(Path(), model).predict(examples.x)
+    assert len(rows(*begun)) == 3 * 400
+
+
+def test_the_scores_are_those_of_the_predictions_that_they_name(model):
+    """One run, one chunk: each mode and the calibration of the default, from the same noise.
+
+    The path weights are far from uniform, or a mode could pass for another.
+    """
+    method, config = model.model.method, model.model.config
+    weights = torch.tensor([0.9, 0.1])
+    one = replace(config, {"evaluation.runs": 1, "evaluation.batch_size": 48})
+    made = with_part(model.model, config=one)
+    fitted, method.path_weights = method.path_weights, weights
+    try:
+        results = evaluate(made, TEST)
+    finally:
+        method.path_weights = fitted
+    x, draws = inputs(made, TEST.x), generator(0, "inference", 0, "batch-0")
+    p = method.predict(x, draws, samples=2)
+    still = method.predict(x, draws, noise=False)
+    wanted = {
+        "single": p.single,
+        "samples": p.probabilities,
+        "path": (p.path[0] + p.path[1]) / 2,
+        "path-fitted": 0.9 * p.path[0] + 0.1 * p.path[1],
+        "mean": still.probabilities,
+        "mean-path-fitted": 0.9 * still.path[0] + 0.1 * still.path[1],
+    }
+    losses = {}
+    for mode, probabilities in wanted.items():
+        right = [float(row.argmax() == y) for row, y in zip(probabilities, TEST.y, strict=True)]
+        losses[mode] = -sum(
+            math.log(row[y]) for row, y in zip(probabilities, TEST.y, strict=True)
+        ) / len(TEST)
+        found = results["modes"][mode]
+        assert found["accuracy"] == pytest.approx(100 * sum(right) / 48), mode
+        assert found["log_loss"] == pytest.approx(losses[mode], abs=1e-5), mode
+    assert len({round(loss, 4) for loss in losses.values()}) == len(losses)
+    of_default = calibration_error(wanted["path-fitted"], TEST.y)
+    assert results["calibration_error"] == pytest.approx(of_default, abs=1e-6)
+    assert of_default != pytest.approx(calibration_error(p.single, TEST.y), abs=1e-3)
+
+
+def test_the_bound_of_chunks_is_the_mean_over_examples(monkeypatch):
+    """Chunks of 500, 500 and 200: here the bound of each is the mean of its labels."""
+    model, examples = exact(**{"evaluation.runs": 2})
+    monkeypatch.setattr(
+        model.method, "bound", lambda x, y, g, prepared: {"prior": y.double().mean().item()}
+    )
+    found = evaluate(model, examples)["elbo"]
+    assert found["total"] == pytest.approx(examples.y.double().mean().item())
