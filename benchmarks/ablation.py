@@ -17,17 +17,20 @@ from typing import Any
 
 import torch
 
+from noprop.api import join
 from noprop.build import load_data
 from noprop.config import replace
+from noprop.embeddings import separation
 from noprop.recipes import RECIPES
 from noprop.training.evaluate import choose_weights, evaluate
-from noprop.training.folder import commit_of_package, create_run
+from noprop.training.folder import commit_of_package
 from noprop.training.runs import train_run
 
 CE = {"method.objective": "cross-entropy"}
 UNIFORM = {"method.weighting": "uniform"}
 MIN_SNR = {"method.weighting": "min-snr"}
 D20 = {"method.embedding": "orthogonal", "method.dim": 20, "method.learned": True}
+PROTOTYPES = {"method.embedding": "prototype", "method.learned": True}
 
 
 def ends(noise: float, clean: float, room: float = 3.0) -> dict[str, Any]:
@@ -93,6 +96,22 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "cross-entropy, uniform": CE | UNIFORM,
         "uniform": UNIFORM,
         "η = 1": {"method.eta": 1.0},
+        **{
+            f"{kind}, {order}, readout from {start}": {
+                "data.train_size": 12_800,
+                "train.order": order,
+                "method.readout_start": start,
+                **changes,
+            }
+            for kind, changes in (("d = 20", D20), ("prototypes", PROTOTYPES))
+            for order in ("sequential", "parallel")
+            for start in ("nearest", "random")
+        },
+        "prototypes, sequential, readout from random, γ shifted": {
+            "data.train_size": 12_800,
+            "method.gamma_shift": "auto",
+            **PROTOTYPES,
+        },
     },
 }
 
@@ -103,7 +122,7 @@ def measure(recipe: str, changes: dict[str, Any], data_dir: Path | None) -> dict
     data = load_data(config, data_dir)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
-        create_run(folder, config)
+        config = join(folder, config, data)
         began = time.monotonic()
         model = train_run(folder, config, data, lambda event: None)
         trained = time.monotonic() - began
@@ -113,6 +132,7 @@ def measure(recipe: str, changes: dict[str, Any], data_dir: Path | None) -> dict
     return {
         **found,
         "facts": {k: v for k, v in model.method.facts().items() if not isinstance(v, list)},
+        "least_distance": separation(model.method.embedding.weight)[1],
         "train_seconds": round(trained, 1),
         "validation_examples": len(data.validation),
     }
@@ -122,6 +142,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Accuracy in % on the validation part, a row for each variant."""
     modes = ("single", "samples", "path-fitted", "mean", "mean-path-fitted")
     heads = ("one chain", "5 chains", "path average", "mean chain", "mean chain, path")
+    distances = any("least_distance" in line for line in lines)
+    heads += ("least distance",) * distances
     rows = [f"| variant | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for line in lines:
         best = max(line["modes"][m]["accuracy"] for m in modes)
@@ -129,6 +151,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         for mode in modes:
             value = line["modes"][mode]["accuracy"]
             cells.append(f"**{value:.2f}**" if value == best else f"{value:.2f}")
+        if distances:
+            cells.append(f"{line['least_distance']:.3f}" if "least_distance" in line else "")
         rows.append(f"| {line['variant']} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from noprop.api import join
 from noprop.build import load_data
 from noprop.config import replace
 from noprop.recipes import RECIPES
 from noprop.training.evaluate import choose_weights, evaluate
-from noprop.training.folder import commit_of_package, create_run
+from noprop.training.folder import commit_of_package
 from noprop.training.model import Model
 from noprop.training.runs import train_run
 
@@ -109,7 +110,7 @@ def measure(config: Any, method: str, variant: str, data_dir: Path | None) -> It
     data = load_data(config, data_dir)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
-        create_run(folder, config)
+        config = join(folder, config, data)
         began = time.monotonic()
         model = train_run(folder, config, data, lambda event: None)
         seconds = round(time.monotonic() - began, 1)

@@ -263,7 +263,8 @@ def test_describe_says_what_a_method_has(capsys, method):
         t, level = ([row[name] for row in about["schedule"]] for name in ("t", "alpha_bar"))
         assert t == pytest.approx([i / 10 for i in range(11)])
         assert level == sorted(level)
-        assert (level[0], level[-1]) == pytest.approx((0.0025, 0.9975), abs=1e-4)  # σ(∓6)
+        # σ(-6 - log 2) for one-hot embeddings, which are √2 apart, and σ(6)
+        assert (level[0], level[-1]) == pytest.approx((0.00124, 0.99753), abs=1e-5)
         for row in about["schedule"]:
             assert row["weight"] == pytest.approx(0.5 * row["snr_slope"], rel=1e-6)  # η = 1
     assert main(["describe", f"digits-{method}"]) == 0

@@ -316,12 +316,13 @@ def test_fields_that_exclude_each_other_are_refused(changes, words):
 def test_a_schedule_without_room_for_its_ends_is_refused(changes, words):
     """γ falls from noise to clean, and learned ends may each move by ``gamma_room``."""
     with pytest.raises(ConfigError) as caught:
-        replace(RunConfig(), {"method.name": "ct", **changes})
+        replace(RunConfig(), {"method.name": "ct", "method.gamma_noise": 6.0, **changes})
     assert str(caught.value).startswith("method.gamma_noise: must exceed gamma_clean")
     assert str(caught.value).endswith(words)
-    fixed: dict[str, Any] = {"method.name": "ct", "method.schedule": "cosine"}
-    replace(RunConfig(), {**fixed, "method.gamma_room": 6.0})  # it has no ends that move
-    replace(RunConfig(), {"method.name": "ct", "method.gamma_room": 5.99})
+    own: dict[str, Any] = {"method.name": "ct", "method.gamma_noise": 6.0}
+    # A fixed schedule has no ends that move.
+    replace(RunConfig(), {**own, "method.schedule": "cosine", "method.gamma_room": 6.0})
+    replace(RunConfig(), {**own, "method.gamma_room": 5.99})
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ OPTIONS = [
     row("method", "train --method dp", "method.name", "one of dt, ct, fm, backprop", "got 'dp'"),
     row("ct-sampler", "train digits-ct --sampler dopri5", "method.sampler", "got 'dopri5'"),
     row("gamma", "train digits-ct --gamma-noise 100", "gamma_noise", "less than", "100"),
-    row("room", "train digits-ct --gamma-room 7", "gamma_noise", "gamma_clean", "6.0"),
+    row("room", "train digits-ct --gamma-room 7", "gamma_noise", "gamma_clean", "6.69"),
     row("tolerance", "train digits-fm --tolerance 1e-12", "tolerance", "greater than", "1e-12"),
     row("encoder-module", "train --encoder nowhere:f", "--encoder", "nowhere"),
     row(

@@ -7,6 +7,7 @@ labels = model.predict(images).argmax(dim=1)
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from noprop.build import (
     build_method,
     choose_device,
     load_data,
+    settle_method,
     unit_names,
 )
 from noprop.config import RunConfig, replace
@@ -89,9 +91,7 @@ def train(
     """
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe
     config, data = prepare_run(config, overrides, data_dir, data, encoder)
-    # Sums depend on it in their last digits: a run goes on with as many, on whatever machine.
-    config = settled(config)
-    embedding = _try_building(config, data, encoder)
+    config, embedding = _settled_and_tried(config, None, data, encoder)
     path = Path(folder) if folder else free_folder(config.recipe)
     with (engine or LocalEngine()).opened(config):
         create_run(path, config, embedding)
@@ -123,22 +123,53 @@ def prepare_run(
     return config, data
 
 
-def settled(config: RunConfig, there: RunConfig | None = None, shards: int = 1) -> RunConfig:
-    """The configuration with numbers for what is auto and changes weights in their last digits.
+def settled(
+    config: RunConfig,
+    there: RunConfig | None = None,
+    embedding: Embedding | None = None,
+    shards: int = 1,
+) -> RunConfig:
+    """The configuration with a value for each ``auto`` that changes weights.
 
-    They are those of the run that is there, whatever this machine would take.
+    Sums depend on the numbers of threads and shards in their last digits, so that a run keeps them
+    on any machine.
+
+    Args:
+        config: as wanted.
+        there: that of the run, if it exists: its values are taken.
+        embedding: W_Embed before training, for a new run.
+        shards: their number, where neither configuration has one.
     """
     shards = config.train.shards or (there and there.train.shards) or shards
     config = replace(config, {"train.shards": shards})
     threads = config.train.threads or (there and there.train.threads) or thread_count(config)
-    return replace(config, {"train.threads": threads})
+    config = replace(config, {"train.threads": threads})
+    if embedding is not None:
+        config = settle_method(config, embedding)
+    if there is not None:
+        autos = [f.name for f in fields(config.method) if getattr(config.method, f.name) == "auto"]
+        has = {f"method.{name}": getattr(there.method, name, "auto") for name in autos}
+        config = replace(config, has)
+    return config
 
 
-def _try_building(config: RunConfig, data: RunData, encoder: EncoderFactory | None) -> Embedding:
-    """W_Embed; what cannot be built is found here, before a run folder is there for it."""
+def _settled_and_tried(
+    config: RunConfig,
+    there: RunConfig | None,
+    data: RunData,
+    encoder: EncoderFactory | None,
+    shards: int = 1,
+) -> tuple[RunConfig, Embedding | None]:
+    """The settled configuration, and W_Embed of a new run.
+
+    A configuration that cannot be built raises its error here, before a run folder is made.
+    """
+    if there is not None:
+        return settled(config, there, shards=shards), None
     embedding = build_embedding(config, data.task, data.train)
+    config = settled(config, embedding=embedding, shards=shards)
     build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
-    return embedding
+    return config, embedding
 
 
 def train_together(
@@ -176,8 +207,8 @@ def train_together(
     def make() -> list[int]:
         there = open_run(path) if (path / "config.toml").exists() else None
         shards = choose_layout(config, member.world, shards=config.train.shards).shards
-        made = settled(config, there, shards)
-        join_run(path, made, None if there else _try_building(made, data, encoder))
+        made, embedding = _settled_and_tried(config, there, data, encoder, shards)
+        join_run(path, made, embedding)
         return [made.train.threads, made.train.shards]
 
     threads, shards = member.decide("numbers", make)
@@ -187,6 +218,7 @@ def train_together(
             "in a folder that all machines share"
         )
     config = replace(config, {"train.threads": threads, "train.shards": shards})
+    config = settled(config, open_run(path))
     train_as_member(member, path, config, data, emit, encoder)
     model = _assemble(path, config, data, emit, encoder) if member.rank == 0 else None
     member.part()
@@ -263,8 +295,8 @@ def join(
         NoPropError: If it is the folder of another training, or what is wanted cannot be built.
     """
     there = open_run(folder) if (folder / "config.toml").exists() else None
-    config = settled(config, there)
-    join_run(folder, config, None if there else _try_building(config, data, encoder))
+    config, embedding = _settled_and_tried(config, there, data, encoder)
+    join_run(folder, config, embedding)
     return config
 
 

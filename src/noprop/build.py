@@ -1,13 +1,15 @@
 """The one place where configuration becomes objects: data, networks, units, methods, devices."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from noprop.config import RunConfig
+from noprop.config import RunConfig, replace
 from noprop.continuous_schedules import (
     ContinuousSchedule,
     CosineSchedule,
@@ -18,6 +20,7 @@ from noprop.data import Examples, Normalization, hold_out, load_dataset
 from noprop.embeddings import (
     Embedding,
     class_medoids,
+    greatest_distance,
     one_hot_embeddings,
     orthogonal_embeddings,
     random_embeddings,
@@ -51,6 +54,7 @@ __all__ = [
     "build_method",
     "choose_device",
     "load_data",
+    "settle_method",
     "unit_names",
     "use_bf16",
 ]
@@ -180,13 +184,19 @@ def build_embedding(config: RunConfig, task: Task, train: Examples | None) -> Em
         return Embedding(weight, learned=c.learned)
     start = orthogonal_embeddings if c.embedding == "orthogonal" else random_embeddings
     dim = c.dim or 20
-    weight = start(task.num_classes, dim, seed)
+    weight = start(task.num_classes, dim, seed) * _norm(c, task, train)
     if _equal_rows(weight):
         raise ConfigError(
             f"method.dim: two classes have the same embedding: {task.num_classes} {c.embedding} "
             f"embeddings do not fit into {dim} dimension{'s' * (dim > 1)}"
         )
     return Embedding(weight, learned=c.learned)
+
+
+def _norm(c: MethodConfig, task: Task, train: Examples | None) -> float:
+    if c.embedding_norm == "prototype":
+        return _prototypes(task, train).norm(dim=1).mean().item()
+    return c.embedding_norm
 
 
 def _equal_rows(weight: Tensor) -> tuple[int, int] | None:
@@ -215,6 +225,35 @@ def _prototypes(task: Task, train: Examples | None) -> Tensor:
     return torch.stack(rows)
 
 
+# At this γ above the log of the greatest squared distance D², D² SNR = e^-6: the means of any two
+# classes are 0.05 standard deviations apart.
+QUIET = 6.0
+
+
+def settle_method(config: RunConfig, embedding: Embedding) -> RunConfig:
+    """The configuration with a value in place of each ``auto`` of its method.
+
+    The paper gives no γ(0). Here it is 6 + log of the greatest squared distance between two
+    embeddings, so that z_0 does not tell the label whatever their length. The readout starts at
+    random with learned embeddings, as in the paper: one that classifies them from the beginning
+    has no gradient that keeps them apart, and the denoising losses draw them together.
+
+    Args:
+        config: the run.
+        embedding: W_Embed before training.
+    """
+    c, changes = config.method, dict[str, Any]()
+    if c.readout_start == "auto":
+        changes["method.readout_start"] = "random" if c.learned else "nearest"
+    # To six digits: another processor may round the distance in another way.
+    square = math.log(greatest_distance(embedding.weight) ** 2)
+    if isinstance(c, CTConfig) and c.gamma_noise == "auto":
+        changes["method.gamma_noise"] = round(QUIET + square, 6)
+    if isinstance(c, DTConfig) and c.gamma_shift == "auto":
+        changes["method.gamma_shift"] = round(square - math.log(2), 6)
+    return replace(config, changes) if changes else config
+
+
 def build_method(
     config: RunConfig,
     task: Task,
@@ -236,6 +275,7 @@ def build_method(
     Raises:
         ConfigError: If the settings do not fit together or do not suit the data.
     """
+    config = settle_method(config, embedding)
     parts = _Parts(config, task, embedding, factory, only)
     c = config.method
     try:
@@ -258,12 +298,13 @@ def build_method(
 
 
 def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:
+    assert c.gamma_shift != "auto"
     names = unit_names(parts.config)[:-1]
     return DiscreteNoProp(
         [parts.discrete_block(n) if parts.only in (None, n) else None for n in names],
         parts.embedding,
         parts.readout(),
-        cosine_gamma(c.num_blocks, offset=c.offset, epsilon=c.epsilon),
+        cosine_gamma(c.num_blocks, offset=c.offset, epsilon=c.epsilon) + c.gamma_shift,
         eta=c.eta,
         weighting=c.weighting,
         objective=c.objective,
@@ -274,6 +315,7 @@ def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:
 
 def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
     schedule: ContinuousSchedule
+    assert c.gamma_noise != "auto"
     if c.schedule == "learned":
         schedule = LearnedSchedule(c.gamma_noise, c.gamma_clean, c.gamma_room)
     else:
@@ -358,6 +400,7 @@ class _Parts:
         c: MethodConfig = self.config.method
         weight = self.embedding.weight.detach()
         with seeded(derive_seed(self.config.train.seed, "init", block="readout")):
+            assert c.readout_start != "auto"
             if c.readout == "softmax":
                 return SoftmaxReadout(weight, c.readout_start)
             return RadialReadout(weight, c.readout_start, c.sigma)

@@ -154,6 +154,11 @@ class RunConfig:
             raise ConfigError(
                 f"method.dim: {self.method.embedding} embeddings have the dimension they have"
             )
+        if self.method.embedding_norm != 1 and self.method.embedding in ("one-hot", "prototype"):
+            raise ConfigError(
+                f"method.embedding_norm: {self.method.embedding} embeddings have the length they "
+                f"have, got {self.method.embedding_norm}"
+            )
         if self.train.batch_size < 2 * self.train.shards:
             raise ConfigError(
                 f"train.shards: each of {self.train.shards} wants two examples at least, and "
@@ -167,11 +172,12 @@ class RunConfig:
                 )
         if isinstance(self.method, CTConfig):
             room = 2 * self.method.gamma_room if self.method.schedule == "learned" else 0.0
-            if not self.method.gamma_noise - self.method.gamma_clean > room:
+            noise = self.method.gamma_noise
+            if noise != "auto" and not noise - self.method.gamma_clean > room:
                 raise ConfigError(
                     "method.gamma_noise: must exceed gamma_clean"
                     + (" by more than twice gamma_room" if room else "")
-                    + f", got {self.method.gamma_noise} and {self.method.gamma_clean}"
+                    + f", got {noise} and {self.method.gamma_clean}"
                 )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 __all__ = [
     "Embedding",
     "class_medoids",
+    "greatest_distance",
     "nearest_class",
     "one_hot_embeddings",
     "orthogonal_embeddings",
@@ -154,6 +155,16 @@ def nearest_class(
 ) -> Int64[Tensor, " batch"]:
     """The class whose embedding is nearest to each latent."""
     return (0.5 * weight.square().sum(dim=1) - z @ weight.T).argmin(dim=1)
+
+
+def greatest_distance(weight: Float[Tensor, "classes dim"]) -> float:
+    r"""The greatest distance between two embeddings, in float64.
+
+    At most $D^2 e^{-\gamma}$ separates the means of two classes in $z_t$, as a squared number of
+    standard deviations: where that is small, $z_t$ does not tell the label.
+    """
+    weight = weight.detach().cpu().double()
+    return torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist").max().item()
 
 
 def separation(

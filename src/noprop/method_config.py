@@ -52,8 +52,15 @@ class MethodConfig:
         None, "d of orthogonal and random embeddings; 20 unless given. At C·H·W, z is an image too"
     )
     readout: Literal["softmax", "radial"] = described("softmax", "kind of readout (Eqs. 14-16)")
-    readout_start: Literal["nearest", "random"] = described(
-        "nearest", "start the readout as the nearest-embedding classifier, or at random"
+    embedding_norm: AboveZero | Literal["prototype"] = described(
+        1.0,
+        "length of orthogonal embeddings and mean length of random ones; prototype: the mean "
+        "length of the prototypes",
+    )
+    readout_start: Literal["auto", "nearest", "random"] = described(
+        "auto",
+        "initial readout: the nearest-embedding classifier, or torch's random default; auto: "
+        "nearest for fixed embeddings, random for learned ones",
     )
     sigma: AboveZero | None = described(None, "σ of the radial readout")
     encoder: Literal["auto", "conv", "small", "mlp", "custom"] = described(
@@ -82,6 +89,11 @@ class DTConfig(MethodConfig):
     )
     offset: Annotated[float, Field(gt=0, lt=1)] = described(0.008, "s of the cosine schedule")
     epsilon: Annotated[float, Field(gt=0, lt=0.5)] = described(1e-6, "bound on ᾱ and 1 - ᾱ")
+    gamma_shift: Gamma | Literal["auto"] = described(
+        0.0,
+        "added to γ at every level; auto: log of half the greatest squared distance between two "
+        "embeddings, 0 for one-hot",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -100,7 +112,11 @@ class CTConfig(MethodConfig):
     schedule: Literal["learned", "cosine", "linear"] = described(
         "learned", "γ(t) of Appendix B, or a fixed one"
     )
-    gamma_noise: Gamma = described(6.0, "γ at t = 0, in -20..20; a learned schedule starts there")
+    gamma_noise: Gamma | Literal["auto"] = described(
+        "auto",
+        "γ at t = 0, in -20..20, the initial value of a learned schedule; auto: 6 + log of the "
+        "greatest squared distance between two embeddings",
+    )
     gamma_clean: Gamma = described(-6.0, "γ at t = 1, in -20..20; a learned schedule starts there")
     gamma_room: AboveZero = described(3.0, "how far learned endpoints may move")
     time_scale: AboveZero = described(

@@ -35,7 +35,7 @@ BEST: dict[str, dict[str, Any]] = {
     "fm": {"method.anchor": "always"},
 }
 # Where the label is hard to tell from x, more of the time belongs to the noise.
-NOISY = {"method.gamma_noise": 6.0, "method.gamma_clean": -2.0, "method.gamma_room": 1.0}
+NOISY = {"method.gamma_clean": -2.0, "method.gamma_room": 1.0}
 HARD = ("cifar10", "cifar100", "tiny-imagenet")
 
 

@@ -130,8 +130,10 @@ def test_how_and_where_a_run_goes_on_is_free(finished, tmp_path):
     assert [e["event"] for e in events] == ["found"] * 3 + ["started"]
 
 
-# Of the configurations of 6b751ba, which had neither time scale, nor normalisation, nor kind of
-# dropout, with two images of 0..31: runs of that commit go on as long as these stay.
+# Of the configurations of 6b751ba, with two images of 0..31: runs of that commit resume as long as
+# these stay. It had none of the fields that YOUNGER lists, and these values.
+OLD_DEFAULTS = {"method.readout_start": "nearest"}
+OLD_CT = {"method.gamma_noise": 6.0}
 DIGESTS = {
     "dt": "2d678b0b5d1acd2af79ff3a562f0d96a",
     "ct": "eb9091bb186f938a4aa3966e19b9035d",
@@ -145,10 +147,12 @@ DIGESTS = {
 def test_fields_that_came_later_leave_no_mark_at_their_defaults(tmp_path, method):
     x = torch.arange(32, dtype=torch.uint8).view(2, 1, 4, 4)
     examples = Examples(x, torch.tensor([0, 1]))
-    config = replace(RunConfig(), {"method.name": method})
+    old = OLD_DEFAULTS | (OLD_CT if method == "ct" else {})
+    config = replace(RunConfig(), {"method.name": method, **old})
     assert fingerprint(config, examples) == DIGESTS[method]
     later = {"data.normalization": "unit", "method.dropout_kind": "channel"}
     later |= {"method.time_scale": 1.0} if hasattr(config.method, "time_scale") else {}
+    later |= {"method.gamma_shift": 1.0} if method == "dt" else {}
     marks = {fingerprint(replace(config, {n: v}), examples) for n, v in later.items()}
     assert len(marks | {DIGESTS[method]}) == len(later) + 1
     mapping = to_mapping(config)

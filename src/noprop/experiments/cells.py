@@ -16,6 +16,8 @@ __all__ = ["EXPERIMENTS", "Cell", "all_cells", "select"]
 
 # Fig. 7: embeddings of an image's dimension, by what they start from.
 STARTS = {"random-image": "random", "orthogonal-image": "orthogonal"}
+# The paper says nothing of the readout's start: torch's default, in every cell.
+PAPER = {"method.readout_start": "random"}
 # One thread each, so that weights do not depend on the machine, and several train at a time.
 ALONE = {"train.threads": 1, "train.workers": 1, "train.shards": 1}
 # Fig. 4 follows these in time; so many points make a curve.
@@ -57,8 +59,12 @@ class Cell:
     def recipe(self) -> RunConfig:
         """With the paper's settings."""
         if self.embedding not in STARTS:
-            return find_recipe(self.name)
+            return replace(find_recipe(self.name), PAPER)
+        # At length 1 beside prototypes of length 26, the noise would tell the starts apart, not
+        # what they are.
         changes: dict[str, Any] = {
+            **PAPER,
+            "method.embedding_norm": "prototype",
             "recipe": self.name,
             "method.embedding": STARTS[self.embedding],
             "method.dim": _pixels(self.dataset),

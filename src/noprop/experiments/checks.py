@@ -75,12 +75,15 @@ def _settings(cell: Cell, config: RunConfig) -> str:
     ours["eta"] = getattr(m, "eta", None)
     ours |= {name: getattr(config.train, name, None) for name in paper if name not in ours}
     others = [f"{n} {ours[n]} for {v}" for n, v in paper.items() if ours[n] != v]
+    if m.readout_start != "random":
+        others.append(f"readout from the {m.readout_start} start for torch's default")
     if m.dropout != 0.2:
         others.append(f"dropout {m.dropout} for 0.2")
     if config.train.crop_padding or config.train.flip:
         others.append("images augmented")
-    what = "unlike Table 4: " + ", ".join(others) if others else "settings of Table 4"
-    return f"{what} ({', '.join(paper)}, dropout, augmentation)" if not others else what
+    if others:
+        return "unlike Table 4: " + ", ".join(others)
+    return f"settings of Table 4 ({', '.join(paper)}, readout start, dropout, augmentation)"
 
 
 def _order(config: RunConfig) -> str:

@@ -73,6 +73,7 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
     """
     wanted = job.cell.config(job.scale, job.seed)
     config, data = api.prepare_run(wanted, None, job.data_dir)
+    config = api.join(job.folder, config, data)  # or is it of another training?
     model = _trained(job.folder, config, data, emit)
     emit({"event": "measuring"})
     environment = json.loads((job.folder / "environment.json").read_text()) | _hardware(config)
@@ -101,7 +102,6 @@ def _experiment(cell: Cell) -> str:
 
 def _trained(folder: Path, config: RunConfig, data: RunData, emit: Emit) -> TrainedModel:
     """The finished run, read as ``config`` says."""
-    api.join(folder, config, data)  # or is it of another training?
     if not (folder / "model.json").is_file() or not (folder / "evaluation.json").is_file():
         here = describe_machine() | _hardware(config)
         append_line(folder / ENVIRONMENTS, (json.dumps(here) + "\n").encode())

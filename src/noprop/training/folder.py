@@ -42,7 +42,13 @@ FREE = {
     "train": ("device", "workers", "checkpoint_every", "offload", "keep_every"),
 }
 # Fields that came when runs were under way: at its default, none leaves a mark in a fingerprint.
-YOUNGER = ("data.normalization", "method.dropout_kind", "method.time_scale")
+YOUNGER = (
+    "data.normalization",
+    "method.dropout_kind",
+    "method.embedding_norm",
+    "method.gamma_shift",
+    "method.time_scale",
+)
 
 
 def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
@@ -186,6 +192,8 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
     only once it is trained, for the checkpoints are of another form.)
     """
     mapping = to_mapping(config)
+    c = config.method
+    assert "auto" not in (getattr(c, "gamma_noise", 0), getattr(c, "gamma_shift", 0)), "not settled"
     if config.train.shards <= 1:  # as before there were any
         del mapping["train"]["shards"]
     for name, _, default, _ in fields_of():
