@@ -1,5 +1,7 @@
 """From configuration to objects: what depends on what, and nothing else."""
 
+import dataclasses
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, DataError
 from noprop.layers import ReLUDropout
+from noprop.method_config import METHODS
 from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import ContinuousBlock
 
@@ -154,6 +157,81 @@ def test_features_are_not_taken_for_pixels(tmp_path):
     load_data(config)
     with pytest.raises(ConfigError, match=r"data\.normalization: unit is for pixels"):
         load_data(replace(config, {"data.normalization": "unit"}))
+
+
+ORTHOGONAL = {"method.embedding": "orthogonal"}
+# Another value of every field, and what must be set as well for the field to count.
+OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
+    "embedding": ("orthogonal", {}),
+    "learned": (True, ORTHOGONAL),
+    "dim": (12, ORTHOGONAL),
+    "readout": ("radial", {}),
+    "embedding_norm": (2.0, ORTHOGONAL),
+    "readout_start": ("random", {}),
+    "sigma": (0.5, {"method.readout": "radial"}),
+    "encoder": ("mlp", {}),
+    "dropout": (0.5, {}),
+    "dropout_kind": ("channel", {}),
+    "num_blocks": (3, {}),
+    "eta": (0.3, {}),
+    "weighting": ("uniform", {}),
+    "objective": ("cross-entropy", {}),
+    "offset": (0.1, {}),
+    "epsilon": (1e-3, {}),
+    "gamma_shift": (1.0, {}),
+    "steps": (4, {}),
+    "schedule": ("cosine", {}),
+    "gamma_noise": (8.0, {}),
+    "gamma_clean": (-4.0, {}),
+    "gamma_room": (1.0, {}),
+    "time_scale": (7.0, {}),
+    "time_sampling": ("stratified", {}),
+    "sampler": ("heun", {}),
+    "path_sigma": (0.3, {}),
+    "anchor": ("always", {}),
+    "tolerance": (1e-1, {"method.sampler": "dopri5"}),
+    "mixing": (0.2, {}),
+    "gradient": ("autograd", {}),
+}
+SHORT = {"dt": "num_blocks", "backprop": "num_blocks", "ct": "steps", "fm": "steps",
+         "adjoint": "steps"}  # fmt: skip
+
+
+@cache
+def doings(method: str, *changes: tuple[str, Any]) -> tuple[float, ...]:
+    """Losses, their gradients and a prediction of a method with some settings."""
+    short = {"method.name": method, f"method.{SHORT[method]}": 2}
+    config = replace(RunConfig(), {**short, **dict(changes)})
+    made = build_method(config, TASK, build_embedding(config, TASK, None))
+    x, y = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    found: list[float] = []
+    for unit in made.units:
+        total = unit.loss(x, y, torch.Generator().manual_seed(1)).total
+        parameters = [*unit.parameters, *made.shared_parameters]
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        found += [total.item(), *(g.abs().sum().item() for g in gradients if g is not None)]
+        unit.module.eval()
+    p = made.predict(x, torch.Generator().manual_seed(2)).probabilities
+    return *found, *p.flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(m, f.name) for m, kind in METHODS.items() for f in dataclasses.fields(kind)
+     if f.name != "name"],
+)  # fmt: skip
+def test_every_setting_changes_what_the_method_does(method, name):
+    """One that is not handed on changes no loss, no gradient and no prediction."""
+    value, needs = OTHER[name]
+    before = doings(method, *needs.items())
+    after = doings(method, *needs.items(), (f"method.{name}", value))
+    assert before != after
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_does_is_a_function_of_its_settings(method):
+    """Or the test before this one could not fail."""
+    assert doings(method) == doings.__wrapped__(method)
 
 
 @pytest.mark.parametrize("method", ["ct", "fm", "adjoint"])

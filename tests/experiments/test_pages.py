@@ -1,12 +1,18 @@
 """Pages: the paper's numbers beside ours, and a difference said with what was looked at."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from made_records import made
+from noprop.experiments import figures, tables
 from noprop.experiments.cells import EXPERIMENTS, Cell
 from noprop.experiments.checks import checks
 from noprop.experiments.pages import page, write_pages
+from noprop.experiments.paper import TABLE1
 from noprop.experiments.records import add_record, summaries
+from noprop.report.pictures import Picture
 
 DT = "| NoProp-DT (one-hot) |"
 
@@ -83,8 +89,96 @@ def test_checks_look_and_do_not_recite():
     assert any("SNR(t) − SNR(t−1) > 0" in line for line in found)
 
 
+def cells_under_heads(table: str) -> list[dict[str, str]]:
+    """The rows of a table in Markdown, each by the names of its columns."""
+    head, _, *lines = [
+        [part.strip() for part in line[1:-1].split("|")] for line in table.split("\n")
+    ]
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+def two_seeds(cell: Cell) -> list[dict[str, Any]]:
+    """Lines in which no two numbers are equal, of two seeds of a cell."""
+    lines = [made(cell, seed=seed) for seed in (0, 1)]
+    for sign, line in zip((-1, 1), lines, strict=True):
+        numbers = {"single": (50.0, 4.0), "path-fitted": (60.0, 3.0), "mean": (70.0, 2.0)}
+        for mode, (accuracy, loss) in numbers.items():
+            line["test"]["modes"][mode] |= {"accuracy": accuracy + sign, "log_loss": loss + sign}
+        line["test"] |= {
+            "calibration_error": 0.02 + sign * 0.01,
+            "elbo": {"total": 5.0 + sign},
+            "last_block_alone": {"accuracy": 30.0 + sign},
+            "steps": [10.0 + sign, 20.0 + sign, 50.0 + sign],
+        }
+        line["train"] |= {"accuracy": 80.0 + sign}
+        line["training"] |= {"seconds": 100.0 + 40 * sign, "peak_memory_mb": 3000.0 + 1000 * sign}
+        line["curve"] = [{"epoch": 1, "seconds": 3.0, "single": 40.0, "mean": 45.0},
+                         {"epoch": 2, "seconds": 6.0, "single": 50.0, "mean": 55.0}]  # fmt: skip
+    return lines
+
+
+def test_every_number_of_a_table_is_under_its_head():
+    """Means over two seeds that differ by 2, and of memory the greatest."""
+    found = summaries(two_seeds(Cell("mnist", "ct", "one-hot")))
+    text = tables.accuracy_tables(found, {("ct", "one-hot"): TABLE1["ct", "one-hot"]})
+    (row,) = cells_under_heads(text.split("## MNIST\n\n")[1].split("\n\n")[0])[:1]
+    shown = {name: value.split(" ±")[0] for name, value in row.items()}
+    assert shown == {
+        "method": "NoProp-CT (one-hot)", "scale": "full", "seeds × runs": "2 × 5",
+        "train, paper": "97.88", "train, ours": "80.00", "test, paper": "97.84",
+        "test, ours: one chain": "50.00", "test, ours: averaged": "60.00",
+        "test, ours: mean chain": "70.00",
+    }  # fmt: skip
+    (row,) = cells_under_heads(tables.more_table(found))
+    assert row == {
+        "cell": "mnist-ct", "scale": "full", "log-loss, averaged": "3.0000",
+        "calibration error, %": "2.00", "bound on −log p(y∣x)": "5",
+        "accuracy after each step, %": "10 20 50", "last block alone, %": "30.0",
+        "training, one process": "1 min 40 s", "peak memory, MB": "3000",
+        "cells at a time": "?", "hardware": "a processor",
+    }  # fmt: skip
+    row = next(r for r in cells_under_heads(tables.memory_table(found)) if r["scale"])
+    assert (row["data set"], row["method"]) == ("MNIST", "NoProp-CT")
+    assert (row["paper, GPU, GB"], row["ours, GB"], row["seeds"]) == ("1.05", "4.00", "2")
+
+
+@pytest.mark.parametrize("name", ["fig4", "fig6"])
+def test_figures_show_one_chain(monkeypatch, name):
+    """Fig. 4 over seconds of training; the bars with the error of all runs of both seeds."""
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    drawn = []
+
+    def draw(name, drawing):
+        figure = matplotlib.Figure()
+        drawing(figure)
+        drawn.append(figure)
+        return Picture(name)
+
+    monkeypatch.setattr(figures, "draw", draw)
+    cells = {
+        "fig4": [Cell("mnist", "ct", "one-hot")],
+        "fig6": [Cell("mnist", "dt", "one-hot", readout) for readout in ("softmax", "radial")],
+    }
+    found = summaries(line for cell in cells[name] for line in two_seeds(cell))
+    figures.draw_experiment(name, found, Path())
+    (axis,) = drawn[0].axes
+    if name == "fig4":
+        for line in axis.get_lines():
+            assert list(line.get_xdata()) == [3.0, 6.0]
+            assert list(line.get_ydata()) == [40.0, 50.0]
+        return
+    number = found[0].accuracy("single")
+    assert number
+    assert [bar.get_height() for bar in axis.patches] == [50.0, 50.0]
+    errors = [line for line in axis.get_lines() if line.get_marker() == "_"]
+    assert sorted(float(y) for line in errors for y in line.get_ydata()) == pytest.approx(
+        sorted([50 - number.error, 50 + number.error] * 2)
+    )
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_page_can_be_written(tmp_path, name):
+def test_every_page_can_be_written(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(tables, "checks", lambda summary: ["checks have tests of their own"])
     curve = ({"epoch": 1, "seconds": 3.0, "single": 50.0, "mean": 60.0},
              {"epoch": 2, "seconds": 6.0, "single": 70.0, "mean": 80.0})  # fmt: skip
     for cell in EXPERIMENTS[name]:

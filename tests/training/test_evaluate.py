@@ -20,6 +20,7 @@ from noprop.networks import DiscreteBlock
 from noprop.randomness import generator
 from noprop.schedules import cosine_gamma
 from noprop.trained_model import TrainedModel
+from noprop.training import evaluate as evaluating
 from noprop.training import gradients
 from noprop.training.evaluate import Score, default_mode, evaluate, inputs, modes_of
 from noprop.training.model import Model
@@ -137,6 +138,36 @@ def test_standard_errors_by_hand():
     assert summary["log_loss"] == pytest.approx(0.4)
     assert summary["log_loss_se"] == pytest.approx(0.1)
     assert Score([90.0], [0.5]).summary()["accuracy_se"] == 0
+
+
+def test_the_class_of_a_label_that_is_ruled_out_costs_28_nats(model, monkeypatch):
+    """Probabilities of exactly 0 are taken for 1e-12; half of the labels are certain here."""
+    predict = model.model.method.predict
+
+    def sure(x, generator, **options):
+        p = predict(x, generator, **options)
+        certain = torch.zeros_like(p.single).index_fill(1, torch.tensor(0), 1.0)
+        return with_part(p, single=certain)
+
+    monkeypatch.setattr(model.model.method, "predict", sure)
+    labels = Examples(TEST.x, torch.arange(48) % 2)
+    found = evaluate(model.model, labels)["modes"]["single"]
+    assert found["log_loss"] == pytest.approx(-math.log(1e-12) / 2, rel=1e-5)
+
+
+def test_what_is_told_of_runs_is_their_mean(model, monkeypatch):
+    """Three runs: the calibration error, and the control's accuracy, of each from its own draws."""
+    errors, guesses = iter([0.1, 0.2, 0.6]), iter([0, 1, 1] * 3)
+    monkeypatch.setattr(evaluating, "calibration_error", lambda p, y: next(errors))
+    method = model.model.method
+    monkeypatch.setattr(
+        method, "control", lambda g, prepared: torch.full((len(prepared[0]),), next(guesses))
+    )
+    three = with_part(model.model, config=replace(model.model.config, {"evaluation.runs": 3}))
+    results = evaluate(three, Examples(TEST.x, torch.ones(48, dtype=torch.int64)))
+    assert results["calibration_error"] == pytest.approx(0.3)
+    assert results["last_block_alone"]["accuracy"] == pytest.approx(200 / 3)
+    assert results["last_block_alone"]["accuracy_se"] == pytest.approx(100 / 3)
 
 
 def test_every_example_counts_once_whatever_the_chunk(model):

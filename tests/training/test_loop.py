@@ -19,6 +19,7 @@ from noprop.randomness import generator
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors, save_tensors
 from noprop.training.loop import GroupTrainer
+from noprop.training.optimizers import make_optimizer
 from noprop.training.updates import Update
 from stops import Clock, Killed
 
@@ -284,6 +285,52 @@ def test_shared_embeddings_descend_the_gradient_of_eq_8(tmp_path):
     found = before - shared[0].detach()
     torch.testing.assert_close(found, parts[0] + parts[1] + parts[2], rtol=0, atol=1e-6)
     assert min(part.abs().max() for part in parts) > 0.01
+
+
+def test_the_losses_told_are_means_over_an_epoch_and_over_validation(tmp_path, monkeypatch):
+    """Losses 1, 2, …, 8 in eight updates, and labels of which a third of 1500 is 1.
+
+    Validation is read in chunks of 1000 and 500: the mean of their means would be 1/2.
+    """
+    config, events = replace(RunConfig(), SMALL), []
+    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    (unit,) = [u for u in method.units if u.name == "block-1"]
+    validation = Examples(DATA.x[:1].expand(1500, -1, -1, -1), (torch.arange(1500) >= 1000).long())
+    seen: list[bool] = []
+
+    def loss(x: Tensor, y: Tensor, generator: torch.Generator) -> LossTerms:
+        seen.append(unit.module.training)
+        told = float(sum(seen)) if unit.module.training else y.double().mean().item()
+        return LossTerms({"a": told + 0 * unit.parameters[0].sum()})
+
+    monkeypatch.setattr(unit, "loss", loss)
+    GroupTrainer(
+        config, method, [unit], DATA, validation, TASK.normalization,
+        bf16=False, checkpoint=tmp_path / "c.safetensors", emit=events.append,
+    ).run()  # fmt: skip
+    assert seen == ([True] * 4 + [False] * 2) * 2
+    epochs = [e for e in events if e["event"] == "epoch"]
+    assert [e["loss"] for e in epochs] == [2.5, 6.5]
+    assert [e["terms"] for e in epochs] == [{"a": 4.0}, {"a": 8.0}]
+    assert [e["validation_loss"] for e in epochs] == pytest.approx([1 / 3] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)],
+)
+def test_an_optimizer_is_torch_s_of_that_name(name, kind):
+    """Adam's decay joins the gradient, AdamW's the weight: after three steps they differ."""
+    settings = {"train.optimizer": name, "train.lr": 0.1, "train.weight_decay": 0.2}
+    mine, theirs = (torch.linspace(-1, 2, 6).requires_grad_() for _ in range(2))
+    made = make_optimizer(replace(RunConfig(), settings).train, [mine])
+    plain = kind([theirs], lr=0.1, weight_decay=0.2)
+    for _ in range(3):
+        for p, optimizer in ((mine, made), (theirs, plain)):
+            optimizer.zero_grad()
+            (p**3).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(mine, theirs)
 
 
 def test_a_step_moves_one_unit_only(tmp_path):
