@@ -3,6 +3,7 @@
 A fault is a function of the folder that the command runs in. The makers here return such functions.
 """
 
+import json
 import os
 import shlex
 import signal
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save
 
 from noprop.cli import main
+from noprop.training.checkpoint import load_tensors
 
 Fault = Callable[[Path], object]
 SECONDS = 60  # a hang is a failure, a loaded machine is none
@@ -63,6 +66,32 @@ def edit(name: str, old: str, new: str) -> Fault:
         text = (folder / name).read_text()
         assert old in text, f"{name} has no {old!r}"
         (folder / name).write_text(text.replace(old, new))
+
+    return fault
+
+
+def rewrite(
+    name: str,
+    about: Mapping[str, Any] | None = None,
+    *,
+    header: str = "",
+    tensors: Callable[[dict[str, Any]], object] = lambda tensors: None,
+) -> Fault:
+    """Write a checkpoint again, as anybody can who knows its form.
+
+    Args:
+        name: The file.
+        about: Fields of its header that change; those that become None are left out.
+        header: The header as a whole.
+        tensors: Called with the tensors by name, to change them.
+    """
+
+    def fault(folder: Path) -> None:
+        kept, said = load_tensors(folder / name)
+        fields = {k: v for k, v in {**said, **(about or {})}.items() if v is not None}
+        tensors(kept)
+        content = save(kept, metadata={"noprop": header or json.dumps(fields)})
+        (folder / name).write_bytes(content)
 
     return fault
 

@@ -5,6 +5,7 @@ command runs in an empty folder, where ``run`` is a copy of a small trained run 
 names it. Add a row to the part it belongs to.
 """
 
+import json
 import re
 import shutil
 
@@ -16,13 +17,32 @@ from mistakes import (
     edit,
     line_of_error,
     make_folder,
+    rewrite,
     row,
     save_npz,
     write,
 )
 
 SMALL = " ".join(["train", *FAST])  # a training that ends at once
+# A checkpoint of a unit, and what can be read of a model.
+UNIT = "run/units/block-1/checkpoint.safetensors"
+DESCRIPTION = {
+    "format": 1,
+    "shape": [1, 8, 8],
+    "class_names": [str(label) for label in range(10)],
+    "dtype": "uint8",
+    "normalization": {"mean": [0.3], "std": [0.4]},
+    "path_weights": [0.5, 0.5],
+}
+NESTED = "[" * 100_000 + "]" * 100_000
 CLASSES = np.arange(60) % 3
+
+
+def flattened(tensors: dict) -> None:
+    """Moments of another shape than their weights."""
+    for name in [name for name in tensors if name.endswith("exp_avg")]:
+        tensors[name] = tensors[name].flatten()[:1]
+
 
 OPTIONS = [
     row("recipe", "train digit-dt", "unknown recipe", "did you mean digits-dt?"),
@@ -96,8 +116,131 @@ RUNS = [
     row(
         "another-architecture",
         "evaluate run",
-        *("model.safetensors", "another architecture"),
-        fault=edit("run/config.toml", 'encoder = "auto"', 'encoder = "mlp"'),
+        *("run/model.safetensors", "another architecture"),
+        fault=rewrite("run/model.safetensors", tensors=lambda kept: kept.popitem()),
+    ),
+    row(
+        "altered-config",
+        "evaluate run",
+        *("run/config.toml: method.dropout is 0.5", "the model was trained with 0."),
+        fault=edit("run/config.toml", "dropout = 0.2", "dropout = 0.5"),
+    ),
+    row(
+        "altered-model",
+        "predict run x.npy",
+        *("run/model.json: class_names is not what the model was trained with", "noprop assemble"),
+        fault=edit("run/model.json", '"0"', '"nought"'),
+    ),
+    row(
+        "altered-model-of-a-stranger",
+        "plot run",
+        *("run/model.safetensors: config: train.epochs", "greater than or equal to 1", "got -1"),
+        fault=rewrite("run/model.safetensors", {"config": {"train": {"epochs": -1}}}),
+    ),
+    *(
+        row(
+            f"diverged-{method}",
+            f"train digits-{method} {length} --lr 1e9 --train-size 200 --epochs 1 --quiet "
+            "--run-dir made --workers 1 --runs 1",
+            *("not finite", "lr 1e+09", "Try a smaller train.lr"),
+        )
+        for method, length in (
+            *(("ct", "--steps 2"), ("fm", "--steps 2"), ("adjoint", "--steps 2")),
+            *(("dt", "--num-blocks 2"), ("backprop", "--num-blocks 2")),
+        )
+    ),
+    row(
+        "config-nested",
+        "evaluate run",
+        *("run/config.toml", "nested too deeply"),
+        fault=write("run/config.toml", "x = " + "[" * 10_000),
+    ),
+    row(
+        "config-long",
+        "evaluate run",
+        *("run/config.toml: is no configuration", "more than 16384 bytes"),
+        fault=write("run/config.toml", "train" + ".a" * 100_000 + " = 1"),
+    ),
+    row(
+        "config-digits",
+        "evaluate run",
+        *("run/config.toml: is no TOML file", "digits"),
+        fault=write("run/config.toml", "train.seed = 1" + "0" * 5000),
+    ),
+    row(
+        "model-nested",
+        "evaluate run",
+        "run/model.json: is damaged (nested too deeply)",
+        fault=write("run/model.json", NESTED),
+    ),
+    row(
+        "model-a-list",
+        "evaluate run",
+        "run/model.json: is damaged (wanted an object, got list)",
+        fault=write("run/model.json", "[1]"),
+    ),
+    row(
+        "model-bytes", "plot run", "model.json: is damaged", fault=write("run/model.json", b"\xff")
+    ),
+    *(
+        row(f"model-{i}", "evaluate run", "run/model.json: is damaged", fault=fault)
+        for i, fault in enumerate(
+            write("run/model.json", json.dumps({**DESCRIPTION, **changes}))
+            for changes in (
+                {"shape": "abc"},
+                {"shape": [1, 8, 10**30]},
+                {"shape": {}},
+                {"class_names": 7},
+                {"class_names": [1, 2]},
+                {"dtype": ["uint8"]},
+                {"normalization": [1]},
+                {"normalization": {"mean": [0.5], "std": "1"}},
+                {"normalization": {"mean": None, "std": [1.0]}},
+                {"path_weights": "x"},
+                {"path_weights": [[1], [2, 3]]},
+                {"path_weights": {"a": 1}},
+            )
+        )
+    ),
+    *(
+        row(f"header-{field}-{i}", f"{command} run --quiet", *words, fault=fault)
+        for field, values in {
+            "position": ("5", -1, 1.5, True, [], 2**70),
+            "total": ({}, "x", 0),
+            "seconds": ("1", -1.0, float("inf"), []),
+            "fingerprint": (7, ["x"]),
+            "version": ("\x1b[31m", 1, "9" * 100),
+            "waiting": (["block-1"], {"../../../x": 1}, {"block-1": "../x"}, {"block-1": -1}, 3),
+        }.items()
+        for i, fault in enumerate(rewrite(UNIT, {field: value}) for value in values)
+        for command, words in (
+            ("assemble", ("block-1 (damaged)",)) if i else ("train --resume", (UNIT, field)),
+        )
+    ),
+    *(
+        row(f"header-without-{field}", "assemble run", *words, fault=rewrite(UNIT, {field: None}))
+        for field, words in {
+            "position": ("block-1 (damaged)",),
+            "total": ("block-1 (damaged)",),
+            "fingerprint": (UNIT, "other settings"),
+            "version": (UNIT, "an earlier version"),
+        }.items()
+    ),
+    *(
+        row(f"header-{i}", "train --resume run --quiet", UNIT, fault=rewrite(UNIT, header=header))
+        for i, header in enumerate((NESTED, "[1, 2, 3]", "[[], 5]", "7", "null", '["x", "y"]', "{"))
+    ),
+    row(
+        "lists-a-stranger",
+        "train --resume run --quiet",
+        *(UNIT, "block-1"),
+        fault=rewrite(UNIT, {"waiting": {"block-1": 3}}),
+    ),
+    row(
+        "another-optimizer",
+        "train --resume run --quiet",
+        *(UNIT, "belongs to another architecture"),
+        fault=rewrite(UNIT, {"position": 0}, tensors=flattened),
     ),
 ]
 

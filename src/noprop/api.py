@@ -34,7 +34,7 @@ from noprop.trained_model import TrainedModel
 from noprop.training.checkpoint import write_whole
 from noprop.training.engines import Engine, LocalEngine
 from noprop.training.evaluate import choose_weights, evaluate
-from noprop.training.folder import create_run, join_run
+from noprop.training.folder import clear_places, create_run, join_run, make_free_folder
 from noprop.training.groups import thread_count
 from noprop.training.layout import choose_layout
 from noprop.training.locks import hold_assembly, remove_half_written
@@ -46,7 +46,6 @@ from noprop.training.units import UnitState, choose_groups, survey
 
 __all__ = [
     "assemble",
-    "free_folder",
     "join",
     "load",
     "prepare_run",
@@ -92,9 +91,10 @@ def train(
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe
     config, data = prepare_run(config, overrides, data_dir, data, encoder)
     config, embedding = _settled_and_tried(config, None, data, encoder)
-    path = Path(folder) if folder else free_folder(config.recipe)
     with (engine or LocalEngine()).opened(config):
+        path = Path(folder) if folder else make_free_folder(config.recipe)
         create_run(path, config, embedding)
+        emit({"event": "created", "run": str(path)})
         return _finish(path, config, data, emit, encoder, engine)
 
 
@@ -360,6 +360,7 @@ def _assemble(
 ) -> TrainedModel:
     with hold_assembly(path):
         remove_half_written(path, "evaluation.json", "model.safetensors", "model.json")
+        clear_places(path)
         model = put_together(path, config, data, encoder)
         emit({"event": "evaluating"})
         choose_weights(model, data.validation)
@@ -399,13 +400,3 @@ def load(
         raise RunError(f"{path}: was trained with an encoder of its own; give it as encoder")
     model = load_model(path, device=device, factory=encoder, changes=overrides)
     return TrainedModel(path, model)
-
-
-def free_folder(name: str, parent: Path = Path("runs")) -> Path:
-    """``<parent>/<name>``, or the first of ``-2``, ``-3``, … that is not taken."""
-    first = parent / name
-    path, number = first, 1
-    while path.exists():
-        number += 1
-        path = first.with_name(f"{first.name}-{number}")
-    return path

@@ -311,6 +311,8 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "") -> RunConfig:
         return TypeAdapter(RunConfig).validate_python(filled)
     except ValidationError as error:
         raise ConfigError(where + _first_error(error)) from None
+    except RecursionError:
+        raise ConfigError(f"{where}is nested too deeply") from None
 
 
 def _first_error(error: ValidationError) -> str:
@@ -336,6 +338,9 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(to_mapping(config))
 
 
+LONGEST = 2**14  # bytes of a configuration file
+
+
 def from_toml(path: Path) -> RunConfig:
     """Read a configuration file; fields it does not mention have their defaults.
 
@@ -343,8 +348,14 @@ def from_toml(path: Path) -> RunConfig:
         ConfigError: If the file cannot be read, is no TOML, or a field is unknown or out of range.
     """
     try:
-        return from_mapping(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        with path.open("rb") as file:
+            content = file.read(LONGEST + 1)
+        if len(content) > LONGEST:  # reading some takes a time that grows with the square
+            raise ConfigError(f"{path}: is no configuration: it has more than {LONGEST} bytes")
+        return from_mapping(tomllib.loads(content.decode()), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the syntax, the encoding, or a number of too many digits
         raise ConfigError(f"{path}: is no TOML file: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply") from None

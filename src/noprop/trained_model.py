@@ -13,7 +13,7 @@ from noprop.data import Examples
 from noprop.errors import ConfigError, DataError
 from noprop.methods.chains import check_samples
 from noprop.randomness import generator
-from noprop.training.evaluate import evaluate, has_own_code, inputs, prepare
+from noprop.training.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
 from noprop.training.model import Model
 from noprop.training.parallel import side_by_side
 
@@ -61,6 +61,7 @@ class TrainedModel:
             DataError: If ``x`` has another shape or type than the model was trained on, or is not
                 finite.
             ConfigError: If ``samples`` is below 1, or the method cannot average so.
+            TrainingError: If the predictions are not finite.
         """
         if noise is None:
             chains_wanted = samples is not None or average == "readout"
@@ -94,6 +95,7 @@ class TrainedModel:
                 average=average,
                 prepared=prepare(self.model, batch),
             )
+            check_finite(self.model, prediction.probabilities)
             return prediction.probabilities.cpu()
 
         if len(x) == 0:

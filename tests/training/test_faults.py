@@ -408,7 +408,7 @@ def test_a_full_disk_ends_training_with_one_line(capsys, monkeypatch, whole, tmp
 
     def opened(file, mode="r"):
         made = open(file, mode)
-        if "w" in mode and "checkpoint" in str(file):
+        if "x" in mode and "checkpoint" in str(file):
             writes.append(file)
             if len(writes) >= 4 and place == "write":
                 made.write(b"half of it")

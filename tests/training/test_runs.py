@@ -560,6 +560,11 @@ def test_damage_is_named_and_never_executed(tmp_path, damage):
     load_model(folder)
 
 
+def forget(path: Path) -> None:
+    """What the model was trained with, as weights did not tell once."""
+    save_tensors(path, load_tensors(path)[0], {"format": 1})
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"format": 1, "shape": 3}'])
 def test_a_damaged_model_description_is_named(finished, tmp_path, content):
     _, model, _ = finished
@@ -586,6 +591,7 @@ NORMAL = {"mean": [0.3], "std": [0.4]}
         ({"normalization": NORMAL | {"mean": [0.3, 0.3]}}, "mean has 2 numbers, wanted 1"),
         ({"shape": ["a", 8, 8]}, r"shape is \['a', 8, 8\]"),
         ({"shape": []}, "shape"),
+        ({"shape": [10**30]}, "wanted at most 67108864 numbers an example"),
         ({"class_names": [0] * 10}, "class_names must be texts"),
         ({"dtype": "float16"}, "dtype is float16, wanted uint8 or float32"),
     ],
@@ -594,6 +600,7 @@ def test_each_field_of_a_model_description_is_checked(finished, tmp_path, change
     _, model, _ = finished
     create_run(tmp_path / "r", model.config)
     save_model(tmp_path / "r", model)
+    forget(tmp_path / "r" / "model.safetensors")
     path = tmp_path / "r" / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(RunError, match=rf"model\.json: is damaged \(.*{words}") as caught:
@@ -606,10 +613,43 @@ def test_weights_without_a_place_are_refused(finished, tmp_path):
     _, model, _ = finished
     create_run(tmp_path / "r", configured(**{"method.num_blocks": 1}))
     save_model(tmp_path / "r", model)
+    forget(tmp_path / "r" / "model.safetensors")
     with pytest.raises(
         RunError, match=r"model\.safetensors: holds .* architecture: block-2/module"
     ):
         load_model(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method.eta": 0.25}, "method.eta is 0.25, and the model was trained with 0.1"),
+        ({"train.lr": 0.5}, "train.lr is 0.5, and the model was trained with 0.001"),
+        ({"data.train_size": 7}, "data.train_size is 7, and the model was trained with unset"),
+        ({"data.image_size": 8}, "data.image_size is 8, and the model was trained with unset"),
+    ],
+)
+def test_a_model_is_not_read_by_another_configuration(finished, tmp_path, changes, words):
+    _, model, _ = finished
+    create_run(tmp_path / "r", replace(model.config, changes))
+    save_model(tmp_path / "r", model)
+    with pytest.raises(RunError, match=rf"r/config\.toml: {words}; put it back") as caught:
+        load_model(tmp_path / "r")
+    assert "\n" not in str(caught.value)
+    forget(tmp_path / "r" / "model.safetensors")  # and runs finished before are still read
+    load_model(tmp_path / "r")
+
+
+def test_what_changes_no_weight_may_change_after_training(finished, tmp_path):
+    _, model, _ = finished
+    changes = {
+        **{"evaluation.batch_size": 7, "evaluation.runs": 1, "evaluation.samples": 2},
+        **{"train.workers": 3, "train.checkpoint_every": 1.0, "train.keep_every": 2},
+        **{"data.dataset": "elsewhere.npz", "data.test_size": 9, "recipe": "mine"},
+    }
+    create_run(tmp_path / "r", replace(model.config, changes))
+    save_model(tmp_path / "r", model)
+    assert load_model(tmp_path / "r").config.evaluation.batch_size == 7
 
 
 def test_starting_embeddings_of_another_shape_are_refused(tmp_path):

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from noprop import api
 from noprop.errors import ConfigError
 from noprop.report.progress import StepsReport
+from noprop.training.folder import make_free_folder
 
 __all__ = ["bench"]
 
@@ -44,7 +44,7 @@ def bench(arguments: argparse.Namespace) -> int:
     )
     target = Target(arguments.target, arguments.data_dir)
     steps = step_count(settings, suites)
-    out = arguments.out or api.free_folder("bench", Path())
+    out = arguments.out or make_free_folder("bench", Path())
     place = out / "bench.json"
     if place.exists():
         raise ConfigError(f"--out: {out} has a bench.json already; name another folder")

@@ -48,7 +48,7 @@ def train(arguments: argparse.Namespace) -> int:
         config = arguments.configuration()
         if arguments.units and not arguments.run:
             raise ConfigError("--units: name the folder of the run with --run DIR or --resume RUN")
-        folder = arguments.run or api.free_folder(config.recipe)
+        folder = arguments.run  # unless given, made when training begins
     together = started_by_torchrun()
     if together:
         _check_torchrun(arguments)
@@ -56,7 +56,14 @@ def train(arguments: argparse.Namespace) -> int:
     engine = _engine(arguments)
     report = ProgressReport(config.train.batch_size, quiet=arguments.quiet or not first)
     states: list[UnitState] = []
-    common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": report}
+
+    def listen(event: dict[str, Any]) -> None:
+        nonlocal folder
+        if event["event"] == "created":
+            folder = Path(event["run"])
+        report(event)
+
+    common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": listen}
     if not together:
         common["engine"] = engine
     try:
@@ -82,7 +89,7 @@ def train(arguments: argparse.Namespace) -> int:
                 api.train(config, folder=folder, **common)
     except KeyboardInterrupt as stop:
         report.close()
-        made = (folder / "config.toml").is_file()
+        made = folder is not None and (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
         part += engine_options(arguments)
         how = f"; go on with: noprop train --resume {folder}{part}" if made else ""

@@ -27,6 +27,7 @@ from noprop.errors import ConfigError, NoPropError, RunError
 from noprop.training.folder import workplace
 from noprop.training.groups import Job, Material, checkpoint_path, train_group
 from noprop.training.memory import freed_memory_kept
+from noprop.training.plain_files import check_folder, make_own_folder
 from noprop.training.signals import Terminated, answered_between_updates
 
 __all__ = ["Outcome", "Parcel", "arrays_of", "train_task"]
@@ -137,6 +138,7 @@ def _train_shared(job: Job, group: str, material: Material, report: Reporter) ->
             f"{group}: {job.folder} is not to be seen on {os.uname().nodename}; have the run in a "
             "folder that all machines share, or give --storage URL"
         )
+    check_folder(job.folder)
     train_group(job, material, group, report)
 
 
@@ -144,7 +146,10 @@ def _train_stored(
     job: Job, group: str, material: Material, report: Reporter, storage: UnitStorage
 ) -> None:
     """In a folder of this machine; those that lost workers have left are deleted first."""
-    places = Path(tempfile.gettempdir()) / f"noprop-{getpass.getuser()}" / job.fingerprint
+    own = Path(tempfile.gettempdir()) / f"noprop-{getpass.getuser()}"
+    make_own_folder(own)
+    places = own / job.fingerprint
+    check_folder(places)
     with workplace(places) as place:
         here = checkpoint_path(place, group).parent
         try:

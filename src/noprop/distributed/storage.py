@@ -8,6 +8,7 @@ and still sends does no harm beside the one in its place.
 """
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 from noprop.errors import ConfigError, RunError
 from noprop.training.checkpoint import DamagedError, read_about, write_whole
 from noprop.training.generations import previous_of
+from noprop.training.plain_files import check_folder
 
 __all__ = ["RunStorage", "UnitStorage"]
 
@@ -59,7 +61,7 @@ class RunStorage:
             RunError: If it cannot.
         """
         with _reached(self.url):
-            files, root = _opened(self.url)
+            files, root = _checked(self.url)
             files.makedirs(root, exist_ok=True)
             files.pipe_file(f"{root}/config.toml", config)
 
@@ -159,15 +161,15 @@ class UnitStorage:
 
     def _names(self) -> set[str]:
         """Every file here, by its path from here."""
-        files, root = _opened(self.url)
+        files, root = _checked(self.url)
         files.invalidate_cache()
         found = files.find(root) if files.exists(root) else []
         return {str(path).removeprefix(root).lstrip("/") for path in found}
 
     @staticmethod
     def _positions(names: set[str]) -> list[int]:
-        parts = [name.split(".") for name in names if name.startswith("checkpoint.")]
-        return [int(p[1]) for p in parts if len(p) == 3 and p[1].isdigit()]
+        found = [re.fullmatch(r"checkpoint\.([0-9]{1,18})\.safetensors", name) for name in names]
+        return [int(match[1]) for match in found if match]
 
 
 def _name(position: int) -> str:
@@ -196,6 +198,14 @@ def _opened(url: str) -> tuple[Any, str]:
 
     files, root = fsspec.core.url_to_fs(url)
     return files, str(root).rstrip("/")
+
+
+def _checked(url: str) -> tuple[Any, str]:
+    """As :func:`_opened`; a place that is a folder holds no links."""
+    files, root = _opened(url)
+    if "file" in files.protocol:
+        check_folder(Path(root))
+    return files, root
 
 
 @contextmanager

@@ -9,8 +9,10 @@ was altered on the disk is told, and the version of the package.
 import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # a new file, never what a link leads to
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -128,7 +131,42 @@ def _said(file: Any) -> tuple[dict[str, Any], str]:
     """The JSON object of a file, and its digest: empty where it has none, as before there were."""
     said = json.loads((file.metadata() or {})["noprop"])
     about, digest = said if isinstance(said, list) else (said, "")
+    if not isinstance(about, dict):
+        raise ValueError("its header holds no object")
+    for name, (wanted, is_right) in FIELDS.items():
+        if name in about and not is_right(about[name]):
+            raise ValueError(f"{name} in its header must be {wanted}")
+    if {"position", "total"} <= about.keys() and about["position"] > about["total"]:
+        raise ValueError("position in its header is above total")
     return about, digest
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_positions(value: Any) -> bool:
+    """Of units by name. They become names of files, which must not lead out of their folder."""
+    return isinstance(value, dict) and all(
+        re.fullmatch(r"[a-z]+(-[0-9]+)?", name) and _is_count(position)
+        for name, position in value.items()
+    )
+
+
+# What a header may hold, which may come from a stranger: in words, and as a test.
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("position", "total", "epoch"), ("a count", _is_count)),
+    "seconds": (
+        "a number of at least 0",
+        lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    ),
+    "fingerprint": ("a text", lambda value: isinstance(value, str)),
+    "version": (
+        "a version",
+        lambda value: isinstance(value, str) and bool(re.fullmatch(r"[\w.+-]{1,40}", value)),
+    ),
+    "waiting": ("positions of units by name", _are_positions),
+}
 
 
 @contextlib.contextmanager
@@ -142,8 +180,11 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DamagedError(f"{path}: there is no such checkpoint") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise DamagedError(f"{path}: is damaged or no checkpoint of noprop ({error})") from None
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise DamagedError(f"{path}: is damaged or no checkpoint of noprop ({words})") from None
+    except RecursionError:
+        raise DamagedError(f"{path}: is damaged (its header is nested too deeply)") from None
 
 
 def check_fingerprint(path: Path, about: Mapping[str, Any], mark: str) -> None:
@@ -187,5 +228,7 @@ def unflatten(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             table = state
             for part in path:
                 table = table.setdefault(part, {})
+                if isinstance(table, Tensor):
+                    raise ValueError(f"{name} is inside another tensor")
             table[last] = value
     return state

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from noprop.averaging import calibration_error, fit_path_weights
 from noprop.data import Examples
+from noprop.errors import TrainingError
 from noprop.layers import channels_last
 from noprop.randomness import generator
 from noprop.training.model import Model
@@ -20,6 +21,7 @@ from noprop.training.parallel import side_by_side
 
 __all__ = [
     "Score",
+    "check_finite",
     "choose_weights",
     "default_mode",
     "evaluate",
@@ -93,6 +95,9 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
         runs; ``times`` and ``steps``: accuracy at levels of one chain; ``evaluations`` of the
         network in one chain; ``calibration_error`` of the default. Where the method has them,
         ``last_block_alone``, ``elbo``: its terms and their sum in nats, and ``path_weights``.
+
+    Raises:
+        TrainingError: If the predictions are not finite.
     """
     runs = model.config.evaluation.runs
     scores = {mode: Score() for mode in modes_of(model)}
@@ -106,6 +111,7 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
         y = torch.cat([p["y"] for p in parts])
         for mode, score in scores.items():
             p = torch.cat([part[mode] for part in parts])
+            check_finite(model, p)
             score.accuracy.append(100 * (p.argmax(1) == y).cpu().double().mean().item())
             likelihood = p[torch.arange(len(y), device=p.device), y].cpu().double()
             score.log_loss.append(-likelihood.clamp_min(1e-12).log().mean().item())
@@ -147,6 +153,19 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
     if model.method.path_weights is not None:
         results["path_weights"] = model.method.path_weights.tolist()
     return results
+
+
+def check_finite(model: Model, probabilities: Tensor) -> None:
+    """See that a model predicts: weights can be finite, and so great that no prediction is.
+
+    Raises:
+        TrainingError: If not.
+    """
+    if not bool(probabilities.isfinite().all()):
+        raise TrainingError(
+            "the predictions of the trained model are not finite "
+            f"(lr {model.config.train.lr:g}). Try a smaller train.lr in another run"
+        )
 
 
 def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[dict[str, Any]]]:

@@ -5,6 +5,7 @@ finds it can go on with it, and reading it executes nothing.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -27,12 +28,16 @@ from noprop.embeddings import Embedding
 from noprop.errors import RunError
 from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
 from noprop.training.locks import hold, hold_folder, is_free, remove_half_written
+from noprop.training.plain_files import check_folder
 
 __all__ = [
     "commit_of_package",
+    "clear_places",
     "create_run",
+    "difference",
     "fingerprint",
     "join_run",
+    "make_free_folder",
     "starting_embedding",
     "workplace",
 ]
@@ -41,6 +46,7 @@ FREE = {
     "": ("recipe", "data", "evaluation"),
     "train": ("device", "workers", "checkpoint_every", "offload", "keep_every"),
 }
+PLACES = ".processes"
 # Fields that came when runs were under way: at its default, none leaves a mark in a fingerprint.
 YOUNGER = (
     "data.normalization",
@@ -68,12 +74,34 @@ def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = No
         f"{folder}: is there already; continue it with --resume {folder}, or name another"
     )
     _make(folder, taken)
+    check_folder(folder)
     if not _is_free(folder):
         raise taken
     with hold_folder(folder):
         if not _is_free(folder):  # another process was faster
             raise taken
         _fill(folder, config, embedding)
+
+
+def make_free_folder(name: str, parent: Path = Path("runs")) -> Path:
+    """Make ``<parent>/<name>``, or the first of ``-2``, ``-3``, … that is absent, and return it.
+
+    Making a folder that exists fails, so two processes never get the same one.
+
+    Raises:
+        RunError: If it cannot be made.
+    """
+    _make(parent, RunError(f"{parent}: is a file, wanted a folder to make {name} in"))
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be made: {error.strerror or error}") from None
+        return folder
+    raise AssertionError
 
 
 def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
@@ -90,16 +118,21 @@ def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None
     """
     no_run = RunError(f"{folder}: is there already and is no run folder; name another")
     _make(folder, no_run)
+    check_folder(folder)
     with hold_folder(folder):
         if _is_free(folder):
             _fill(folder, config, embedding)
         elif not (folder / "config.toml").is_file():
             raise no_run
-        elif difference := _difference(from_toml(folder / "config.toml"), config):
-            raise RunError(f"{folder}: is the run of another training: {difference}")
+        elif found := difference(from_toml(folder / "config.toml"), config):
+            name, there, asked = found
+            raise RunError(
+                f"{folder}: is the run of another training: {name} is {there} in its config.toml, "
+                f"{asked} was asked for"
+            )
 
 
-def _difference(there: RunConfig, asked: RunConfig) -> str | None:
+def difference(there: RunConfig, asked: RunConfig) -> tuple[str, str, str] | None:
     """The first field that changes weights and is not the same in both, with both values.
 
     Of the data only the place is free here: whether the examples are the same is told by the
@@ -112,7 +145,7 @@ def _difference(there: RunConfig, asked: RunConfig) -> str | None:
         a, b = (to_mapping(c).get(section, {}) for c in (there, asked))
         a, b = (m.get(field) if isinstance(m, dict) else m for m in (a, b))
         if name not in free and a != b:
-            return f"{name} is {_shown(a)} in its config.toml, {_shown(b)} was asked for"
+            return name, _shown(a), _shown(b)
     return None
 
 
@@ -165,15 +198,13 @@ def starting_embedding(folder: Path, config: RunConfig, data: RunData) -> Any:
 def workplace(folder: Path) -> Iterator[Path]:
     """A folder in the run for this process alone, which goes with it.
 
-    Those of processes that were killed are deleted: a lock tells them from the living.
+    Those of processes that were killed are deleted.
     """
-    places = folder / ".processes"
+    places = folder / PLACES
     mine = places / secrets.token_hex(8)
     with ExitStack() as held:
+        clear_places(folder)
         with hold_folder(folder):
-            for place in places.iterdir() if places.exists() else ():
-                if is_free(place / ".lock"):
-                    shutil.rmtree(place, ignore_errors=True)
             held.enter_context(hold(mine / ".lock", f"{mine}: is another process's"))
         try:
             yield mine
@@ -182,6 +213,17 @@ def workplace(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(mine, ignore_errors=True)
                 with suppress(OSError):  # others are in there
                     places.rmdir()
+
+
+def clear_places(folder: Path) -> None:
+    """Delete the places of processes that were killed: a lock tells them from the living."""
+    places = folder / PLACES
+    with hold_folder(folder):
+        for place in places.iterdir() if places.exists() else ():
+            if is_free(place / ".lock"):
+                shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # there is none, or the living are in there
+            places.rmdir()
 
 
 def fingerprint(config: RunConfig, train: Examples) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from noprop.build import RunData, unit_names
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
-from noprop.training.checkpoint import check_fingerprint, load_tensors
+from noprop.training.checkpoint import DamagedError, check_fingerprint, load_tensors
 from noprop.training.folder import fingerprint
 from noprop.training.model import Model, empty_model, load_weights
 
@@ -61,6 +61,8 @@ def kept_model(
             tensors, about = load_tensors(path)
             check_fingerprint(path, about, mark)
             state |= tensors
+            if "seconds" not in about:
+                raise DamagedError(f"{path}: is damaged (its header has no seconds)")
             seconds[path.parent] = max(seconds.get(path.parent, 0.0), about["seconds"])
     model = empty_model(config, data.task, factory)
     load_weights(model, state, folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from noprop.errors import RunError
+from noprop.training.plain_files import check_file
 
 __all__ = ["BusyError", "hold", "hold_assembly", "hold_folder", "is_free", "remove_half_written"]
 
@@ -35,11 +36,12 @@ def hold(path: Path, taken: str, patience: float = 0.0) -> Iterator[None]:
 
     Raises:
         BusyError: If another process holds it.
-        RunError: If the folder cannot be written.
+        RunError: If the folder cannot be written, or the file is a link.
     """
     lock, deadline = FileLock(path, timeout=0), time.monotonic() + patience
     while True:
         try:
+            check_file(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             break

@@ -4,6 +4,7 @@ Several processes append to ``metrics.jsonl`` at the same time: each line is one
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from noprop.errors import RunError
+from noprop.training.plain_files import open_in_place
 
 __all__ = ["append_line", "read_metrics", "recorder", "training_cost"]
 
@@ -39,7 +41,7 @@ def append_line(path: Path, line: bytes) -> None:
 
     A line that a full disk has cut short is ended first, or it would take this one with it.
     """
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    file = open_in_place(path, os.O_RDWR | os.O_APPEND)
     try:
         end = os.lseek(file, 0, os.SEEK_END)
         if end:
@@ -54,14 +56,16 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All events of a run; a line cut short is left out."""
+    """All events of a run; a line that was cut short, or is no event, is left out."""
     events = []
     path = folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            events.append(json.loads(line))
-        except ValueError:
+            event = json.loads(line.decode())
+        except (ValueError, RecursionError):
             continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            events.append(event)
     return events
 
 
@@ -70,8 +74,10 @@ def training_cost(folder: Path) -> dict[str, Any]:
 
     Each group's seconds are those of all the processes that had it; empty without such events.
     """
-    events = [e for e in read_metrics(folder) if e.get("event") == "trained"]
-    if not events or any("peak_memory_mb" not in e for e in events):
+    events = [e for e in read_metrics(folder) if e["event"] == "trained"]
+    numbers = [e.get(name) for e in events for name in ("seconds", "peak_memory_mb")]
+    told = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    if not events or not told or not all(isinstance(e.get("memory_counter"), str) for e in events):
         return {}
     largest = max(events, key=lambda e: e["peak_memory_mb"])
     return {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from noprop.build import Task, build_embedding, build_method, choose_device, use_bf16
-from noprop.config import RunConfig, from_toml, reading_fields, replace
+from noprop.config import RunConfig, from_mapping, from_toml, reading_fields, replace, to_mapping
 from noprop.data import Normalization
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, RunError
@@ -22,10 +22,13 @@ from noprop.methods.base import Method
 from noprop.training.checkpoint import (
     flatten,
     load_tensors,
+    read_about,
     save_tensors,
     unflatten,
     write_whole,
 )
+from noprop.training.folder import difference
+from noprop.training.plain_files import check_folder, read_object
 
 __all__ = [
     "Model",
@@ -53,8 +56,9 @@ def open_run(folder: Path) -> RunConfig:
     """The configuration of a run folder.
 
     Raises:
-        RunError: If the folder is no run.
+        RunError: If the folder is no run, or holds what may lead out of it.
     """
+    check_folder(folder)
     if not (folder / "config.toml").is_file():
         what = "has no config.toml" if folder.is_dir() else "there is no such folder"
         raise RunError(f"{folder}: is no run folder: {what}")
@@ -82,30 +86,32 @@ def load_model(
         ConfigError: If a field can no more be changed.
     """
     config = open_run(folder)
-    path = folder / "model.json"
+    path, weights_path = folder / "model.json", folder / "model.safetensors"
     if not path.exists():
         raise RunError(
             f"{folder}: is not trained to its end; go on with noprop train --resume {folder}"
         )
+    about = read_object(path)
     try:
-        about = json.loads(path.read_text())
         _check_description(about)
         normal = Normalization(*(tuple(about["normalization"][k]) for k in ("mean", "std")))
         task = Task(tuple(about["shape"]), tuple(about["class_names"]), normal, about["dtype"])
         weights = None if about["path_weights"] is None else torch.tensor(about["path_weights"])
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+    _check_trained_with(config, about, weights_path)
     if device or config.train.device.startswith(("cuda", "mps")):
         wanted = device or _still_here(config.train.device)
         config = replace(config, {"train.device": wanted})
     model = empty_model(config, task, factory)
-    load_weights(model, load_tensors(folder / "model.safetensors")[0], folder / "model.safetensors")
+    load_weights(model, load_tensors(weights_path)[0], weights_path)
     if trouble := _misfit(weights, model.method.path_weights):
         raise RunError(f"{path}: is damaged (path_weights {trouble})")
     model.method.path_weights = weights
     return _read_otherwise(model, changes, factory, path) if changes else model
+
+
+LARGEST = 2**26  # numbers in an example
 
 
 def _check_description(about: dict[str, Any]) -> None:
@@ -117,6 +123,8 @@ def _check_description(about: dict[str, Any]) -> None:
     shape, names, normalization = (about[k] for k in ("shape", "class_names", "normalization"))
     if not shape or not all(type(n) is int and n > 0 for n in shape):
         raise ValueError(f"shape is {shape}, wanted numbers of at least 1")
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"shape is {shape}, wanted at most {LARGEST} numbers an example")
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError("class_names must be texts, and at least one")
     if about["dtype"] not in ("uint8", "float32"):
@@ -129,6 +137,33 @@ def _check_description(about: dict[str, Any]) -> None:
             raise ValueError(f"{key} must be finite numbers")
     if not all(v > 0 for v in normalization["std"]):
         raise ValueError("std must be above 0")
+
+
+def _check_trained_with(config: RunConfig, about: dict[str, Any], weights: Path) -> None:
+    """Refuse a ``config.toml`` or ``model.json`` that was altered after training.
+
+    The weights carry both; those that were written before they did are not checked. What changes
+    no weight is free, such as places of data, workers, and how the model is read.
+
+    Raises:
+        RunError: The message names what differs.
+    """
+    folder, header = weights.parent, read_about(weights)
+    trained = header.get("config")
+    if isinstance(trained, dict):
+        if found := difference(config, from_mapping(trained, f"{weights}: config")):
+            name, now, then = found
+            raise RunError(
+                f"{folder / 'config.toml'}: {name} is {now}, and the model was trained with "
+                f"{then}; put it back, or train another run"
+            )
+    written = header.get("model")
+    for name, value in written.items() if isinstance(written, dict) else ():
+        if about.get(name) != value:
+            raise RunError(
+                f"{folder / 'model.json'}: {name} is not what the model was trained with; write it "
+                f"again with noprop assemble {folder}"
+            )
 
 
 def _misfit(weights: torch.Tensor | None, uniform: torch.Tensor | None) -> str | None:
@@ -169,7 +204,6 @@ def _read_otherwise(
 
 def save_model(folder: Path, model: Model) -> None:
     """Write ``model.safetensors`` and ``model.json``: all that prediction needs."""
-    save_tensors(folder / "model.safetensors", _weights_of(model.method), {"format": 1})
     weights = model.method.path_weights
     about = {
         "format": 1,
@@ -179,6 +213,8 @@ def save_model(folder: Path, model: Model) -> None:
         "normalization": asdict(model.task.normalization),
         "path_weights": None if weights is None else weights.tolist(),
     }
+    header = {"format": 1, "config": to_mapping(model.config), "model": about}
+    save_tensors(folder / "model.safetensors", _weights_of(model.method), header)
     write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
 
 
@@ -212,7 +248,7 @@ def load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
         model.method.shared.load_state_dict(unflatten("shared", tensors))
         for unit in model.method.units:
             unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise RunError(f"{source}: holds the weights of another architecture: {first}") from None
     ready(model)

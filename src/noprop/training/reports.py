@@ -12,6 +12,7 @@ from noprop.embeddings import separation
 from noprop.errors import TrainingError
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
+from noprop.training.generations import previous_of
 from noprop.training.gradients import Gradients
 from noprop.training.memory import peak_memory
 from noprop.training.state import GroupState
@@ -120,10 +121,13 @@ class Reports:
     def diverged(self, what: str, position: int) -> TrainingError:
         """The error of what is not finite before update ``position``."""
         epoch = self.updates.at(position - 1).epoch + 1
+        path = self.state.checkpoint
+        kept = path.exists() or previous_of(path).exists()
         return TrainingError(
             f"{what} not finite by update {position} of {self.updates.total} "
-            f"(epoch {epoch}, lr {self.c.lr:g}); its last good checkpoint is kept. "
-            "Try a smaller train.lr"
+            f"(epoch {epoch}, lr {self.c.lr:g})"
+            + "; its last good checkpoint is kept" * kept
+            + ". Try a smaller train.lr"
         )
 
     def _tell(self, event: Event) -> None:

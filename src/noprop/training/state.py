@@ -200,6 +200,8 @@ class GroupState:
         if not {"position", "total"} <= about.keys():
             raise RunError(f"{self.checkpoint}: is no checkpoint of a training")
         check_fingerprint(self.checkpoint, about, self.fingerprint)
+        if unknown := about.get("waiting", {}).keys() - {unit.name for unit in self.units}:
+            raise RunError(f"{self.checkpoint}: lists {min(unknown)}, which is no unit of this run")
         if about["total"] != total:
             raise RunError(
                 f"{self.checkpoint}: belongs to a training of {about['total']} updates, "
@@ -245,6 +247,6 @@ class GroupState:
         """In here tensors that do not fit are those of another architecture."""
         try:
             yield
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             first = " ".join(str(error).split())[:200]
             raise RunError(f"{self.checkpoint}: belongs to another architecture: {first}") from None
