@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import save
 
 from noprop.cli import main
@@ -129,6 +131,34 @@ def make_link(name: str, target: str) -> Fault:
 def save_npz(name: str, **arrays: Any) -> Fault:
     """A NumPy file of these arrays."""
     return lambda folder: np.savez(folder / name, **arrays)
+
+
+def save_npy(name: str, array: np.ndarray) -> Fault:
+    """A NumPy file of one array."""
+    return lambda folder: np.save(folder / name, array)
+
+
+def zip_file(name: str, members: Mapping[str, bytes]) -> Fault:
+    """A zip file with these members, such as an npz of what is no array."""
+
+    def fault(folder: Path) -> None:
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for member, data in members.items():
+                archive.writestr(member, data)
+
+    return fault
+
+
+def class_folders(name: str) -> Fault:
+    """A folder of two class folders, 0 and 1, of five grey images of 8x8 pixels each."""
+
+    def fault(folder: Path) -> None:
+        for i in range(10):
+            path = folder / name / str(i % 2) / f"{i // 2}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 25 * i).save(path)
+
+    return fault
 
 
 @contextmanager

@@ -31,7 +31,9 @@ CHANGES = st.fixed_dictionaries(
     {},
     optional={
         "recipe": st.from_regex(r"[A-Za-zü0-9_][A-Za-zü0-9_.-]*", fullmatch=True),
-        "data.dataset": st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+        "data.dataset": st.text(
+            st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1
+        ),
         "data.image_size": st.none() | st.integers(1, 512),
         "data.validation": st.floats(0, 1, exclude_max=True),
         "method.num_blocks": st.integers(1, 10_000),
@@ -110,6 +112,32 @@ def test_toml_brings_back_every_method(tmp_path_factory, method, data):
     assert {f"method.{n}" for n in written} <= fields_with(method)
     for name, value in own.items():
         assert written[name.removeprefix("method.")] == value
+
+
+def refusal(name: str, value: Any) -> str | None:
+    """What is said of a field's value, in the first method that has the field."""
+    owner = methods_with(name.removeprefix("method."))[:1] if name.startswith("method.") else []
+    start = replace(RunConfig(), {"method.name": owner[0]} if owner else {})
+    try:
+        replace(start, {name: value})
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(("name", "kind"), [(n, kind) for n, kind, *_ in fields_of()])
+def test_every_field_refuses_what_no_computer_can_hold(name, kind):
+    """Numbers without end, paths with a NUL or longer than any system takes: of every field."""
+    monsters = [10**5000, math.inf, -math.inf, math.nan, "a\0b", "x" * 10_000, ["x"] * 10_000]
+    monsters.append(parse_value(name, "9" * 5000))
+    if "float" not in str(kind):  # which holds 10^30; what comes of it is found in training
+        monsters += [10**30, -(10**30), 2**63]
+    for value in monsters:
+        words = refusal(name, value)
+        assert words is not None, f"{name} takes {str(value)[:20]}"
+        assert words.startswith(f"{name}: ")
+        assert words.isprintable()
+        assert len(words) < 400
 
 
 @pytest.mark.parametrize("after", METHODS)

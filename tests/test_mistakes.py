@@ -11,17 +11,24 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mistakes import (
     FAST,
+    class_folders,
     edit,
     line_of_error,
+    make_fifo,
     make_folder,
+    make_link,
     rewrite,
     row,
+    save_npy,
     save_npz,
     write,
+    zip_file,
 )
+from noprop.data import SOURCES
 
 SMALL = " ".join(["train", *FAST])  # a training that ends at once
 # A checkpoint of a unit, and what can be read of a model.
@@ -36,6 +43,9 @@ DESCRIPTION = {
 }
 NESTED = "[" * 100_000 + "]" * 100_000
 CLASSES = np.arange(60) % 3
+MNIST = [next(iter(names)) for names in SOURCES["mnist"].files]
+
+X = save_npy("x.npy", np.zeros((2, 8, 8), np.uint8))
 
 
 def flattened(tensors: dict) -> None:
@@ -66,6 +76,21 @@ OPTIONS = [
     row("one-dimension", "train --embedding orthogonal --dim 1", "two classes have the same"),
     row("seed", f"train --seed {10**23}", "train.seed", "less than or equal"),
     row("epsilon", "describe --epsilon 0.4", "epsilon"),
+    row("samples-int64", f"predict run x.npy --samples {10**30}", "--samples", "1,000,000,000"),
+    row("samples-memory", "predict run x.npy --samples 1001", "samples", "at most 1000", fault=X),
+    row("digits-of-seeds", f"grid digits-dt --seeds {'9' * 5000}", "--seeds", "such as 0..4"),
+    row("digits", f"train --epochs {'9' * 5000}", "train.epochs", "(5002 characters)"),
+    row("nested", ["train", "--set", f"train.epochs={'[' * 50_000}"], "train.epochs", "integer"),
+    row(
+        "toml-digits",
+        "train --config c.toml",
+        *("c.toml", "4300 digits"),
+        fault=write("c.toml", f"[train]\nepochs = {'9' * 5000}"),
+    ),
+    row("toml-fifo", "train --config c", "c: cannot be read: not a reg", fault=make_fifo("c")),
+    row("deadline", f"reproduce table5 --plan --deadline {'9' * 5000}", "--deadline", "1h30m"),
+    row("scale", f"reproduce table1 --plan --scale seeds={10**30}", "--scale: seeds", "at most"),
+    row("jobs", f"reproduce table5 --jobs {10**30}", "--jobs", "1,000,000,000"),
     row("command", "trian", "unknown command trian; did you mean train?"),
     row("command-far", "xyz", "unknown command xyz; known are train, describe, grid, assemble"),
     row("fm-eta", "train digits-fm --eta 3", "method.eta", "no field of method fm", "dt, ct"),
@@ -91,6 +116,43 @@ OPTIONS = [
 
 DATA = [
     row("unknown-set", "train --dataset no-such-set", "no-such-set"),
+    row("one-example", f"{SMALL} --train-size 1", "two examples to train on", "data.train_size"),
+    row(
+        "single-class",
+        f"{SMALL} --dataset c.npz",
+        *("c.npz", "has 1 class, wanted 2"),
+        fault=save_npz("c.npz", x=np.zeros((60, 5)), y=CLASSES * 0),
+    ),
+    *(
+        row(f"fifo-{command.split()[-1]}", command, "not a regular file", fault=fault)
+        for command, fault in {
+            "predict run a.png": make_fifo("a.png"),
+            "predict run a.npy": make_fifo("a.npy"),
+            "predict run a.npz": make_fifo("a.npz"),
+            f"{SMALL} --dataset b.npz": make_fifo("b.npz"),
+            f"{SMALL} --dataset folder": (class_folders("folder"), make_fifo("folder/1/0.png")),
+            f"{SMALL} --dataset mnist --data-dir here": (
+                make_folder("here/MNIST/raw"),
+                *(make_fifo(f"here/MNIST/raw/{name}") for name in MNIST),
+            ),
+        }.items()
+    ),
+    row("device-file", "predict run a.npy", "regular file", fault=make_link("a.npy", "/dev/zero")),
+    row("folder-npz", "predict run a.npz", "Is a directory", fault=make_folder("a.npz")),
+    row("folder-png", "predict run a.png", "Is a directory", fault=make_folder("a.png")),
+    row(
+        "member-without-header",
+        "predict run a.npz",
+        *("a.npz", "x.npy", "not a readable NumPy file"),
+        fault=zip_file("a.npz", {"x.npy": b"text"}),
+    ),
+    row("postscript", "predict run a.png", "not a readable image", fault=write("a.png", "%!PS")),
+    row(
+        "warned-image",
+        "predict run a.png",
+        *("a.png", "10000x10000 pixels"),
+        fault=lambda folder: Image.new("1", (10_000, 10_000)).save(folder / "a.png"),
+    ),
     row("bad-image", "predict run bad.png", "bad.png", fault=write("bad.png", "no image")),
     *(
         row(

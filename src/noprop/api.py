@@ -28,7 +28,7 @@ from noprop.distributed.member import joined
 from noprop.distributed.torchrun import train_as_member
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
-from noprop.errors import ConfigError, RunError
+from noprop.errors import ConfigError, DataError, RunError
 from noprop.recipes import find_recipe
 from noprop.trained_model import TrainedModel
 from noprop.training.checkpoint import write_whole
@@ -114,6 +114,11 @@ def prepare_run(
         data = load_data(config, Path(data_dir) if data_dir else None)
         config = replace(config, {"data.dataset": lasting_name(config.data.dataset)})
     choose_device(config.train.device)
+    if len(data.train) < 2:
+        raise DataError(
+            f"{config.data.dataset}: wanted at least two examples to train on, for batch norm, "
+            f"got {len(data.train)}; see data.train_size"
+        )
     for field in ("crop_padding", "flip"):
         if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
             raise ConfigError(

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if unknown:
         made[arguments.command].error(f"unrecognized arguments: {unknown[0].partition('=')[0]}")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # an image that matters is an error
     if "RANK" in os.environ:  # or each process of torchrun shows a stack when another ends
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:

@@ -19,7 +19,9 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from noprop.errors import ConfigError
+from noprop.files import open_regular
 from noprop.method_config import (
+    MAX_SAMPLES,
     METHODS,
     STRICT,
     AdjointConfig,
@@ -28,6 +30,8 @@ from noprop.method_config import (
     DTConfig,
     FMConfig,
     Positive,
+    Steps,
+    Text,
     described,
 )
 
@@ -61,8 +65,8 @@ Count = Annotated[
 class DataConfig:
     """Which examples, and how they are divided."""
 
-    dataset: str = described("digits", "name, folder of class folders, or .npz file")
-    image_size: Positive | None = described(
+    dataset: Text = described("digits", "name, folder of class folders, or .npz file")
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = described(
         None, "side in pixels that a folder's images are resized to"
     )
     color: Literal["auto", "grey", "rgb"] = described("auto", "how a folder's images are read")
@@ -84,8 +88,8 @@ class DataConfig:
 class TrainConfig:
     """How the units are trained."""
 
-    epochs: Positive = described(5, "passes over the training set")
-    batch_size: Annotated[int, Field(ge=2)] = described(128, "examples a step")
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = described(5, "passes over the training set")
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = described(128, "examples a step")
     order: Literal["sequential", "parallel"] = described(
         "sequential", "Algorithm 1 (block after block in each epoch), or all blocks on each batch"
     )
@@ -94,12 +98,12 @@ class TrainConfig:
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = described(
         1e-3, "weight decay"
     )
-    crop_padding: Annotated[int, Field(ge=0)] = described(
+    crop_padding: Annotated[int, Field(ge=0, le=256)] = described(
         0, "augment: random crops, padded by this"
     )
     flip: bool = described(False, "augment: mirror half of the images")
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = described(0, "of everything random")
-    device: str = described("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: Text = described("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "float32", "bf16"] = described(
         "auto", "bf16 where the device has instructions for it"
     )
@@ -116,10 +120,10 @@ class TrainConfig:
     offload: bool = described(
         False, "learned embeddings: keep one block in memory, the others in files of the run"
     )
-    checkpoint_every: Annotated[float, Field(ge=0)] = described(
+    checkpoint_every: Annotated[float, Field(ge=0, allow_inf_nan=False)] = described(
         20.0, "seconds of training between checkpoints"
     )
-    keep_every: Annotated[int, Field(ge=0)] = described(
+    keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = described(
         0,
         "epochs between copies of the weights that stay, the last one too; 0 keeps none",
     )
@@ -129,9 +133,9 @@ class TrainConfig:
 class EvaluationConfig:
     """How the trained chain is read."""
 
-    samples: Positive = described(5, "K, chains to average")
-    runs: Positive = described(5, "inference runs behind each mean ± standard error")
-    batch_size: Positive = described(500, "examples at a time")
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = described(5, "K, chains to average")
+    runs: Steps = described(5, "inference runs behind each mean ± standard error")
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = described(500, "examples at a time")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -139,7 +143,7 @@ class RunConfig:
     """Everything a run depends on."""
 
     # It names a folder, and must not lead out of the one that this is in.
-    recipe: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = described(
+    recipe: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)] = described(
         "custom", "the recipe it began as"
     )
     data: DataConfig = field(default_factory=DataConfig)
@@ -239,9 +243,10 @@ def parse_value(name: str, text: str) -> Any:
         return text == "on"
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, an integer of 5000 digits, 1000 brackets
         return text
-    return text if kind is str and not isinstance(value, str) else value
+    is_text = typing.get_args(kind)[:1] == (str,)
+    return text if is_text and not isinstance(value, str) else value
 
 
 def unknown_field(name: str, known: list[str]) -> str:
@@ -254,7 +259,7 @@ def unknown_field(name: str, known: list[str]) -> str:
     tails = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
     near = tails or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-    return f"unknown field {name}{hint}"
+    return f"unknown field {name if len(name) <= 100 else f'{name[:100]}…'}{hint}"
 
 
 def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -266,6 +271,8 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     known = [n for n, *_ in fields_of()]
     mapping = to_mapping(config)
     method = changes.get("method.name", config.method.name)
+    if not isinstance(method, str):
+        raise ConfigError(f"method.name: wanted one of {', '.join(METHODS)}, got {_short(method)}")
     if method != config.method.name:
         # Another method: what was chosen goes with it, where it has such a field; defaults do not.
         chosen = {f.name for f in dataclasses.fields(config.method) if _differs(config.method, f)}
@@ -326,11 +333,21 @@ def _first_error(error: ValidationError) -> str:
             return f"{name}: is no field of method {method}; it belongs to {', '.join(owners)}"
         return unknown_field(name, [n for n, *_ in fields_of()])
     if first["type"].startswith("union_tag"):
-        return f"method.name: wanted one of {', '.join(METHODS)}, got {first['input']['name']!r}"
+        came = _short(first["input"]["name"])
+        return f"method.name: wanted one of {', '.join(METHODS)}, got {came}"
     # pydantic adds the member of a union that failed, as in method.sigma.float
     name = next((n for n, *_ in fields_of() if f"{name}.".startswith(f"{n}.")), name)
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{name}: {message}, got {first['input']!r}"
+    return f"{name}: {message}, got {_short(first['input'])}"
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it, cut where that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4300 digits; deep nesting
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}… ({len(text)} characters)"
 
 
 def to_toml(config: RunConfig) -> str:
@@ -348,7 +365,7 @@ def from_toml(path: Path) -> RunConfig:
         ConfigError: If the file cannot be read, is no TOML, or a field is unknown or out of range.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(LONGEST + 1)
         if len(content) > LONGEST:  # reading some takes a time that grows with the square
             raise ConfigError(f"{path}: is no configuration: it has more than {LONGEST} bytes")

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 __all__ = [
+    "MAX_SAMPLES",
     "METHODS",
     "AdjointConfig",
     "BackpropConfig",
@@ -19,11 +20,16 @@ __all__ = [
     "MethodConfig",
     "Positive",
     "STRICT",
+    "Text",
     "described",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
+# Every number has two ends: a larger one is a slip, and would end in an overflow or without memory.
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Dimension = Annotated[int, Field(ge=1, le=200_000)]  # an image of 3·256² has 196,608
+Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]+$")]
 # Beyond ±20 the noise or the signal is under float32's digits, and SNR' overflows soon after.
+MAX_SAMPLES = 1000  # chains are run at once
 Gamma = Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weighting = Literal["snr", "uniform", "min-snr"]
@@ -48,7 +54,7 @@ class MethodConfig:
         "one-hot", "class embeddings, or what learned ones start from"
     )
     learned: bool = described(False, "train the embeddings (all kinds but one-hot)")
-    dim: Positive | None = described(
+    dim: Dimension | None = described(
         None, "d of orthogonal and random embeddings; 20 unless given. At C·H·W, z is an image too"
     )
     readout: Literal["softmax", "radial"] = described("softmax", "kind of readout (Eqs. 14-16)")

@@ -41,6 +41,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"noprop: error: {message} (see {self.prog} --help)\n")
 
 
+def whole_number(text: str) -> int:
+    """An integer that is counted with: more than a billion of anything is a slip.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    if re.fullmatch(r"[+-]?\d{1,10}", text.strip()) and abs(value := int(text)) <= 1_000_000_000:
+        return value
+    shown = text if len(text) <= 100 else f"{text[:100]}…"
+    raise argparse.ArgumentTypeError(f"wanted a whole number up to 1,000,000,000, got {shown!r}")
+
+
 def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
@@ -125,13 +137,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     )
     predict.add_argument("files", type=Path, nargs="+", metavar="FILE")
     predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    predict.add_argument("--samples", type=int, help="K, chains to average [as configured]")
+    predict.add_argument(
+        "--samples", type=whole_number, help="K, chains to average [as configured]"
+    )
     predict.add_argument(
         "--average", choices=("path", "readout"), help="[path, where the method has one]"
     )
     predict.add_argument("--no-noise", action="store_true", help="run the mean chain")
     predict.add_argument("--seed", type=int, default=0, help="of the chains [0]")
-    predict.add_argument("--top", type=int, default=3, help="classes to show [3]")
+    predict.add_argument("--top", type=whole_number, default=3, help="classes to show [3]")
     plot.add_argument("--out", type=Path, metavar="DIR", help="where to [RUN/plots]")
     bench = command("bench", "Measure speed and memory against the plain loop, on the CPU.")
     _add_bench(bench)
@@ -198,7 +212,7 @@ def _add_engine(parser: Parser) -> None:
         group.add_argument(option, dest=name, type=float, metavar="N", help=f"ray: {text}")
     group.add_argument(
         "--retries",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="ray: new starts of a unit whose worker is lost [10]",
     )
@@ -230,7 +244,7 @@ def _add_bench(parser: Parser) -> None:
     for name, (default, text) in numbers.items():
         shown = f" [{default}]" if default else ""
         parser.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{text}{shown}"
+            f"--{name}", type=whole_number, default=default, metavar="N", help=f"{text}{shown}"
         )
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="that each contestant runs in a round [3]"
@@ -277,7 +291,7 @@ def _add_reproduce(parser: Parser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="cells at a time, each with one thread; on one GPU they share it [all cores]",
     )

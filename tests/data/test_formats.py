@@ -4,13 +4,16 @@ import gzip
 import io
 import os
 import re
+import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from noprop.data.formats import read_arrays, read_cifar, read_idx, read_npz
+from noprop.data.formats import array_names, read_arrays, read_cifar, read_idx, read_npz
 from noprop.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -165,6 +168,25 @@ def test_image_layouts_end_as_channels_first(tmp_path, array, expected):
     assert dataset.train.x.equal(torch.from_numpy(expected))
 
 
+@pytest.mark.parametrize("kind", [">f8", "<f2", ">i2", "<f8", "=f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numbers_of_any_byte_order_and_layout_are_read(tmp_path, kind, order):
+    x = np.arange(120).reshape(20, 6)
+    for way in (1, -1):
+        stored = np.asarray(x, dtype=kind, order=order)[::way]
+        dataset = read_npz(
+            save(
+                tmp_path / "a.npz",
+                x_train=stored,
+                y_train=LABELS.astype(">i4"),
+                x_test=stored,
+                y_test=LABELS,
+            )
+        )
+        assert dataset.train.x.equal(torch.from_numpy(x[::way].copy()).float())
+        assert dataset.train.y.tolist() == LABELS.tolist()
+
+
 def test_rows_of_bytes_are_features(tmp_path):
     flat = PIXELS.reshape(20, -1)
     dataset = read_npz(
@@ -187,6 +209,13 @@ NPZ_FAULTS = {
     "column of labels": ({"x": GOOD_X, "y": LABELS[:, None]}, r"shape \(20, 1\)"),
     "fewer labels": ({"x": GOOD_X, "y": LABELS[:-1]}, "x has 20 examples but y has 19"),
     "negative label": ({"x": GOOD_X, "y": LABELS - 1}, "from -1 to 2"),
+    "single class": ({"x": GOOD_X, "y": LABELS * 0}, "has 1 class, wanted 2"),
+    "too many classes": (
+        {"x": np.zeros((20_002, 1)), "y": np.arange(20_002) // 2},
+        "10001 classes, w",
+    ),
+    "objects": ({"x": GOOD_X.astype(object), "y": LABELS}, "type object, wanted numbers"),
+    "whole labels of type float": ({"x": GOOD_X, "y": LABELS * 1.0}, "y is float64"),
     "absent class": ({"x": GOOD_X, "y": LABELS * 2}, "class 1 .* has no training example"),
     "huge label": ({"x": GOOD_X, "y": LABELS * 10**8}, "cannot fill"),
     "no labels": ({"x": GOOD_X}, "holds the arrays x; wanted x and y"),
@@ -216,6 +245,128 @@ def zip_bytes() -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, x=GOOD_X, y=LABELS)
     return buffer.getvalue()
+
+
+def npy(header: str, data: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    """An npy file with this header."""
+    return b"\x93NUMPY" + version + len(header).to_bytes(2, "little") + header.encode() + data
+
+
+def header(shape: object, kind: str = "<f8") -> str:
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def zipped(x: bytes, y: bytes, method: int = zipfile.ZIP_STORED, **others: bytes) -> bytes:
+    """An npz file with these members, whatever they are."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in {"x": x, "y": y, **others}.items():
+            archive.writestr(f"{name}.npy", data)
+    return buffer.getvalue()
+
+
+Y = npy(header("(20,)", "<i8"), np.arange(20).tobytes())
+TEN_TERABYTES = npy(header("(1_250_000_000_000,)"), bytes(800))
+BOMBS = {
+    "npy that claims 10 TB": (TEN_TERABYTES, "800 bytes follow"),
+    "member that claims 10 TB": (zipped(x=TEN_TERABYTES, y=Y), "800 bytes follow"),
+    "shape beyond int64": (zipped(x=npy(header((10**30, 10**30))), y=Y), "0 bytes follow"),
+    "shape of thousands of digits": (
+        zipped(x=npy(header(f"({'9' * 4000}, {'9' * 4000})")), y=Y),
+        "0 bytes follow",
+    ),
+    "negative shape": (zipped(x=npy(header((-1, -8)), bytes(64)), y=Y), r"\(-1, -8\), but 64"),
+    "header that claims 4 GB": (npy("{" * 100, version=b"\2\0"), "not a readable NumPy file"),
+    "header nested deeply": (npy(header("(" * 9000)), "not a readable NumPy file"),
+    "member without a header": (zipped(x=b"just text", y=Y), "not a readable NumPy file"),
+    "empty member": (zipped(x=b"", y=Y), "not a readable NumPy file"),
+    "longer than it says": (npy(header((4, 2)), bytes(72)), "but 72 bytes follow"),
+    "method without a limit": (zipped(Y, Y, zipfile.ZIP_LZMA), "neither stored nor deflated"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), BOMBS.values(), ids=BOMBS.keys())
+def test_what_an_array_claims_is_compared_with_what_the_file_has(tmp_path, data, message):
+    """Before memory is taken for it: numpy.load would ask for all that a header claims."""
+    path = tmp_path / "a.npz"
+    path.write_bytes(data)
+    with refused(path, message):
+        read_arrays(path, array_names(path))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    """Two limits: 256 MiB, or a hundred times what the member takes in the file."""
+    path, zeros = tmp_path / "a.npz", np.zeros((1000, 1000))
+    np.savez_compressed(path, x=zeros, y=LABELS)
+    assert read_arrays(path, ["x"])["x"].shape == (1000, 1000)
+    monkeypatch.setattr("noprop.files.FREE_BYTES", 1 << 20)
+    with refused(path, "x.npy unpacks from .* bytes to 8000128: refused as a bomb"):
+        read_arrays(path, ["x"])
+    np.savez_compressed(path, x=np.frombuffer(RNG.bytes(1 << 21), np.uint8)[None], y=LABELS)
+    assert read_arrays(path, ["x"])["x"].shape == (1, 1 << 21)
+
+
+def test_sizes_that_a_zip_claims_are_no_evidence(tmp_path, monkeypatch):
+    """The directory of a kilobyte can say that a member takes terabytes, unpacked and packed."""
+    data = bytearray(zipped(x=npy(header("(250_000_000,)")), y=Y))
+    at = data.index(b"PK\1\2")  # the first entry of the directory
+    data[at + 20 : at + 28] = struct.pack("<II", 2_000_000_128, 2_000_000_128)
+    path = tmp_path / "a.npz"
+    path.write_bytes(data)
+    with refused(path, "unpacks from .* to 2000000128: refused as a bomb"):
+        read_arrays(path, ["x"])
+
+
+def test_only_the_arrays_that_are_used_are_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    x, y = npy(header((20, 1)), np.arange(20.0).tobytes()), np.arange(20) % 2
+    y = npy(header("(20,)", "<i8"), y.tobytes())
+    path.write_bytes(zipped(x=x, y=y, bomb=TEN_TERABYTES, junk=b"no array"))
+    opened, original = [], zipfile.ZipFile.open
+
+    def watched(self, name, *arguments, **options):
+        opened.append(getattr(name, "filename", name))
+        return original(self, name, *arguments, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", watched)
+    assert read_npz(path).num_classes == 2
+    assert set(opened) == {"x.npy", "y.npy"}
+
+
+def test_names_in_a_file_are_shown_in_part(tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(zipped(Y, Y, 0, x_train=Y, **{f"{'n' * 1000}{i}": Y for i in range(997)}))
+    with pytest.raises(DataError, match=r"\(1000\)") as caught:
+        read_npz(path)
+    assert len(str(caught.value)) < 1200
+
+
+def test_an_idx_header_that_claims_more_than_there_is_takes_no_memory(tmp_path, monkeypatch):
+    path = tmp_path / "images"
+    claim = bytes([0, 0, 8, 3]) + struct.pack(">3I", *[2**32 - 1] * 3)
+    for data in (claim + bytes(100), gzip.compress(claim + bytes(100))):
+        path.write_bytes(data)
+        with refused(path, "refused as a bomb"):
+            read_idx(path, dims=3)
+    blank = bytes([0, 0, 8, 3]) + struct.pack(">3I", 1, 1 << 11, 1 << 11) + bytes(1 << 22)
+    path.write_bytes(gzip.compress(blank))
+    assert not read_idx(path, dims=3).any()
+    monkeypatch.setattr("noprop.files.FREE_BYTES", 1 << 20)
+    with refused(path, "refused as a bomb"):
+        read_idx(path, dims=3)
+
+
+def test_a_gzip_stream_is_not_read_beyond_what_its_header_says(tmp_path, write_idx):
+    """A thousand megabytes behind sixty bytes are not unpacked to be told apart from them."""
+    path = tmp_path / "images"
+    path.write_bytes(gzip.compress(write_idx(path, IMAGES) + bytes(1 << 26), 1))
+    tracemalloc.start()
+    try:
+        with refused(path, "but more follow"):
+            read_idx(path, dims=3)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 NPZ_DAMAGE = {
@@ -253,7 +404,7 @@ def test_nothing_in_a_numpy_file_is_executed(tmp_path, suffix):
     else:
         np.save(path, trap, allow_pickle=True)
     with refused(path, "not a readable NumPy file"):
-        read_arrays(path)
+        read_arrays(path, ["x"])
     assert not sprung.exists()
     np.load(path, allow_pickle=True)["x" if suffix == ".npz" else 0]  # the trap does work
     assert sprung.exists()

@@ -1,15 +1,18 @@
 """Single images and the inputs of a prediction."""
 
 import io
+import os
 import re
 import struct
 import zlib
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from noprop.data import read_inputs
 from noprop.data.images import read_header, read_image, read_images
@@ -123,6 +126,51 @@ def test_what_is_no_single_whole_image_is_refused(tmp_path, data, message):
     path.write_bytes(data)
     with refused(path, message):
         read_image(path, (8, 8), 3)
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+def test_an_image_starts_no_program(tmp_path, monkeypatch):
+    """Pillow takes files for what their first bytes say, and starts Ghostscript for EPS."""
+    sprung, path = tmp_path / "sprung", tmp_path / "a.png"
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {sprung}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path.write_bytes(EPS)
+    for read in (read_header, partial(read_image, size=(8, 8), channels=1)):
+        with refused(path, "not a readable image of BMP, GIF, JPEG, PNG"):
+            read(path)
+    assert not sprung.exists()
+    with suppress(OSError), Image.open(path) as image:
+        image.load()
+    assert sprung.exists()  # the trap does work
+
+
+@pytest.mark.parametrize("kind", ["pcx", "tga", "ico", "icns", "jpeg2000", "dds", "pdf", "sgi"])
+def test_formats_that_are_not_listed_are_refused(tmp_path, kind):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(NOISE).save(path, kind)
+    with refused(path, "not a readable image of BMP"):
+        read_image(path, (8, 8), 3)
+
+
+def test_many_blank_images_are_refused_as_a_bomb(tmp_path, monkeypatch):
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in files:
+        path.write_bytes(png(np.zeros((600, 600), np.uint8)))
+    assert read_images(files, (600, 600), 1, resize=False).shape == (3, 1, 600, 600)
+    monkeypatch.setattr("noprop.files.FREE_BYTES", 1 << 19)
+    with refused(files[0], "more than 100 times those of the files; give image_size"):
+        read_images(files, (600, 600), 1, resize=False)
+    assert read_images(files, (8, 8), 1).shape == (3, 1, 8, 8)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "webp"])

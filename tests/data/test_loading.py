@@ -1,7 +1,9 @@
 """From a name to a data set: where it is looked for, and what is said when it is not there."""
 
 import gzip
+import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,14 @@ def put_idx(write_idx):
     return put
 
 
+@pytest.fixture
+def any_bytes(monkeypatch):
+    """Read the sets of the catalogue whatever is in their files."""
+    for name, source in SOURCES.items():
+        files = tuple(dict.fromkeys(names) for names in source.files)
+        monkeypatch.setitem(SOURCES, name, replace(source, files=files))
+
+
 def test_the_search_path_is_in_the_stated_order(tmp_path, monkeypatch, own_cache):
     assert search_path() == [own_cache]
     monkeypatch.setenv("NOPROP_DATA", str(tmp_path / "env"))
@@ -40,6 +50,7 @@ def test_the_search_path_is_in_the_stated_order(tmp_path, monkeypatch, own_cache
     assert search_path() == [Path.home() / ".cache" / "noprop" / "data"]
 
 
+@pytest.mark.usefixtures("any_bytes")
 def test_the_first_complete_copy_is_read(tmp_path, monkeypatch, own_cache, put_idx):
     def shade() -> int:
         dataset = load_dataset("mnist", data_dir=tmp_path / "given", download=False)
@@ -55,6 +66,7 @@ def test_the_first_complete_copy_is_read(tmp_path, monkeypatch, own_cache, put_i
     assert shade() == 2
 
 
+@pytest.mark.usefixtures("any_bytes")
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_idx_files_are_read_gzipped_or_not(tmp_path, put_idx, name):
     put_idx(tmp_path, SOURCES[name].folder)
@@ -68,6 +80,7 @@ def test_idx_files_are_read_gzipped_or_not(tmp_path, put_idx, name):
     assert len(set(dataset.class_names)) == 10
 
 
+@pytest.mark.usefixtures("any_bytes")
 def test_idx_files_that_do_not_belong_together_are_named(tmp_path, put_idx, write_idx):
     put_idx(tmp_path)
     labels = tmp_path / "MNIST/raw/train-labels-idx1-ubyte"
@@ -103,16 +116,38 @@ def test_an_absent_set_is_explained(tmp_path, own_cache, put_idx):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_with_other_bytes_is_refused(tmp_path, name):
-    """Whole records with labels in range: only the published digest can tell."""
-    source = SOURCES[name]
-    for names in source.files:
-        path = tmp_path / source.folder / next(iter(names))
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes(3073 * 3074))
-    with pytest.raises(DataError, match=r"\.bin: is not the published file \(sha256:"):
-        load_dataset(name, data_dir=tmp_path, download=False)
+def test_files_with_other_bytes_than_published_are_refused(tmp_path, put_idx):
+    """They are whole, and labels are in range: only the published digest can tell."""
+    put_idx(tmp_path)
+    for name in ("cifar10", "cifar100"):
+        for names in SOURCES[name].files:
+            path = tmp_path / SOURCES[name].folder / next(iter(names))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(bytes(3073 * 3074))
+    for name in ("mnist", "cifar10", "cifar100"):
+        with pytest.raises(DataError, match=r": is not the published file \(sha256:"):
+            load_dataset(name, data_dir=tmp_path, download=False)
+
+
+@pytest.mark.usefixtures("any_bytes")
+def test_the_file_that_is_read_is_the_one_that_is_checked(tmp_path, monkeypatch, put_idx):
+    """Unzipped files are preferred, so their digests count where both are present."""
+    put_idx(tmp_path)
+    files, folder = [], tmp_path / SOURCES["mnist"].folder
+    for names in SOURCES["mnist"].files:
+        zipped, plain = names
+        path = folder / plain
+        path.with_name(zipped).write_bytes(b"another")
+        digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        files.append({zipped: "sha256:0", plain: digest})
+    monkeypatch.setitem(SOURCES, "mnist", replace(SOURCES["mnist"], files=tuple(files)))
+    assert len(load_dataset("mnist", data_dir=tmp_path, download=False).train) == 30
+    state = {s.name: s for s in inspect_sources(tmp_path, verify=True)}["mnist"]
+    assert [file.intact for file in state.files] == [True] * 4
+    labels = folder / IDX.format("train", "labels-idx1")
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\1")
+    with pytest.raises(DataError, match=f"{labels}: is not the published file"):
+        load_dataset("mnist", data_dir=tmp_path, download=False)
 
 
 def test_paths_become_absolute_and_names_stay(tmp_path, monkeypatch):

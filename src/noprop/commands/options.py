@@ -48,7 +48,7 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dots, last = part.strip().partition("..")
         ends = [first, last] if dots else [first, first]
-        if not all(end.strip().isdecimal() for end in ends):
+        if not all(re.fullmatch(r"\s*[0-9]{1,19}\s*", end) for end in ends):
             raise ConfigError(f"--seeds: wanted such as 0..4 or 0,3,7, got {text!r}")
         low, high = map(int, ends)
         if low > high:
@@ -65,7 +65,7 @@ def parse_duration(text: str, option: str) -> float:
     Raises:
         ConfigError: If it is none; the message names ``option``.
     """
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text.strip())
     if not text.strip() or not match:
         raise ConfigError(f"{option}: wanted such as 90s, 25m or 1h30m, got {text!r}")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())

@@ -17,6 +17,8 @@ from noprop.errors import DataError
 
 __all__ = ["Dataset", "Examples", "Splits", "hold_out", "split_off_test", "stratified_split"]
 
+MAX_CLASSES = 10_000  # one-hot embeddings are the square of it: 400 MB
+MAX_NAME = 255  # what a folder's name can have
 TEST_FRACTION = 0.2
 TEST_SEED = 0  # never the seed of a run: the test part is the same for all of them
 
@@ -73,8 +75,9 @@ class Dataset:
         class_names: one per label, in label order.
 
     Raises:
-        DataError: If a part is empty, the parts differ in shape or type, a label has no name, or a
-            class has no training example.
+        DataError: If there are fewer than 2 or more than 10,000 classes, a name is longer than 255
+            characters, a part is empty, the parts differ in shape or type, a label has no name, or
+            a class has no training example.
     """
 
     name: str
@@ -83,6 +86,14 @@ class Dataset:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if not 2 <= self.num_classes <= MAX_CLASSES:
+            count = f"{self.num_classes} class{'es' * (self.num_classes != 1)}"
+            raise DataError(f"{self.name}: has {count}, wanted 2 to {MAX_CLASSES:,}")
+        if long := [name for name in self.class_names if len(name) > MAX_NAME]:
+            raise DataError(
+                f"{self.name}: a class name has {len(long[0])} characters, wanted at most "
+                f"{MAX_NAME}: {long[0][:40]!r}…"
+            )
         for part, examples in (("training", self.train), ("test", self.test)):
             if len(examples) == 0:
                 raise DataError(f"{self.name}: the {part} part is empty")

@@ -18,6 +18,7 @@ from typing import IO
 
 from noprop.data.sources import Download, Source
 from noprop.errors import DataError
+from noprop.files import open_regular
 
 __all__ = ["digest_of", "fetch"]
 
@@ -52,7 +53,7 @@ def fetch(source: Source, root: Path) -> None:
 
 def digest_of(path: Path, algorithm: str) -> str:
     """Hexadecimal digest of a file, for "sha256" or "md5"."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 

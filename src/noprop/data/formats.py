@@ -5,12 +5,20 @@ short, long, damaged or mislabelled file is never half-read. Nothing in a file i
 """
 
 import gzip
+import io
 import math
+import os
 import struct
+import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,10 +27,14 @@ from torch import Tensor
 
 from noprop.data.arrays import Dataset, Examples, split_off_test
 from noprop.errors import DataError
+from noprop.files import may_unpack, open_regular
 
-__all__ = ["read_arrays", "read_cifar", "read_idx", "read_npz", "to_examples"]
+__all__ = ["array_names", "read_arrays", "read_cifar", "read_idx", "read_npz", "to_examples"]
 
 GZIP_MAGIC = b"\x1f\x8b"
+NPY_MAGIC = b"\x93NUMPY"
+HEADER_BYTES = 1 << 16  # of an array; NumPy itself reads 10,000
+TEXT_BYTES = 1 << 24  # 16 MiB
 CIFAR_SHAPE = (3, 32, 32)
 
 
@@ -39,35 +51,49 @@ def read_idx(path: Path, dims: int) -> UInt8[Tensor, "..."]:
     Raises:
         DataError: If the file is anything but one such array, complete and nothing more.
     """
-    data = read_bytes(path)
-    if data.startswith(GZIP_MAGIC):
+    with open_data(path) as file:
+        packed = os.fstat(file.fileno()).st_size
+        if file.peek(2)[:2] != GZIP_MAGIC:
+            return _read_idx(path, file, dims, packed)
         try:
-            data = gzip.decompress(data)
+            with gzip.GzipFile(fileobj=file) as stream:
+                return _read_idx(path, stream, dims, packed)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: truncated or damaged gzip file: {error}") from error
-    if len(data) < 4 or data[:2] != b"\0\0":
+
+
+def _read_idx(path: Path, file: BufferedIOBase, dims: int, packed: int) -> UInt8[Tensor, "..."]:
+    """Read an idx file, unzipped, of ``packed`` bytes on disk."""
+    start = 4 + 4 * dims
+    header = file.read(start)
+    if len(header) < 4 or header[:2] != b"\0\0":
         raise DataError(
-            f"{path}: not an idx file: begins with {data[:4].hex() or 'nothing'}, "
+            f"{path}: not an idx file: begins with {header[:4].hex() or 'nothing'}, "
             f"wanted 0000080{dims}"
         )
-    if data[2] != 8 or data[3] != dims:
+    if header[2] != 8 or header[3] != dims:
         raise DataError(
-            f"{path}: holds {data[3]}-dimensional idx data of type 0x{data[2]:02x}, wanted {dims} "
-            f"dimension(s) of type 0x08; were images and labels exchanged?"
+            f"{path}: holds {header[3]}-dimensional idx data of type 0x{header[2]:02x}, wanted "
+            f"{dims} dimension(s) of type 0x08; were images and labels exchanged?"
         )
-    start = 4 + 4 * dims
-    if len(data) < start:
+    if len(header) < start:
         raise DataError(f"{path}: ends within its idx header")
-    shape = struct.unpack(f">{dims}I", data[4:start])
+    shape = struct.unpack(f">{dims}I", header[4:])
     expected = math.prod(shape)
     if expected == 0:
         raise DataError(f"{path}: its idx header says {shape}, so it holds no data")
-    if len(data) - start != expected:
-        raise DataError(
-            f"{path}: its idx header says {shape}, {expected} bytes, "
-            f"but {len(data) - start} follow it"
-        )
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(shape)
+    claim = f"{path}: its idx header says {shape}, {expected} bytes, but"
+    if not may_unpack(expected, packed):
+        raise DataError(f"{claim} the file has {packed}: refused as a bomb")
+    if not isinstance(file, gzip.GzipFile) and packed - start != expected:
+        raise DataError(f"{claim} {packed - start} follow it")
+    data = bytearray(expected)
+    found = file.readinto(data)
+    if found < expected:
+        raise DataError(f"{claim} {found} follow it")
+    if file.read(1):  # of a gzip file this compares its checksum too
+        raise DataError(f"{claim} more follow it")
+    return torch.frombuffer(data, dtype=torch.uint8).view(shape)
 
 
 def read_cifar(
@@ -87,16 +113,19 @@ def read_cifar(
         DataError: If the file has a part of a record, another number of them, or a label that is
             out of range.
     """
-    data = read_bytes(path)
     size = len(label_limits) + math.prod(CIFAR_SHAPE)
-    if len(data) % size:
-        raise DataError(
-            f"{path}: {len(data)} bytes are not whole records of {size} bytes: "
-            f"truncated, or of another CIFAR"
-        )
-    if records is not None and len(data) != records * size:
-        raise DataError(f"{path}: holds {len(data) // size} records, wanted {records}")
-    table = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, size)
+    with open_data(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        if length % size:
+            raise DataError(
+                f"{path}: {length} bytes are not whole records of {size} bytes: "
+                f"truncated, or of another CIFAR"
+            )
+        if records is not None and length != records * size:
+            raise DataError(f"{path}: holds {length // size} records, wanted {records}")
+        data = bytearray(length)
+        file.readinto(data)
+    table = torch.frombuffer(data, dtype=torch.uint8).view(-1, size)
     for column, limit in enumerate(label_limits):
         worst = int(table[:, column].max())
         if worst >= limit:
@@ -114,38 +143,121 @@ def read_npz(path: Path) -> Dataset:
     Raises:
         DataError: If the file is damaged, holds Python objects, or its arrays are not a data set.
     """
-    arrays = read_arrays(path)
     parts = ("x_train", "y_train", "x_test", "y_test")
-    if all(key in arrays for key in parts):
+    held = array_names(path)
+    if all(key in held for key in parts):
+        arrays = read_arrays(path, parts)
         train = to_examples(path, arrays, "x_train", "y_train")
         test = to_examples(path, arrays, "x_test", "y_test")
         return Dataset(str(path), train, test, _numbered(path, train))
-    if "x" in arrays and "y" in arrays and not any(key in arrays for key in parts):
-        whole = to_examples(path, arrays, "x", "y")
+    if "x" in held and "y" in held and not any(key in held for key in parts):
+        whole = to_examples(path, read_arrays(path, ("x", "y")), "x", "y")
         return split_off_test(str(path), whole, _numbered(path, whole))
     raise DataError(
-        f"{path}: holds the arrays {', '.join(arrays) or '(none)'}; "
+        f"{path}: holds the arrays {name_some(held)}; "
         f"wanted x and y, or x_train, y_train, x_test and y_test"
     )
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file by name; the array of an ``.npy`` file as ``x``.
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays in an ``.npz`` file, or ``x`` for the array of an ``.npy`` file."""
+    with _opened(path) as (_, members):
+        return list(members)
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those arrays of an ``.npz`` file by name; the array of an ``.npy`` file as ``x``.
+
+    Only they are unpacked, each only when its header agrees with what the file has.
+
+    Args:
+        path: the file.
+        names: each in :func:`array_names` of it.
 
     Raises:
-        DataError: If the file is empty, damaged, no NumPy file, or holds Python objects, which
-            could run code when read and therefore never are.
+        DataError: If the file is empty, damaged, no NumPy file, unpacks to more than
+            :func:`~noprop.files.may_unpack` allows, or holds Python objects, which could run code
+            when read and therefore never are.
     """
-    read_bytes(path, limit=1)
-    try:
-        with path.open("rb") as file:  # given a path, NumPy leaves a damaged file open
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {"x": loaded}
-            with loaded:
-                return {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a readable NumPy file of plain numbers: {error}") from error
+    with _opened(path) as (packed, members):
+        return {name: _read_array(members[name], packed) for name in names}
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An array in a file: its name there, its size in bytes, unpacked and packed, and a way in."""
+
+    name: str
+    size: int
+    packed: int
+    open: Callable[[], BufferedIOBase]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, dict[str, _Member]]]:
+    """The size of a NumPy file and its arrays by name; what fails in the block is reported of it.
+
+    Damage shows as exceptions of any kind: struct.error, SyntaxError, RecursionError, MemoryError.
+    """
+    with open_data(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        size = os.fstat(file.fileno()).st_size
+        try:
+            if file.peek(6)[:6] == NPY_MAGIC:
+                yield size, {"x": _Member("x", size, size, partial(open_data, path))}
+                return
+            with zipfile.ZipFile(file) as archive:
+                members = [_member(archive, info) for info in archive.infolist()]
+                yield size, {member.name.removesuffix(".npy"): member for member in members}
+        except DataError:
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(f"{path}: not a readable NumPy file of plain numbers: {why}") from error
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    def opened() -> BufferedIOBase:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile unpacks the others without a limit; NumPy writes only these two.
+            raise ValueError(f"{name_some([info.filename])} is neither stored nor deflated")
+        return cast("zipfile.ZipExtFile", archive.open(info))
+
+    return _Member(info.filename, info.file_size, info.compress_size, opened)
+
+
+def _read_array(member: _Member, file_size: int) -> np.ndarray:
+    """Read one array whole, its header first.
+
+    Raises:
+        ValueError: If the header does not agree with the sizes, or the array is not of numbers.
+    """
+    name = name_some([member.name])
+    packed = min(member.packed, file_size)
+    if not may_unpack(member.size, packed):
+        raise ValueError(f"{name} unpacks from {packed} bytes to {member.size}: refused as a bomb")
+    with member.open() as stream:
+        head = io.BytesIO(stream.read(HEADER_BYTES))
+        if head.getvalue()[:6] != NPY_MAGIC:
+            raise ValueError(f"{name} begins with no header of an array")
+        version = np.lib.format.read_magic(head)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} has a header of version {version}, wanted 1.0 or 2.0")
+        first = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(head)
+    if dtype.kind not in "biufc":
+        raise ValueError(f"{name} is of type {name_some([str(dtype)])}, wanted numbers")
+    expected, held = math.prod(shape) * dtype.itemsize, member.size - head.tell()
+    if min(shape, default=0) < 0 or expected != held:
+        raise ValueError(
+            f"{name} says that it is {dtype} of shape {str(shape)[:60]}, but {held} bytes follow"
+        )
+    with member.open() as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        if stream.read(1):  # at the end of a member its checksum is compared
+            raise ValueError(f"{name} is longer than its header says")
+    return array
 
 
 def to_examples(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str) -> Examples:
@@ -209,16 +321,35 @@ def to_inputs(path: Path, key: str, array: np.ndarray) -> Shaped[Tensor, "n ..."
     return images if first else images.permute(0, 3, 1, 2).contiguous()
 
 
-def read_bytes(path: Path, limit: int = -1) -> bytes:
-    """The file's bytes (the first ``limit`` of them), or a DataError where there are none."""
+def read_bytes(path: Path, limit: int = TEXT_BYTES) -> bytes:
+    """The bytes of a small file.
+
+    Raises:
+        DataError: If there is no such file, or it has no byte or more than ``limit``.
+    """
+    with open_data(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise DataError(f"{path}: has more than {limit} bytes, so it is not the file that it seems")
+    return data
+
+
+def open_data(path: Path) -> BufferedReader:
+    """The opened file, or a DataError where there is none, an empty one, or not a regular one."""
     try:
-        with path.open("rb") as file:
-            data = file.read(limit)
+        file = open_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not data:
+    if not os.fstat(file.fileno()).st_size:
+        file.close()
         raise DataError(f"{path}: the file is empty")
-    return data
+    return file
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names, each cut where it is long, and how many others there are."""
+    shown = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:10]]
+    return (", ".join(shown) or "(none)") + (f", … ({len(names)})" if len(names) > 10 else "")
 
 
 def _numbered(path: Path, examples: Examples) -> tuple[str, ...]:

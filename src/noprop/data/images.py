@@ -6,19 +6,26 @@ antialiased when shrinking; the aspect ratio is not kept).
 """
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from noprop.data.formats import read_arrays, read_bytes, to_inputs
+from noprop.data.formats import array_names, name_some, open_data, read_arrays, to_inputs
 from noprop.errors import DataError
+from noprop.files import RATIO, may_unpack
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -29,12 +36,19 @@ __all__ = [
     "read_inputs",
 ]
 
+# What Pillow may take a file for, whatever its name. Of the others some start a program: EPS starts
+# Ghostscript. JPEG has MPO in it, PPM has PBM and PGM.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
 MAX_PIXELS = 50_000_000  # a few kilobytes can claim to be gigapixels; no photograph is larger
+LARGE = 12_000_000  # decoding takes some 12 bytes a pixel, so larger ones take turns
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 ORIENTATION = 0x0112
 SPAN = 128  # files a thread decodes before it takes the next ones
+
+
+_one_large_image = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ def read_image(
     """Decode one image file whole.
 
     Args:
-        path: the file, of any format that Pillow knows.
+        path: the file, of one of the formats BMP, GIF, JPEG, PNG, PPM, TIFF and WebP.
         size: (height, width) to resize to; None keeps the file's own.
         channels: 1 for grey (colours weighed as ITU-R 601 luma), 3 for RGB (grey is repeated).
 
@@ -112,9 +126,23 @@ def read_images(
         resize: whether files of another size are resized; otherwise they are an error.
 
     Raises:
-        DataError: As :func:`read_image`, or if a file has another size and ``resize`` is off.
+        DataError: As :func:`read_image`, or if all of them need more memory than there is. Where
+            ``resize`` is off, also if they need more than :func:`~noprop.files.may_unpack` allows,
+            or one has another size.
     """
-    images = torch.empty(len(files), channels, *size, dtype=torch.uint8)
+    total = len(files) * channels * size[0] * size[1]
+    if not resize and not may_unpack(total, sum(path.stat().st_size for path in files)):
+        raise DataError(
+            f"{files[0]}: {len(files)} images of {size[0]}x{size[1]} pixels are {total} bytes, "
+            f"more than {RATIO} times those of the files; give image_size"
+        )
+    try:
+        images = torch.empty(len(files), channels, *size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise DataError(
+            f"{files[0]}: {len(files)} images of {size[0]}x{size[1]} pixels are {total} bytes, "
+            f"more than this machine's memory"
+        ) from error
 
     def decode(start: int) -> None:
         for i in range(start, min(start + SPAN, len(files))):
@@ -179,10 +207,10 @@ def read_inputs(
 
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> Shaped[Tensor, "n ..."]:
-    arrays = read_arrays(path)
-    if "x" not in arrays:
-        raise DataError(f"{path}: holds {', '.join(arrays) or 'no array'}, wanted an array x")
-    x = to_inputs(path, "x", arrays["x"])
+    held = array_names(path)
+    if "x" not in held:
+        raise DataError(f"{path}: holds {name_some(held)}, wanted an array x")
+    x = to_inputs(path, "x", read_arrays(path, ["x"])["x"])
     if tuple(x.shape[1:]) != shape:
         raise DataError(
             f"{path}: its examples have shape {tuple(x.shape[1:])}, the model takes {shape}"
@@ -190,26 +218,30 @@ def _read_array(path: Path, shape: tuple[int, ...]) -> Shaped[Tensor, "n ..."]:
     return x
 
 
-def _open(path: Path):
+@contextmanager
+def _open(path: Path) -> "Iterator[Image]":
     """The opened, not yet decoded image; see :func:`read_header` for what is refused."""
-    Image = _pillow()
-    read_bytes(path, limit=1)
-    try:
-        image = Image.open(path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path}: too large an image: {error}") from error
-    except Exception as error:  # as in read_image
-        raise DataError(f"{path}: not a readable image: {error}") from error
-    problem = None
-    if image.width * image.height > MAX_PIXELS:
-        problem = f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}"
-    # Cameras store previews as further frames of an MPO, a JPEG with extra pictures behind it.
-    elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        problem = "it is animated or has several pages; give one image per file"
-    if problem:
-        image.close()
-        raise DataError(f"{path}: {problem}")
-    return image
+    pillow = _pillow()
+    with open_data(path) as file, ExitStack() as stack:
+        try:
+            image = stack.enter_context(pillow.open(file, formats=FORMATS))
+        except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+            raise DataError(f"{path}: too large an image: {error}") from error
+        except pillow.UnidentifiedImageError as error:
+            known = ", ".join(FORMATS)
+            raise DataError(f"{path}: not a readable image of {known}") from error
+        except Exception as error:  # as in read_image
+            raise DataError(f"{path}: not a readable image: {error}") from error
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise DataError(
+                f"{path}: {image.width}x{image.height} pixels are more than {MAX_PIXELS}"
+            )
+        # Cameras store previews as further frames of an MPO, a JPEG with extra pictures behind it.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise DataError(f"{path}: it is animated or has several pages; give one image per file")
+        with _one_large_image if pixels > LARGE else nullcontext():
+            yield image
 
 
 def _pillow() -> ModuleType:

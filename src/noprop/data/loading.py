@@ -67,7 +67,7 @@ def load_dataset(
             of it is damaged; the message names the file.
     """
     path = Path(name).expanduser()
-    is_npz = path.suffix.lower() == ".npz" and path.is_file()
+    is_npz = path.suffix.lower() == ".npz" and path.exists() and not path.is_dir()
     if name != "digits" and name not in SOURCES and not is_npz:
         if path.is_dir():
             return read_class_folders(path, image_size, color)
@@ -80,8 +80,7 @@ def load_dataset(
         return read_npz(path)
     source = SOURCES[name]
     folder = _find(source, data_dir, download)
-    if source.check_when_read:
-        _check(source, folder)
+    _check(source, folder)
     return source.read(folder)
 
 
@@ -145,15 +144,10 @@ def _inspect(source: Source, data_dir: Path | None, verify: bool) -> SourceStatu
     partial = [root for root in roots if (root / source.folder).is_dir()]
     root = next(iter(complete + partial), None)
     folder = None if root is None else root / source.folder
-    files = []
-    for names in source.files:
-        status = FileStatus(next(iter(names)), None, None)
-        found = [name for name in names if folder and (folder / name).exists()]
-        if folder and found:
-            path, digest = folder / found[0], names[found[0]]
-            intact = _matches(path, digest) if verify and digest is not None else None
-            status = FileStatus(found[0], path, intact)
-        files.append(status)
+    files = [
+        FileStatus(name, path, _matches(path, digest) if verify and path and digest else None)
+        for name, path, digest in source.digests(folder or roots[0] / source.folder)
+    ]
     return SourceStatus(
         source.name,
         source.shape,
@@ -197,14 +191,12 @@ def _lacks(source: Source, root: Path) -> str:
 
 def _check(source: Source, folder: Path) -> None:
     """Compare the files with their published digests."""
-    for names in source.files:
-        for name, digest in names.items():
-            path = folder / name
-            if path.is_file() and digest is not None and not _matches(path, digest):
-                raise DataError(
-                    f"{path}: is not the published file ({digest}): truncated, damaged or another; "
-                    f"remove {folder} to have it downloaded again"
-                )
+    for _, path, digest in source.digests(folder):
+        if path and digest and not _matches(path, digest):
+            raise DataError(
+                f"{path}: is not the published file ({digest}): truncated, damaged or another; "
+                f"remove {folder} to have it downloaded again"
+            )
 
 
 def _matches(path: Path, digest: str) -> bool:
@@ -228,7 +220,7 @@ def _read_digits() -> Dataset:
 
 def _unknown(name: str, path: Path) -> DataError:
     known = ["digits", *SOURCES]
-    if path.is_file():
+    if path.exists():
         return DataError(f"{name}: wanted an .npz file or a folder of class folders of images")
     if len(path.parts) > 1 or path.suffix:
         return DataError(f"{path.absolute()}: no such file or folder")

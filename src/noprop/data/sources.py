@@ -3,7 +3,7 @@
 Folders are those that the archives unpack to and that other loaders use, so one copy serves all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +51,6 @@ class Source:
         shape: of one example.
         num_classes: number of classes.
         sizes: training and test examples, as published.
-        check_when_read: whether digests are checked at every reading, because the files have
-            neither a header nor a checksum of their own.
     """
 
     name: str
@@ -63,7 +61,6 @@ class Source:
     shape: tuple[int, ...]
     num_classes: int
     sizes: tuple[int, int]
-    check_when_read: bool = False
 
     @property
     def instructions(self) -> str:
@@ -73,6 +70,14 @@ class Source:
             return f"get {first.url} and unpack it"
         names = ", ".join(item.file_name for item in self.downloads)
         return f"get {names} from {first.url.removesuffix(first.file_name)}"
+
+    def digests(self, folder: Path) -> Iterator[tuple[str, Path | None, str | None]]:
+        """Of each needed file its first name, the path that is read, and the published digest."""
+        for names in self.files:
+            # The last name first: what is unzipped is read before what is not.
+            found = next((name for name in reversed(list(names)) if (folder / name).exists()), None)
+            first = next(iter(names))
+            yield (first, None, None) if found is None else (found, folder / found, names[found])
 
     def missing(self, root: Path) -> list[str]:
         """The needed files that the data folder ``root`` lacks (of each, the first name)."""
@@ -242,7 +247,6 @@ _CATALOGUE = (
         shape=(3, 32, 32),
         num_classes=10,
         sizes=(50_000, 10_000),
-        check_when_read=True,
     ),
     Source(
         "cifar100",
@@ -259,7 +263,6 @@ _CATALOGUE = (
         shape=(3, 32, 32),
         num_classes=100,
         sizes=(50_000, 10_000),
-        check_when_read=True,
     ),
     Source(
         "tiny-imagenet",

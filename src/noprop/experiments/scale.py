@@ -121,6 +121,8 @@ def _number(name: str, text: str, *, whole: bool) -> float | int:
     except (ValueError, ZeroDivisionError):
         kind = "a whole number" if whole else "a number"
         raise ConfigError(f"--scale: {name} wants {kind}, got {text!r}") from None
-    if whole and value < 1:
-        raise ConfigError(f"--scale: {name} must be at least 1, got {text}")
+    most = 100_000 if name == "seeds" else 1_000_000_000
+    if whole and not 1 <= value <= most:
+        way = "at least 1" if value < 1 else f"at most {most:,}"
+        raise ConfigError(f"--scale: {name} must be {way}, got {text}")
     return value

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from noprop.embeddings import nearest_class
+from noprop.method_config import MAX_SAMPLES
 from noprop.methods.base import Prediction
 
 __all__ = ["STRETCHES", "ChainRecord", "check_samples", "start"]
@@ -20,13 +21,15 @@ SOME_LEVELS = 21
 
 
 def check_samples(samples: int) -> None:
-    """Refuse a number of chains below 1.
+    """Refuse a number of chains below 1, or above 1000: they are run at once.
 
     Raises:
         ValueError: If ``samples`` is out of range.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
+    if samples > MAX_SAMPLES:
+        raise ValueError(f"samples must be at most {MAX_SAMPLES}, got {samples}")
 
 
 def start(
