@@ -180,7 +180,7 @@ def _train(folder: Path, config: RunConfig, data: RunData) -> dict[str, Any]:
     return _once(folder / "scores" / "train.json", score)
 
 
-def _curve(folder: Path, config: RunConfig, data: RunData) -> list[dict[str, float]]:
+def _curve(folder: Path, config: RunConfig, data: RunData) -> list[dict[str, float | int]]:
     """Test accuracy in % and seconds of training, of each copy of the weights that was kept."""
     once = replace(config, {"evaluation.runs": 1, "evaluation.samples": 1})
     points = []
