@@ -75,8 +75,11 @@ def _family(dataset: str, epochs: dict[str, int]) -> list[RunConfig]:
 
 def _digits() -> list[RunConfig]:
     family = _family("digits", DIGITS_EPOCHS)
-    steps = {method: {"method.steps": count} for method, count in DIGITS_STEPS.items()}
-    return [replace(recipe, steps.get(recipe.method.name, {})) for recipe in family]
+    changes = {method: {"method.steps": count} for method, count in DIGITS_STEPS.items()}
+    # A readout from random is the last part to learn: 69 % after these epochs, 99 % from nearest.
+    # No denoising error is here that would draw learned embeddings together.
+    changes["backprop"] = {"method.readout_start": "nearest"}
+    return [replace(recipe, changes.get(recipe.method.name, {})) for recipe in family]
 
 
 _ALL = [

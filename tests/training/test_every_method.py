@@ -93,7 +93,7 @@ def run(request, tmp_path_factory) -> Run:
     config = replace(RunConfig(), changes)
     folder, events = tmp_path_factory.mktemp(f"{method}-{kind}") / "run", []
     trained = noprop.train(config, folder=folder, emit=events.append)
-    return Run(method, kind, config, folder, events, trained)
+    return Run(method, kind, trained.config, folder, events, trained)
 
 
 def checkpoints(folder: Path, config: RunConfig) -> dict[str, torch.Tensor]:
@@ -108,6 +108,10 @@ def checkpoints(folder: Path, config: RunConfig) -> dict[str, torch.Tensor]:
 def test_training_leaves_a_whole_run(run):
     """Its files, an event of each unit, and the updates of ``data.train_size`` examples."""
     assert open_run(run.folder) == run.config
+    assert "auto" not in (
+        run.config.method.readout_start,
+        getattr(run.config.method, "gamma_noise", 6),
+    )
     names = {f.name for f in run.folder.iterdir()}
     assert {"model.safetensors", "model.json", "evaluation.json", "metrics.jsonl"} <= names
     assert run.folder.joinpath("units").is_dir()

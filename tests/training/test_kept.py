@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from noprop.api import join
 from noprop.build import load_data
 from noprop.config import RunConfig, replace
 from noprop.errors import RunError
 from noprop.training.checkpoint import load_tensors
-from noprop.training.folder import create_run, fingerprint
+from noprop.training.folder import fingerprint
 from noprop.training.kept import kept_epochs, kept_model, kept_path
 from noprop.training.model import Model
 from noprop.training.runs import train_run
@@ -34,8 +35,9 @@ KINDS = {
 
 def train(folder: Path, **changes) -> tuple[RunConfig, Model]:
     config = replace(RunConfig(), {**SMALL, **changes})
-    create_run(folder, config)
-    return config, train_run(folder, config, load_data(config), lambda event: None)
+    data = load_data(config)
+    config = join(folder, config, data)
+    return config, train_run(folder, config, data, lambda event: None)
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
