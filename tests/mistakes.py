@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,21 @@ def make_link(name: str, target: str) -> Fault:
     def fault(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(target)
+
+    return fault
+
+
+def images_by_class(folder: str, names: Sequence[bytes | str], count: int = 12) -> Fault:
+    """Random grey images of 8×8 in a folder of each class; file names are ``0.png`` and so on."""
+
+    def fault(place: Path) -> None:
+        draws = np.random.default_rng(0)
+        for shade, name in enumerate(names):
+            inside = place / folder / os.fsdecode(name)
+            inside.mkdir(parents=True)
+            for number, pixels in enumerate(draws.integers(0, 60, (count, 8, 8))):
+                image = Image.fromarray((pixels + 30 * shade).astype(np.uint8))
+                image.save(inside / f"{number}.png")
 
     return fault
 

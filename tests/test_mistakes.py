@@ -17,6 +17,7 @@ from mistakes import (
     FAST,
     class_folders,
     edit,
+    images_by_class,
     line_of_error,
     make_fifo,
     make_folder,
@@ -306,7 +307,79 @@ RUNS = [
     ),
 ]
 
-TERMINAL = []
+HOSTILE = "\x1b[31m"  # red
+OWN = """
+import sys
+from torch import nn
+class Exits(nn.Linear):
+    calls = 0
+    def __init__(self): super().__init__(64, 4)
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x.flatten(1)) if self.calls == 1 else sys.exit(0)
+def raises(): raise BaseException("\\x1b[31m")
+def narrow(x): return nn.Flatten()
+"""
+
+TERMINAL = [
+    row("control-in-recipe", ["train", HOSTILE], "unknown recipe"),
+    row("control-in-command", [HOSTILE], r"unknown command \x1b[31m"),
+    row("control-in-option", ["train", f"--lr{HOSTILE}", "1"], "unknown option --lr"),
+    row("control-in-path", ["evaluate", f"{HOSTILE}\n"], r"\x1b[31m\n: is no run folder"),
+    row("bytes-in-path", ["evaluate", "r\udcff"], r"r\xff", "a name in UTF-8"),
+    row("bytes-in-run", [*SMALL.split(), "--run", "r\udcff"], r"r\xff", "a name in UTF-8"),
+    row(
+        "bytes-in-dataset",
+        [*SMALL.split(), "--dataset", "i\udcff"],
+        *("data.dataset: input should be a valid string", r"i\udcff"),
+        fault=images_by_class("i\udcff", ["a", "b"]),
+    ),
+    row(
+        "control-in-toml",
+        "train --config c.toml",
+        r"unknown field \x1b[31m\n",
+        fault=write("c.toml", '"\\u001b[31m\\n" = 1'),
+    ),
+    *(
+        row(f"no-user-{name}", f"{command} ~nosuchuser/x", "~nosuchuser/x", "no such user")
+        for name, command in {
+            "run": "train --run",
+            "resume": "train --resume",
+            "config": "train --config",
+            "data-dir": "data --data-dir",
+            "dataset": "train --dataset",
+            "evaluate": "evaluate",
+            "out": "grid digits-dt --out",
+        }.items()
+    ),
+    row("encoder-exits", "train --encoder sys:exit", "making the encoder failed: SystemExit"),
+    row(
+        "encoder-exits-later",
+        f"{SMALL} --encoder own_exits:Exits --run kept",
+        "the encoder fails on a batch of shape (128, 1, 8, 8): SystemExit: 0",
+        fault=write("own_exits.py", OWN),
+    ),
+    row(
+        "encoder-raises",
+        "train --encoder own_raises:raises",
+        r"making the encoder failed: BaseException: \x1b[31m",
+        fault=write("own_raises.py", OWN),
+    ),
+    row(
+        "encoder-takes-arguments",
+        "train --encoder own_narrow:narrow",
+        "making the encoder failed: TypeError: narrow() missing 1 required",
+        fault=write("own_narrow.py", OWN),
+    ),
+    row(
+        "encoder-exits-at-import",
+        "evaluate run --encoder own_exit:f",
+        "--encoder own_exit:f: importing own_exit failed: SystemExit: 3",
+        fault=write("own_exit.py", "raise SystemExit(3)"),
+    ),
+    row("encoder-relative", "train --encoder .own:f", "--encoder .own:f", "relative import"),
+    row("encoder-without-function", "train --encoder os:", "--encoder wants MODULE:FUNCTION"),
+]
 
 
 @pytest.mark.parametrize(("argv", "words", "faults", "env"), [*OPTIONS, *DATA, *RUNS, *TERMINAL])

@@ -5,12 +5,14 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from noprop.config import RunConfig, fields_of, from_toml, parse_value, replace
-from noprop.errors import ConfigError, NoPropError
+from noprop.errors import ConfigError, NoPropError, RunError
 from noprop.parser import DEFAULT_RECIPE, build_parser
 from noprop.recipes import find_recipe
+from noprop.terminal import readable_output, tell
 
 __all__ = ["main"]
 
@@ -47,6 +49,28 @@ def assignments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on stderr and a status that is not zero."""
+    with readable_output():
+        try:
+            try:
+                return _run(argv)
+            finally:
+                sys.stdout.flush()  # here, for at the end of Python an error would be a trace
+        except NoPropError as error:
+            return _failed(str(error))
+        except BrokenPipeError:
+            return 141  # as a shell reports SIGPIPE: the reader, such as head, has enough
+        except OSError as error:
+            what = f"{error.filename}: " if error.filename else ""
+            return _failed(f"{what}{error.strerror or error}")
+        except UnicodeEncodeError as error:  # a file name, where the locale has ASCII alone
+            return _failed(f"{error.object}: cannot be written in {error.encoding}")
+        except KeyboardInterrupt:
+            with suppress(OSError):
+                tell("noprop: stopped")
+            return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser, made = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if arguments.command is None:
@@ -54,26 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if unknown:
         made[arguments.command].error(f"unrecognized arguments: {unknown[0].partition('=')[0]}")
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise RunError("the current folder does not exist any more; change to another") from None
     warnings.filterwarnings("ignore", module=r"PIL\.")  # an image that matters is an error
     if "RANK" in os.environ:  # or each process of torchrun shows a stack when another ends
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    try:
-        arguments.configuration = lambda: configuration(arguments)
-        arguments.changes = lambda: assignments(arguments)
-        arguments.overrides = lambda: overrides(arguments)
-        from noprop import commands
+    arguments.configuration = lambda: configuration(arguments)
+    arguments.changes = lambda: assignments(arguments)
+    arguments.overrides = lambda: overrides(arguments)
+    from noprop import commands
 
-        return getattr(commands, arguments.command)(arguments)
-    except NoPropError as error:
-        print(f"noprop: error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        what = f"{error.filename}: " if error.filename else ""
-        print(f"noprop: error: {what}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("noprop: stopped", file=sys.stderr)
-        return 130
+    return getattr(commands, arguments.command)(arguments)
+
+
+def _failed(message: str) -> int:
+    with suppress(OSError):
+        tell(f"noprop: error: {message}")
+    return 1

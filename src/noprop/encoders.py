@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from noprop.errors import ConfigError
 from noprop.layers import DropoutKind, ReLUDropout, Sequence, stochastic_call
 from noprop.randomness import seeded
 
@@ -144,10 +145,18 @@ class CustomEncoder(nn.Module):
     ) -> Float[Tensor, "batch features"]:
         """The module's features, flattened to (B, F)."""
         if generator is None or not self.training:
-            return self.module(x).flatten(1)
+            return self._features(x)
         drawn = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
         with seeded(int(drawn), x.device):
+            return self._features(x)
+
+    def _features(self, x: Tensor) -> Tensor:
+        try:
             return self.module(x).flatten(1)
+        except (Exception, SystemExit) as error:  # whatever a user's code may raise: it may exit
+            raise ConfigError(
+                f"the encoder fails on a batch of shape {tuple(x.shape)}: {_words_of(error)}"
+            ) from error
 
 
 class Features(nn.Module):
@@ -214,7 +223,9 @@ def _made_by(factory: EncoderFactory) -> nn.Module:
     """What a user's function gives, if it is a module."""
     try:
         module = factory()
-    except Exception as error:  # whatever a user's code may raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's code may raise: it may exit
         raise ValueError(f"making the encoder failed: {_words_of(error)}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"the encoder must be an nn.Module, got {type(module).__name__}")
@@ -228,7 +239,9 @@ def _feature_count(encoder: nn.Module, shape: tuple[int, ...]) -> int:
     try:
         with torch.no_grad():
             features = module.eval()(torch.zeros(2, *shape))
-    except Exception as error:  # as above
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as above
         raise ValueError(
             f"the encoder fails on a batch of shape {(2, *shape)}: {_words_of(error)}"
         ) from error
@@ -243,6 +256,6 @@ def _feature_count(encoder: nn.Module, shape: tuple[int, ...]) -> int:
     return features[0].numel()
 
 
-def _words_of(error: Exception) -> str:
+def _words_of(error: BaseException) -> str:
     """An error of a user's own code in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

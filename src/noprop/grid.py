@@ -160,7 +160,7 @@ class _Grid:
         """Make or join a run's folder; None if it is finished, and its results are there."""
         if (run.folder / "model.json").is_file() and (run.folder / "evaluation.json").is_file():
             join_run(run.folder, api.settled(run.config, open_run(run.folder)))
-            run.results = json.loads((run.folder / "evaluation.json").read_text())
+            run.results = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
             return None
         config, data = api.prepare_run(run.config, None, self.data_dir, None, self.encoder)
         config = api.join(run.folder, config, data, self.encoder)
@@ -174,7 +174,7 @@ class _Grid:
             api.assemble(
                 run.folder, data_dir=self.data_dir, encoder=self.encoder, emit=self._emit_of(run)
             )
-            run.results = json.loads((run.folder / "evaluation.json").read_text())
+            run.results = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
         except NoPropError as error:
             run.error = error
 

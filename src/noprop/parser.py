@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from noprop import __version__
 from noprop.config import fields_of
 from noprop.recipes import NAMES, find_recipe
+from noprop.terminal import printable
 
 __all__ = ["DEFAULT_RECIPE", "Parser", "build_parser", "option_names"]
 
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         elif unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
             known = [c for action in self._actions for c in action.choices or ()]
             message = f"unknown command {unknown[1]}{_nearest(unknown[1], known)}"
-        self.exit(2, f"noprop: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"noprop: error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def whole_number(text: str) -> int:
@@ -56,6 +57,16 @@ def whole_number(text: str) -> int:
 def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _path(text: str) -> Path:
+    """A path, with the home folder in place of a leading ``~`` where the shell left it."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: there is no such user, or no home folder; a file of this name is ./{text}"
+        ) from None
 
 
 def option_names() -> dict[str, str]:
@@ -90,9 +101,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     train = command("train", "Train a recipe, evaluate it, and leave a run folder.")
     # Both, for torchrun takes --run for an option of its own, even behind the program's name.
     train.add_argument(
-        "--run", "--run-dir", type=Path, metavar="DIR", help="run folder [runs/RECIPE]"
+        "--run", "--run-dir", type=_path, metavar="DIR", help="run folder [runs/RECIPE]"
     )
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run")
+    train.add_argument("--resume", type=_path, metavar="RUN", help="go on with a run")
     train.add_argument(
         "--units",
         metavar="LIST",
@@ -109,7 +120,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             metavar="RECIPE",
             help=f"{NAMES} [{DEFAULT_RECIPE}, whose values are shown below]",
         )
-        sub.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of fields")
+        sub.add_argument("--config", type=_path, metavar="FILE", help="a TOML file of fields")
         sub.add_argument(
             "--set", action="append", default=[], metavar="FIELD=VALUE", help="set any field"
         )
@@ -117,13 +128,13 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     grid = command("grid", "Train recipes by seeds, each a run folder, and compare them.")
     _add_grid(grid)
     assemble = command("assemble", "Make a run's model out of its trained units, and evaluate it.")
-    assemble.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    assemble.add_argument("run", type=_path, metavar="RUN", help="a run folder")
     assemble.add_argument("--quiet", action="store_true", help="show no progress")
     evaluate = command("evaluate", "Measure a trained run on a part of its data.")
     predict = command("predict", "Classify images, or arrays of .npy and .npz files.")
     plot = command("plot", "Draw a run: curves, schedule, a label appearing, embeddings.")
     for sub in (evaluate, predict, plot):
-        sub.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+        sub.add_argument("run", type=_path, metavar="RUN", help="a run folder")
         sub.add_argument("--device", help="auto, cpu, cuda or mps [as trained]")
         sub.add_argument(
             "--set",
@@ -136,7 +147,12 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         "--part", choices=("test", "validation", "train"), default="test", help="[test]"
     )
     predict.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    predict.add_argument(
+        "--format",
+        choices=("table", "csv", "json"),
+        default="table",
+        help="json has names as they are; csv begins with ' those that would be formulas [table]",
+    )
     predict.add_argument(
         "--samples", type=whole_number, help="K, chains to average [as configured]"
     )
@@ -146,7 +162,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     predict.add_argument("--no-noise", action="store_true", help="run the mean chain")
     predict.add_argument("--seed", type=int, default=0, help="of the chains [0]")
     predict.add_argument("--top", type=whole_number, default=3, help="classes to show [3]")
-    plot.add_argument("--out", type=Path, metavar="DIR", help="where to [RUN/plots]")
+    plot.add_argument("--out", type=_path, metavar="DIR", help="where to [RUN/plots]")
     bench = command("bench", "Measure speed and memory against the plain loop, on the CPU.")
     _add_bench(bench)
     reproduce = command(
@@ -156,7 +172,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     data = command("data", "Show the data sets: what is here, where, and whether it is intact.")
     data.add_argument("--verify", action="store_true", help="compare every file with its hash")
     for sub in (train, grid, assemble, evaluate, plot, bench, reproduce, data):
-        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data here first")
+        sub.add_argument("--data-dir", type=_path, metavar="DIR", help="look for data here first")
     own = "makes an image encoder of your own"
     for sub in (assemble, evaluate, predict, plot):
         sub.add_argument("--encoder", metavar="MODULE:FUNCTION", help=own)
@@ -174,7 +190,7 @@ def _add_grid(parser: Parser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         default=Path("runs"),
         metavar="DIR",
         help="where the run folders are, RECIPE-seed-N; finished ones are not trained again [runs]",
@@ -259,7 +275,7 @@ def _add_bench(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="where results go [bench, bench-2, …]",
     )
@@ -302,14 +318,14 @@ def _add_reproduce(parser: Parser) -> None:
     )
     parser.add_argument(
         "--runs",
-        type=Path,
+        type=_path,
         default=Path("runs/reproduction"),
         metavar="DIR",
         help="where run folders go [runs/reproduction]",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         default=Path("results/reproduction"),
         metavar="DIR",
         help="where results.jsonl, tables and figures go [results/reproduction]",

@@ -39,7 +39,7 @@ def describe_machine() -> dict[str, Any]:
 def processor_name() -> str:
     """The model's name, where the system tells."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     return names.get("model name") or platform.processor() or platform.machine()
 

@@ -3,12 +3,12 @@
 import argparse
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from noprop.errors import ConfigError
 from noprop.report.progress import StepsReport
+from noprop.terminal import printable, show, show_json, tell
 from noprop.training.folder import make_free_folder
 
 __all__ = ["bench"]
@@ -29,9 +29,7 @@ def bench(arguments: argparse.Namespace) -> int:
         methods = tuple(name.strip() for name in arguments.methods.split(","))
     elif importlib.util.find_spec("torchdiffeq") is None:
         methods = tuple(m for m in methods if m != "adjoint")
-        print(
-            "without adjoint, which needs torchdiffeq: pip install 'noprop[ode]'", file=sys.stderr
-        )
+        tell("without adjoint, which needs torchdiffeq: pip install 'noprop[ode]'")
     settings = Settings(
         dataset=arguments.dataset,
         methods=methods,
@@ -65,11 +63,11 @@ def bench(arguments: argparse.Namespace) -> int:
     try:
         paths = draw_bench(results, out)
     except ConfigError as error:  # figures are an extra; the measurements are not lost for it
-        print(f"no figures: {error}", file=sys.stderr)
+        tell(f"no figures: {error}")
         paths = []
     if arguments.json:
-        print(json.dumps(results, indent=1))
+        show_json(results)
         return 0
-    print(bench_text(results))
-    print("\n" + "\n".join(map(str, [place, *paths])))
+    show(bench_text(results))
+    show("\n" + "\n".join(map(printable, [place, *paths])))
     return 0

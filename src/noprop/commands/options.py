@@ -23,7 +23,9 @@ def named_encoder(name: str | None) -> EncoderFactory | None:
         factory = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--encoder wants MODULE:FUNCTION, got {name!r}: {error}") from None
-    except Exception as error:  # whatever the user's module may raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module may raise: it may exit
         words = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"--encoder {name}: importing {module} failed: {words}") from error
     if not callable(factory):

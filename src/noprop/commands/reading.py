@@ -2,8 +2,7 @@
 
 import argparse
 import csv
-import json
-import sys
+import io
 from typing import Any
 
 from noprop import api
@@ -13,6 +12,7 @@ from noprop.data import SOURCES, inspect_sources, load_dataset, read_inputs, sea
 from noprop.errors import ConfigError
 from noprop.report.description import describe as description
 from noprop.report.tables import description_text, evaluation_text, table
+from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["data", "describe", "evaluate", "plot", "predict"]
 
@@ -23,7 +23,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     overrides = arguments.changes()
     model = api.load(arguments.run, device=arguments.device, encoder=encoder, overrides=overrides)
     results = model.evaluate(arguments.data_dir, arguments.part)
-    print(json.dumps(results, indent=1) if arguments.json else evaluation_text(results))
+    show_json(results) if arguments.json else show(evaluation_text(results))
     return 0
 
 
@@ -53,13 +53,15 @@ def predict(arguments: argparse.Namespace) -> int:
     ]
     form = "json" if arguments.json else arguments.format
     if form == "table":
-        print(table(["file", *(f"#{i + 1}" for i in range(top.indices.shape[1]))], rows))
+        show(table(["file", *(f"#{i + 1}" for i in range(top.indices.shape[1]))], rows))
     elif form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["file", "label", *model.class_names])
+        classes = list(map(_csv_cell, model.class_names))
+        writer = csv.writer(lines := io.StringIO(), lineterminator="\n")
+        writer.writerow(["file", "label", *classes])
         for name, p in zip(names, probabilities.tolist(), strict=True):
-            label = model.class_names[p.index(max(p))]
-            writer.writerow([name, label, *(f"{v:.6f}" for v in p)])
+            label = classes[p.index(max(p))]
+            writer.writerow([_csv_cell(name), label, *(f"{v:.6f}" for v in p)])
+        show(lines.getvalue().removesuffix("\n"))
     else:
         answer = [
             {
@@ -69,15 +71,29 @@ def predict(arguments: argparse.Namespace) -> int:
             }
             for name, p in zip(names, probabilities.tolist(), strict=True)
         ]
-        print(json.dumps(answer, indent=1))
+        show_json(answer)
     return 0
+
+
+def _csv_cell(name: str) -> str:
+    """A name in one line, which no spreadsheet takes for a formula; numbers stay numbers."""
+    name = printable(name)
+    return f"'{name}" if name[:1] in ("=", "+", "-", "@") and not _is_number(name) else name
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def describe(arguments: argparse.Namespace) -> int:
     """``noprop describe``."""
     config = arguments.configuration()
     about = description(config, *_shape(config))
-    print(json.dumps(about, indent=1) if arguments.json else description_text(about))
+    show_json(about) if arguments.json else show(description_text(about))
     return 0
 
 
@@ -98,7 +114,7 @@ def data(arguments: argparse.Namespace) -> int:
     """``noprop data``."""
     found = inspect_sources(arguments.data_dir, verify=arguments.verify)
     if arguments.json:
-        print(json.dumps([_status(s) for s in found], indent=1))
+        show_json([_status(s) for s in found])
         return 0
     rows = []
     for s in found:
@@ -108,9 +124,9 @@ def data(arguments: argparse.Namespace) -> int:
         where = s.how if s.available else "downloaded when asked for"
         sizes = [f"{n:,}" for n in s.sizes]
         rows.append([s.name, size, str(s.num_classes), *sizes, state, str(s.folder or where)])
-    print(table(["data set", "shape", "classes", "train", "test", "state", "where, or how"], rows))
-    places = ", ".join(map(str, search_path(arguments.data_dir)))
-    print(f"\nlooked in {places} (--data-dir, then NOPROP_DATA, then the cache)")
+    show(table(["data set", "shape", "classes", "train", "test", "state", "where, or how"], rows))
+    places = ", ".join(map(printable, search_path(arguments.data_dir)))
+    show(f"\nlooked in {places} (--data-dir, then NOPROP_DATA, then the cache)")
     return 0
 
 
@@ -145,11 +161,11 @@ def plot(arguments: argparse.Namespace) -> int:
     paths = save_pictures(pictures, arguments.out or arguments.run / "plots")
     for picture in pictures:
         if picture.trouble:
-            print(f"{picture.name}: cannot be drawn: {picture.trouble}", file=sys.stderr)
+            tell(f"{picture.name}: cannot be drawn: {picture.trouble}")
     place = (arguments.out or arguments.run) / "report.html"
     page = write_page(arguments.run, model.model, pictures, place)
     if arguments.json:  # the pictures; the page is always report.html
-        print(json.dumps([str(p) for p in paths]))
+        show_json([str(p) for p in paths])
     else:
-        print("\n".join(map(str, [*paths, page])))
+        show("\n".join(map(printable, [*paths, page])))
     return 0

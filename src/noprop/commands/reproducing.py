@@ -1,9 +1,7 @@
 """``noprop reproduce``."""
 
 import argparse
-import json
 import math
-import sys
 from typing import Any
 
 from noprop.commands.options import parse_duration, parse_seeds
@@ -17,6 +15,7 @@ from noprop.experiments.reproduce import reproduce as run_experiments
 from noprop.experiments.scale import parse_scale
 from noprop.experiments.tables import brief
 from noprop.report.tables import duration, table
+from noprop.terminal import printable, show, show_json, tell
 from noprop.training.groups import core_count
 from noprop.training.signals import Terminated, answered_between_updates
 
@@ -55,7 +54,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
                     wanted, beside=beside, deadline=deadline, emit=report
                 )
         except KeyboardInterrupt as stop:
-            print("stopped; go on with the same command", file=sys.stderr)
+            tell("stopped; go on with the same command")
             return 143 if isinstance(stop, Terminated) else 130
     chosen = {(cell.name, wanted.scale.name) for cell in wanted.cells}
     found = summaries(read_records(wanted.records))
@@ -68,15 +67,15 @@ def reproduce(arguments: argparse.Namespace) -> int:
             "failed": {run: str(error) for run, error in failed.items()},
             "files": list(map(str, paths)),
         }
-        print(json.dumps(about, indent=1))
+        show_json(about)
     else:
         if found:
-            print(table(BRIEF, brief(found)) + "\n")
+            show(table(BRIEF, brief(found)) + "\n")
         if "table5" in wanted.experiments:
-            print(parameter_table() + "\n")
-        print("written: " + ", ".join(map(str, paths)))
+            show(parameter_table() + "\n")
+        show("written: " + ", ".join(map(printable, paths)))
     for error in failed.values():
-        print(f"noprop: error: {error}", file=sys.stderr)
+        tell(f"noprop: error: {error}")
     return 1 if failed else 0
 
 
@@ -113,7 +112,7 @@ def _show_plan(
             {"cell": p.cell.name, "seeds": p.seeds, "done": p.done, "seconds": p.seconds}
             for p in planned
         ]
-        print(json.dumps({"scale": wanted.scale.name, "cells": cells}, indent=1))
+        show_json({"scale": wanted.scale.name, "cells": cells})
         return 0
     rows = [
         [
@@ -125,13 +124,13 @@ def _show_plan(
         ]
         for p, seconds in zip(planned, left, strict=True)
     ]
-    print(table([f"cell, scale {wanted.scale.name}", "seeds", "done", "a seed", "left"], rows))
+    show(table([f"cell, scale {wanted.scale.name}", "seeds", "done", "a seed", "left"], rows))
     runs = sum(len(p.seeds) for p in planned)
     done = sum(len(p.done) for p in planned)
     # The longest run cannot be shared among processes.
     longest = max([p.seconds or 0.0 for p in planned], default=0.0)
     whole = max(sum(left) / beside, longest)
-    print(
+    show(
         f"\n{done} of {runs} runs are done; the others take {duration(sum(left))} of one process "
         f"of one thread,\nabout {duration(whole)} with {beside} at a time (--jobs), by steps timed "
         "just now on this machine"

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from noprop.grid import GridRun, summary, train_grid
 from noprop.report.grid import GridReport, grid_text
 from noprop.report.progress import ProgressReport
 from noprop.report.tables import evaluation_text
+from noprop.terminal import printable, show, show_json, tell
 from noprop.training.engines import Engine
 from noprop.training.model import open_run
 from noprop.training.signals import Terminated, answered_between_updates
@@ -94,7 +94,7 @@ def train(arguments: argparse.Namespace) -> int:
         part += engine_options(arguments)
         how = f"; go on with: noprop train --resume {folder}{part}" if made else ""
         if first:
-            print(f"stopped{how}", file=sys.stderr)
+            tell(f"stopped{how}")
         return 143 if isinstance(stop, Terminated) else 130
     finally:
         report.close()
@@ -121,10 +121,7 @@ def _check_torchrun(arguments: argparse.Namespace) -> None:
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         if os.environ["RANK"] == "0" and not arguments.quiet:
-            print(
-                "torchrun: a restart may hang; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it",
-                file=sys.stderr,
-            )
+            tell("torchrun: a restart may hang; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it")
 
 
 def grid(arguments: argparse.Namespace) -> int:
@@ -145,17 +142,17 @@ def grid(arguments: argparse.Namespace) -> int:
                 emit=report,
             )
     except KeyboardInterrupt as stop:
-        print("stopped; go on with the same command", file=sys.stderr)
+        tell("stopped; go on with the same command")
         return 143 if isinstance(stop, Terminated) else 130
     failed = [run for run in runs if run.error]
     table = summary(runs)
     if arguments.json:
-        print(json.dumps({"recipes": table, "runs": [_grid_run(run) for run in runs]}, indent=1))
+        show_json({"recipes": table, "runs": [_grid_run(run) for run in runs]})
     else:
-        print(grid_text(table))
-        print(f"\nthe runs are in {arguments.out}")
+        show(grid_text(table))
+        show(f"\nthe runs are in {printable(arguments.out)}")
     for run in failed:
-        print(f"noprop: error: {run.name}: {run.error}", file=sys.stderr)
+        tell(f"noprop: error: {run.name}: {run.error}")
     return 1 if failed else 0
 
 
@@ -211,21 +208,23 @@ def assemble(arguments: argparse.Namespace) -> int:
 
 
 def _show_result(arguments: argparse.Namespace, folder: Path) -> int:
-    results = json.loads((folder / "evaluation.json").read_text())
+    results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     if arguments.json:
-        print(json.dumps({"run": str(folder), **results}, indent=1))
+        show_json({"run": str(folder), **results})
         return 0
-    print(evaluation_text(results))
-    print(f"\nthe run is in {folder}; see also: noprop plot {folder}")
+    place = printable(folder)
+    show(evaluation_text(results))
+    show(f"\nthe run is in {place}; see also: noprop plot {place}")
     return 0
 
 
 def _show_units(arguments: argparse.Namespace, folder: Path, states: list[UnitState]) -> int:
     if arguments.json:
         units = {s.name: {"position": s.position, "total": s.total} for s in states}
-        print(json.dumps({"run": str(folder), "units": units}, indent=1))
+        show_json({"run": str(folder), "units": units})
         return 0
     missing = unfinished_text(states)
-    print(f"still missing: {missing}" if missing else "every unit is trained")
-    print(f"{'when all are trained' if missing else 'finish with'}: noprop assemble {folder}")
+    show(f"still missing: {missing}" if missing else "every unit is trained")
+    how = "when all are trained" if missing else "finish with"
+    show(f"{how}: noprop assemble {printable(folder)}")
     return 0

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,20 +29,31 @@ def search_path(data_dir: Path | None = None) -> list[Path]:
     """The data folders in the order they are searched; the first is where downloads go.
 
     ``data_dir``, then the environment variable ``NOPROP_DATA``, then ``noprop/data`` in the user's
-    cache (``XDG_CACHE_HOME`` where it is an absolute path, else ``~/.cache``).
+    cache (``XDG_CACHE_HOME`` where it is an absolute path, else ``~/.cache``). A user without a
+    home folder has no cache, so that the list may be empty.
     """
     given = [data_dir, os.environ.get("NOPROP_DATA") or None]
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not cache.is_absolute():  # as the XDG specification demands
         cache = Path("~/.cache")
-    folders = [Path(folder).expanduser() for folder in given if folder is not None]
-    return list(dict.fromkeys([*folders, cache.expanduser() / "noprop" / "data"]))
+    folders = [_expanded(folder) for folder in given if folder is not None]
+    with suppress(DataError):
+        folders.append(_expanded(cache) / "noprop" / "data")
+    return list(dict.fromkeys(folders))
+
+
+def _expanded(path: Path | str) -> Path:
+    """A path with the home folder in place of a leading ``~`` or ``~user``."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: there is no such user, or no home folder") from None
 
 
 def lasting_name(name: str) -> str:
     """The name as it is understood in any working folder: paths become absolute."""
     is_name = name == "digits" or name in SOURCES
-    return name if is_name else str(Path(name).expanduser().absolute())
+    return name if is_name else str(_expanded(name).absolute())
 
 
 def load_dataset(
@@ -66,7 +78,7 @@ def load_dataset(
         DataError: If there is no such data set, it can neither be found nor downloaded, or a file
             of it is damaged; the message names the file.
     """
-    path = Path(name).expanduser()
+    path = _expanded(name)
     is_npz = path.suffix.lower() == ".npz" and path.exists() and not path.is_dir()
     if name != "digits" and name not in SOURCES and not is_npz:
         if path.is_dir():
@@ -143,10 +155,11 @@ def _inspect(source: Source, data_dir: Path | None, verify: bool) -> SourceStatu
     complete = [root for root in roots if not source.missing(root)]
     partial = [root for root in roots if (root / source.folder).is_dir()]
     root = next(iter(complete + partial), None)
+    place = roots[0] / source.folder if roots else f"{source.folder} of a folder in NOPROP_DATA"
     folder = None if root is None else root / source.folder
     files = [
         FileStatus(name, path, _matches(path, digest) if verify and path and digest else None)
-        for name, path, digest in source.digests(folder or roots[0] / source.folder)
+        for name, path, digest in source.digests(folder or Path(place))
     ]
     return SourceStatus(
         source.name,
@@ -156,7 +169,7 @@ def _inspect(source: Source, data_dir: Path | None, verify: bool) -> SourceStatu
         bool(complete),
         folder,
         tuple(files),
-        f"{source.instructions}, so that the files lie in {roots[0] / source.folder}",
+        f"{source.instructions}, so that the files lie in {place}",
     )
 
 
@@ -166,6 +179,11 @@ def _find(source: Source, data_dir: Path | None, download: bool) -> Path:
     for root in roots:
         if not source.missing(root):
             return root / source.folder
+    if not roots:
+        raise DataError(
+            f"{source.name} needs a data folder, and there is no home folder to have one in; "
+            "name it as --data-dir or NOPROP_DATA"
+        )
     why = "downloading is switched off"
     if download:
         try:

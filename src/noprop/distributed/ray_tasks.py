@@ -146,7 +146,7 @@ def _train_stored(
     job: Job, group: str, material: Material, report: Reporter, storage: UnitStorage
 ) -> None:
     """In a folder of this machine; those that lost workers have left are deleted first."""
-    own = Path(tempfile.gettempdir()) / f"noprop-{getpass.getuser()}"
+    own = Path(tempfile.gettempdir()) / f"noprop-{_user()}"
     make_own_folder(own)
     places = own / job.fingerprint
     check_folder(places)
@@ -158,6 +158,14 @@ def _train_stored(
             train_group(job, material, group, report, saved=lambda: storage.send(here))
         except NoPropError as error:  # the folder is gone when a person reads of it
             raise type(error)(str(error).replace(str(here), storage.url)) from None
+
+
+def _user() -> str:
+    """The name of the user, or the number of one without a name, as containers have them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _on_given_device(job: Job, gpus: float) -> Job:

@@ -76,7 +76,9 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
     config = api.join(job.folder, config, data)  # or is it of another training?
     model = _trained(job.folder, config, data, emit)
     emit({"event": "measuring"})
-    environment = json.loads((job.folder / "environment.json").read_text()) | _hardware(config)
+    environment = json.loads(
+        (job.folder / "environment.json").read_text(encoding="utf-8")
+    ) | _hardware(config)
     only = f"--only {job.cell.name} --scale {job.scale.name}"
     return {
         "cell": job.cell.name,
@@ -120,7 +122,7 @@ def _hardware(config: RunConfig) -> dict[str, str]:
 def _environments(folder: Path) -> list[dict[str, Any]]:
     """Those of all processes that trained, one after another: a run may go on elsewhere."""
     path = folder / ENVIRONMENTS
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines]
 
 
@@ -128,7 +130,7 @@ def _once(path: Path, score: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was found before, or is now: scoring may be stopped, and finished parts are kept."""
     if not path.is_file():
         write_whole(path, json.dumps(score()).encode())
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _read(folder: Path, config: RunConfig, **changes: Any) -> TrainedModel:
@@ -158,7 +160,7 @@ def _extent(cell: Cell, config: RunConfig, data: RunData) -> dict[str, tuple[int
 
 def _test(folder: Path, config: RunConfig, data: RunData, model: TrainedModel) -> dict[str, Any]:
     """The evaluation that the run has, if it is of as much as is wanted; else a new one."""
-    there = json.loads((folder / "evaluation.json").read_text())
+    there = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     e = config.evaluation
     as_much = (there["examples"], there["runs"], there["samples"])
     same_chain = api.open_run(folder).method == config.method

@@ -1,11 +1,11 @@
 """Cells under way, in lines on stderr: how far all are, what is left, and what each one found."""
 
-import sys
 import time
 from typing import Any
 
 from noprop.experiments.paper import TABLE1, TABLE2
 from noprop.report.tables import duration
+from noprop.terminal import tell
 
 __all__ = ["CellReport"]
 
@@ -97,7 +97,7 @@ class CellReport:
     def _line(self, text: str) -> None:
         if not self.quiet:
             self.printed = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
 
 def _found(record: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from noprop.experiments.paper import (
 )
 from noprop.experiments.records import Summary
 from noprop.report.tables import duration
+from noprop.terminal import printable
 
 __all__ = ["accuracy_tables", "brief", "markdown", "memory_table", "more_table", "scale_text"]
 
@@ -23,9 +24,10 @@ Paper = Mapping[tuple[str, str], Mapping[str, tuple[Number, Number]]]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown; a bar in a cell is escaped."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [[printable(cell).replace("|", r"\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 WORDS = {

@@ -1,11 +1,11 @@
 """A grid of runs as a person reads it: its progress in lines, and its table at the end."""
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from noprop.report.tables import duration, table
+from noprop.terminal import tell
 
 __all__ = ["GridReport", "grid_text"]
 
@@ -71,7 +71,7 @@ class GridReport:
     def _line(self, text: str) -> None:
         if not self.quiet:
             self.printed = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
 
 def grid_text(summary: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,6 +1,5 @@
 """Progress of training, on stderr: a live display on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from typing import Any
 
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from noprop.report.tables import FACTS, duration
+from noprop.terminal import printable, tell
 
 __all__ = ["ProgressReport", "StepsReport"]
 
@@ -152,9 +152,9 @@ class ProgressReport:
             return
         self.printed = time.monotonic()
         if self.live:
-            self.live.console.print(text, highlight=False)
+            self.live.console.print(printable(text), highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
 
 def facts_text(facts: dict[str, Any]) -> str:
@@ -196,7 +196,7 @@ class StepsReport:
             self.live.update(self.bar, completed=self.done, note=note)
         elif not self.quiet and (time.monotonic() - self.printed > PLAIN_EVERY):
             self.printed = time.monotonic()
-            print(f"{100 * self.done // self.total:3d} %, {note}", file=sys.stderr, flush=True)
+            tell(f"{100 * self.done // self.total:3d} %, {note}")
 
     def close(self) -> None:
         """Leave the terminal as it was found."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from noprop.terminal import printable
+
 __all__ = ["FACTS", "description_text", "duration", "evaluation_text", "table"]
 
 MODE_NAMES = {
@@ -26,6 +28,7 @@ FACTS = {
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Columns padded to their widest cell; the first to the left, the others to the right."""
+    head, rows = list(map(printable, head)), [list(map(printable, row)) for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(row: list[str]) -> str:
@@ -69,7 +72,7 @@ def evaluation_text(results: dict[str, Any]) -> str:
     if training := results.get("training"):
         lines.append(
             f"training took {duration(training['seconds'])}; peak memory "
-            f"{training['peak_memory_mb']:.0f} MB ({training['memory_counter']})"
+            f"{training['peak_memory_mb']:.0f} MB ({printable(training['memory_counter'])})"
         )
     return "\n".join(lines)
 
@@ -83,8 +86,9 @@ def description_text(about: dict[str, Any]) -> str:
     units = [[u["name"], f"{u['parameters']:,}"] for u in about["units"]]
     shared = about["shared_parameters"]
     apart = "nothing, so units train apart" if len(units) > 1 else "nothing"
+    dataset = printable(about["dataset"])
     lines = [
-        f"{about['recipe']}: {about['method']} on {about['dataset']}, inputs {about['shape']}, "
+        f"{about['recipe']}: {about['method']} on {dataset}, inputs {about['shape']}, "
         f"{about['classes']} classes",
         "",
         table(["unit", "parameters"], units),

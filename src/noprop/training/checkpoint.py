@@ -27,6 +27,7 @@ from noprop.errors import RunError
 __all__ = [
     "DamagedError",
     "check_fingerprint",
+    "check_name",
     "flatten",
     "load_tensors",
     "read_about",
@@ -185,6 +186,18 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DamagedError(f"{path}: is damaged or no checkpoint of noprop ({words})") from None
     except RecursionError:
         raise DamagedError(f"{path}: is damaged (its header is nested too deeply)") from None
+
+
+def check_name(folder: Path) -> None:
+    """Refuse a folder whose name is not UTF-8, which safetensors cannot open.
+
+    Raises:
+        RunError: With the name.
+    """
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError:
+        raise RunError(f"{folder}: wanted a run folder with a name in UTF-8; rename it") from None
 
 
 def check_fingerprint(path: Path, about: Mapping[str, Any], mark: str) -> None:

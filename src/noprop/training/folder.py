@@ -26,7 +26,7 @@ from noprop.config import RunConfig, fields_of, from_toml, reading_fields, to_ma
 from noprop.data import Examples
 from noprop.embeddings import Embedding
 from noprop.errors import RunError
-from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
+from noprop.training.checkpoint import check_name, load_tensors, save_tensors, write_whole
 from noprop.training.locks import hold, hold_folder, is_free, remove_half_written
 from noprop.training.plain_files import check_folder
 
@@ -154,6 +154,7 @@ def _shown(value: Any) -> str:
 
 
 def _make(folder: Path, taken: RunError) -> None:
+    check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

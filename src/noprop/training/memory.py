@@ -29,7 +29,11 @@ def peak_memory(device: torch.device) -> tuple[float, str]:
         return torch.cuda.max_memory_allocated(device) / 1e6, "CUDA, allocated"
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss begins with the peak of the process that started us
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        lines = dict(
+            line.split(":", 1)
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if ":" in line
+        )
         if "VmHWM" in lines:
             return int(lines["VmHWM"].split()[0]) * 1024 / 1e6, "resident set of the process"
     try:

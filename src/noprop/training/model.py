@@ -20,6 +20,7 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, RunError
 from noprop.methods.base import Method
 from noprop.training.checkpoint import (
+    check_name,
     flatten,
     load_tensors,
     read_about,
@@ -58,6 +59,7 @@ def open_run(folder: Path) -> RunConfig:
     Raises:
         RunError: If the folder is no run, or holds what may lead out of it.
     """
+    check_name(folder)
     check_folder(folder)
     if not (folder / "config.toml").is_file():
         what = "has no config.toml" if folder.is_dir() else "there is no such folder"
