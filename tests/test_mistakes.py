@@ -8,6 +8,7 @@ names it. Add a row to the part it belongs to.
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,13 @@ CLASSES = np.arange(60) % 3
 MNIST = [next(iter(names)) for names in SOURCES["mnist"].files]
 
 X = save_npy("x.npy", np.zeros((2, 8, 8), np.uint8))
+
+
+def in_a_grid(folder: Path) -> None:
+    """The run is one of a grid."""
+    (folder / "run").rename(folder / "moved")
+    (folder / "run").mkdir()
+    (folder / "moved").rename(folder / "run" / "digits-dt-seed-0")
 
 
 def flattened(tensors: dict) -> None:
@@ -292,6 +300,22 @@ RUNS = [
     *(
         row(f"header-{i}", "train --resume run --quiet", UNIT, fault=rewrite(UNIT, header=header))
         for i, header in enumerate((NESTED, "[1, 2, 3]", "[[], 5]", "7", "null", '["x", "y"]', "{"))
+    ),
+    *(
+        row(
+            f"grid-evaluation-{i}",
+            f"grid digits-dt --seeds 0 --out run {' '.join(FAST)}",
+            "digits-dt-seed-0: run/digits-dt-seed-0/evaluation.json: is damaged",
+            fault=(in_a_grid, write("run/digits-dt-seed-0/evaluation.json", content)),
+        )
+        for i, content in enumerate(
+            (
+                *("", "[]", NESTED, "{}", '{"modes": 3}', '{"modes": {}, "default": "single"}'),
+                '{"modes": {"single": {"accuracy": "99"}}, "default": "single"}',
+                '{"modes": {"single": {}}, "default": "single"}',
+                '{"modes": {"single": {"accuracy": 9.0}}, "default": []}',
+            )
+        )
     ),
     row(
         "lists-a-stranger",

@@ -5,7 +5,6 @@ evaluated as soon as its units are trained. One that is finished is not trained 
 stopped goes on, and one that fails does not stop the others.
 """
 
-import json
 import math
 import statistics
 import time
@@ -21,6 +20,7 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError
 from noprop.recipes import find_recipe
 from noprop.training.engines import Engine, LocalEngine
+from noprop.training.evaluate import read_evaluation
 from noprop.training.folder import join_run
 from noprop.training.groups import Work, groups_of, thread_count
 from noprop.training.model import open_run
@@ -160,7 +160,7 @@ class _Grid:
         """Make or join a run's folder; None if it is finished, and its results are there."""
         if (run.folder / "model.json").is_file() and (run.folder / "evaluation.json").is_file():
             join_run(run.folder, api.settled(run.config, open_run(run.folder)))
-            run.results = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
+            run.results = read_evaluation(run.folder)
             return None
         config, data = api.prepare_run(run.config, None, self.data_dir, None, self.encoder)
         config = api.join(run.folder, config, data, self.encoder)
@@ -174,7 +174,7 @@ class _Grid:
             api.assemble(
                 run.folder, data_dir=self.data_dir, encoder=self.encoder, emit=self._emit_of(run)
             )
-            run.results = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
+            run.results = read_evaluation(run.folder)
         except NoPropError as error:
             run.error = error
 

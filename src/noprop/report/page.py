@@ -112,7 +112,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, f"{path.name} is absent from the run folder."
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, f"{path.name} cannot be read ({error})."
     if not isinstance(value, dict) or not value:
         return {}, f"{path.name} holds no results."

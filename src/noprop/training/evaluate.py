@@ -6,6 +6,7 @@ average and the mean chain estimate p(y|x) itself. Images are read once: their f
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from noprop.averaging import calibration_error, fit_path_weights
 from noprop.data import Examples
-from noprop.errors import TrainingError
+from noprop.errors import RunError, TrainingError
 from noprop.layers import channels_last
 from noprop.randomness import generator
 from noprop.training.model import Model
 from noprop.training.parallel import side_by_side
+from noprop.training.plain_files import read_object
 
 __all__ = [
     "Score",
@@ -29,6 +31,7 @@ __all__ = [
     "inputs",
     "modes_of",
     "prepare",
+    "read_evaluation",
 ]
 
 MODES = ("single", "samples", "path", "path-fitted", "mean", "mean-path-fitted")
@@ -54,6 +57,25 @@ def _mean_and_error(values: list[float]) -> tuple[float, float]:
         return mean, 0.0
     variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """What :func:`evaluate` found of a finished run.
+
+    Raises:
+        RunError: If the file cannot be read, or has no accuracy of the default prediction.
+    """
+    path = folder / "evaluation.json"
+    results = read_object(path)
+    try:
+        accuracies = [mode["accuracy"] for mode in results["modes"].values()]
+        if not all(type(a) in (int, float) for a in accuracies):
+            raise TypeError("an accuracy is no number")
+        if results["default"] not in results["modes"]:
+            raise ValueError("the default is none of its modes")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+    return results
 
 
 def choose_weights(model: Model, validation: Examples) -> None:

@@ -124,7 +124,7 @@ def _check_description(about: dict[str, Any]) -> None:
     """
     shape, names, normalization = (about[k] for k in ("shape", "class_names", "normalization"))
     if not shape or not all(type(n) is int and n > 0 for n in shape):
-        raise ValueError(f"shape is {shape}, wanted numbers of at least 1")
+        raise ValueError(f"shape is {shape!r}, wanted numbers of at least 1")
     if math.prod(shape) > LARGEST:
         raise ValueError(f"shape is {shape}, wanted at most {LARGEST} numbers an example")
     if not names or not all(isinstance(name, str) for name in names):
