@@ -35,10 +35,8 @@ def check_folder(folder: Path) -> None:
                         left.append((entry.path, depth + 1))
                     elif not entry.is_file(follow_symlinks=False):
                         raise RunError(f"{entry.path}: {_kind(entry)}")
-        except FileNotFoundError:  # another process works here, and has deleted it
+        except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile, or the root is none
             continue
-        except NotADirectoryError:
-            raise RunError(f"{folder}: is no run folder: it is a file") from None
         except OSError as error:
             raise RunError(f"{place}: cannot be read: {error.strerror or error}") from None
         if depth == DEPTH:
