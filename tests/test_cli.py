@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mistakes import FAST, line_of_error
+from noprop import commands
 from noprop.cli import main
 from noprop.config import fields_of
 from noprop.networks import DiscreteBlock
@@ -20,6 +22,29 @@ from noprop.recipes import RECIPES
 def run(trained_run):
     """A small trained run, not to be changed."""
     return trained_run("digits-dt")
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda: torch.empty(10**15),
+        lambda: np.empty(10**15),
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried\nto")),
+    ],
+    ids=["torch", "numpy", "cuda"],
+)
+def test_memory_that_is_not_there_is_one_line(capsys, monkeypatch, take):
+    monkeypatch.setattr(commands, "describe", lambda arguments: take())
+    assert "not enough memory: " in line_of_error(capsys, "describe")
+
+
+def test_a_mistake_of_ours_keeps_its_trace(monkeypatch):
+    def broken(arguments: object) -> int:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(commands, "describe", broken)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["describe"])
 
 
 ENCODERS = """

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_every_field_refuses_what_no_computer_can_hold(name, kind):
     """Numbers without end, paths with a NUL or longer than any system takes: of every field."""
     monsters = [10**5000, math.inf, -math.inf, math.nan, "a\0b", "x" * 10_000, ["x"] * 10_000]
     monsters.append(parse_value(name, "9" * 5000))
-    if "float" not in str(kind):  # which holds 10^30; what comes of it is found in training
+    if not re.search(r"\bfloat\b", str(kind)):  # 10^30 is no more than a number to training
         monsters += [10**30, -(10**30), 2**63]
     for value in monsters:
         words = refusal(name, value)

@@ -1,7 +1,9 @@
 """The command line: options to a configuration, a command, and its status. Torch comes late."""
 
 import argparse
+import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from noprop.recipes import find_recipe
 from noprop.terminal import readable_output, tell
 
 __all__ = ["main"]
+
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's words, CPU and CUDA
 
 
 def configuration(arguments: argparse.Namespace) -> RunConfig:
@@ -62,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             what = f"{error.filename}: " if error.filename else ""
             return _failed(f"{what}{error.strerror or error}")
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+                raise
+            return _failed(f"not enough memory: {' '.join(str(error).splitlines()[:1])}")
         except UnicodeEncodeError as error:  # a file name, where the locale has ASCII alone
             return _failed(f"{error.object}: cannot be written in {error.encoding}")
         except KeyboardInterrupt:
@@ -82,7 +90,9 @@ def _run(argv: Sequence[str] | None) -> int:
         os.getcwd()
     except FileNotFoundError:
         raise RunError("the current folder does not exist any more; change to another") from None
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # an image that matters is an error
+    # What makes an image unreadable is an error; what else Pillow notes is no line of ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     if "RANK" in os.environ:  # or each process of torchrun shows a stack when another ends
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments.configuration = lambda: configuration(arguments)

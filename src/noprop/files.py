@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["FREE_BYTES", "RATIO", "may_unpack", "open_regular"]
 
-FREE_BYTES = 1 << 28  # 256 MiB
+FREE_BYTES = 1 << 26  # 64 MiB, which is 256 MiB of float32 and as much again while it is split
 RATIO = 100  # MNIST's images are compressed to a fifth; only a bomb or a blank reaches 1000
 
 
@@ -34,9 +34,9 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def may_unpack(unpacked: int, packed: int) -> bool:
-    """Whether so many bytes may come of so many: 256 MiB at most, or a hundredfold.
+    """Whether so many bytes may come of so many: 64 MiB at most, or a hundredfold.
 
-    A file of a kilobyte can claim to hold terabytes. With this limit it costs 256 MiB at most, and
+    A file of a kilobyte can claim to hold terabytes. With this limit it costs 64 MiB at most, and
     a larger file no more than a hundred times its own size.
     """
     return unpacked <= max(FREE_BYTES, RATIO * packed)

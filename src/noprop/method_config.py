@@ -58,7 +58,7 @@ class MethodConfig:
         None, "d of orthogonal and random embeddings; 20 unless given. At C·H·W, z is an image too"
     )
     readout: Literal["softmax", "radial"] = described("softmax", "kind of readout (Eqs. 14-16)")
-    embedding_norm: AboveZero | Literal["prototype"] = described(
+    embedding_norm: Annotated[float, Field(ge=1e-6, le=1e6)] | Literal["prototype"] = described(
         1.0,
         "length of orthogonal embeddings and mean length of random ones; prototype: the mean "
         "length of the prototypes",

@@ -5,6 +5,8 @@ import io
 import os
 import re
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -294,8 +296,37 @@ def test_what_an_array_claims_is_compared_with_what_the_file_has(tmp_path, data,
         read_arrays(path, array_names(path))
 
 
+WITHIN_2_GB = """
+import resource, sys
+from noprop.cli import main
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+sys.exit(sum(main(["train", "--quiet", "--dataset", name]) for name in sys.argv[1:]))
+"""
+
+
+def test_bombs_are_one_line_each_within_two_gigabytes(tmp_path):
+    """Of addresses, libraries among them: more than ever is in memory."""
+    path = tmp_path / "claims.npz"
+    path.write_bytes(zipped(x=TEN_TERABYTES, y=Y))
+    blank = tmp_path / "blank.npz"
+    with zipfile.ZipFile(blank, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as file:
+            file.write(npy(header((1, 100 << 20), "|u1")))
+            for _ in range(100):
+                file.write(bytes(1 << 20))
+        archive.writestr("y.npy", Y)
+    command = [sys.executable, "-c", WITHIN_2_GB, str(path), str(blank)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(
+        r"noprop: error: .*claims.npz: .* 800 bytes follow\n"
+        r"noprop: error: .*blank.npz: .* x.npy unpacks .* to \d+: refused as a bomb\n",
+        done.stderr,
+    )
+
+
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    """Two limits: 256 MiB, or a hundred times what the member takes in the file."""
+    """Two limits: 64 MiB, or a hundred times what the member takes in the file."""
     path, zeros = tmp_path / "a.npz", np.zeros((1000, 1000))
     np.savez_compressed(path, x=zeros, y=LABELS)
     assert read_arrays(path, ["x"])["x"].shape == (1000, 1000)

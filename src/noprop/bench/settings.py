@@ -25,6 +25,8 @@ SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
     "cifar100": ((3, 32, 32), 100),
 }
 
+MOST = {"blocks": 10_000, "steps": 100_000, "images": 100_000, "workers": 1024, "rounds": 1000}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -63,9 +65,11 @@ class Settings:
                 raise ConfigError(f"--methods: {method} stands there twice")
         if "adjoint" in self.methods and importlib.util.find_spec("torchdiffeq") is None:
             raise ConfigError("--methods: adjoint needs torchdiffeq: pip install 'noprop[ode]'")
-        for name in ("blocks", "steps", "images", "workers", "rounds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for name, most in MOST.items():
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {value}")
+            if value > most:
+                raise ConfigError(f"--{name} must be at most {most:,}, got {value:,}")
         if not 0 < self.seconds <= 3600:
             raise ConfigError(f"--seconds must lie in 0..3600, got {self.seconds}")
 

@@ -21,6 +21,7 @@ from noprop.training.signals import Terminated, answered_between_updates
 
 __all__ = ["reproduce"]
 
+MOST_JOBS = 1024  # as many as worker processes of a run
 BRIEF = ["test accuracy in %", "scale", "seeds × runs", "one chain", "averaged"]
 
 
@@ -38,6 +39,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
     beside = core_count() if arguments.jobs is None else arguments.jobs
     if beside < 1:
         raise ConfigError(f"--jobs must be at least 1, got {beside}")
+    if beside > MOST_JOBS:
+        raise ConfigError(f"--jobs must be at most {MOST_JOBS}, got {beside:,}")
     deadline = None
     if arguments.deadline is not None:
         deadline = parse_duration(arguments.deadline, "--deadline")
