@@ -206,9 +206,22 @@ def test_the_readout_s_terms_are_those_of_the_bound():
     torch.testing.assert_close(terms.total, total)
 
 
-def test_the_bound_s_denoising_sum_telescopes():
-    """With one error at every t, Σ ½ (SNR(t) - SNR(t-1)) error = ½ (SNR(T) - SNR(0)) error."""
-    method = known([Known() for _ in range(6)], one_hot_embeddings(3), eta=0.01)
+@pytest.mark.parametrize(("weighting", "objective"), [("snr", "l2"), ("uniform", "cross-entropy")])
+def test_the_bound_s_denoising_sum_telescopes(weighting, objective):
+    """With one error at every t, Σ ½ (SNR(t) - SNR(t-1)) error = ½ (SNR(T) - SNR(0)) error.
+
+    Whatever trained the blocks: η, the weighting and the objective are no part of the bound.
+    """
+    weight = one_hot_embeddings(3)
+    method = DiscreteNoProp(
+        [Known() for _ in range(6)],
+        Embedding(weight, learned=False),
+        SoftmaxReadout(weight),
+        cosine_gamma(6),
+        eta=0.01,
+        weighting=weighting,
+        objective=objective,
+    )
     y = torch.tensor([0, 1, 2, 2])
     bound = method.bound(torch.zeros(4, 3), y, rng())
     assert set(bound) == {"classification", "prior", "denoising"}
