@@ -30,6 +30,7 @@ from mistakes import (
     write,
     zip_file,
 )
+from noprop.cli import main
 from noprop.data import SOURCES
 
 SMALL = " ".join(["train", *FAST])  # a training that ends at once
@@ -48,6 +49,9 @@ CLASSES = np.arange(60) % 3
 MNIST = [next(iter(names)) for names in SOURCES["mnist"].files]
 
 X = save_npy("x.npy", np.zeros((2, 8, 8), np.uint8))
+
+
+DIVERGING = "--lr 1e9 --train-size 200 --epochs 1 --quiet --run-dir made --workers 1 --runs 1"
 
 
 def in_a_grid(folder: Path) -> None:
@@ -214,14 +218,19 @@ RUNS = [
     *(
         row(
             f"diverged-{method}",
-            f"train digits-{method} {length} --lr 1e9 --train-size 200 --epochs 1 --quiet "
-            "--run-dir made --workers 1 --runs 1",
+            f"train digits-{method} {length} {DIVERGING}",
             *("not finite", "lr 1e+09", "Try a smaller train.lr"),
         )
         for method, length in (
             *(("ct", "--steps 2"), ("fm", "--steps 2"), ("adjoint", "--steps 2")),
             *(("dt", "--num-blocks 2"), ("backprop", "--num-blocks 2")),
         )
+    ),
+    row(
+        "diverged-again",
+        "train --resume made --quiet",
+        *("the predictions of the trained model are not finite", "lr 1e+09"),
+        fault=lambda folder: main(["train", "digits-ct", "--steps=2", *DIVERGING.split()]),
     ),
     row(
         "config-nested",
@@ -421,3 +430,15 @@ def test_a_mistake_is_one_line(capfd, monkeypatch, tmp_path, trained_run, argv, 
     for word in words:
         assert word in text
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("seconds", ["20", "0"])
+def test_only_a_checkpoint_that_exists_is_promised(capfd, monkeypatch, tmp_path, seconds):
+    """Training diverges at once: with seldom checkpoints there is none, else the first is kept."""
+    monkeypatch.chdir(tmp_path)
+    command = f"train --num-blocks 2 --set train.checkpoint_every={seconds} {DIVERGING}"
+    text = line_of_error(capfd, *command.replace("1e9", "1e30").split())
+    assert "not finite by update" in text
+    unit = text.split(": ")[2]
+    kept = (tmp_path / "made" / "units" / unit / "checkpoint.safetensors").exists()
+    assert ("its last good checkpoint is kept" in text) == kept == (seconds == "0")
