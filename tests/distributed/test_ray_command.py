@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -32,12 +33,26 @@ def started(folder: Path, config, *argv: str) -> subprocess.Popen[str]:
     )
 
 
+def listening(processes: list[psutil.Process]) -> set[str]:
+    """The addresses on which these processes wait for others; some there must be."""
+    found = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("inet")
+            found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    assert found
+    return found
+
+
 @pytest.mark.parametrize(
     ("number", "status", "all_of_them"),
     [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)],
 )
 def test_a_signal_leaves_checkpoints_and_no_process(tmp_path, number, status, all_of_them):
-    """Ctrl-C reaches Ray's processes as well, a scheduler's SIGTERM the command alone."""
+    """Ctrl-C reaches Ray's processes as well, a scheduler's SIGTERM the command alone.
+
+    Until then nothing of Ray is to be reached from another machine.
+    """
     config = replace(LONG, {"train.checkpoint_every": 1e9, "train.epochs": 400})
     folder = tmp_path / "r"
     process = started(folder, config, "--units", "block-1")
@@ -46,6 +61,7 @@ def test_a_signal_leaves_checkpoints_and_no_process(tmp_path, number, status, al
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
+    assert listening([psutil.Process(process.pid), *children]) <= {"127.0.0.1", "::ffff:127.0.0.1"}
     (os.killpg if all_of_them else os.kill)(process.pid, number)
     out, text = process.communicate(timeout=60)
     assert process.returncode == status, text

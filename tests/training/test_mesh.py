@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import noprop
 from noprop.build import build_embedding, load_data, unit_names
 from noprop.config import RunConfig, replace
+from noprop.distributed.member import joined
 from noprop.training import mesh
 from noprop.training.groups import (
     COUPLED,
@@ -24,10 +27,11 @@ from noprop.training.groups import (
     share_of_groups,
     train_group,
 )
-from noprop.training.layout import choose_layout
+from noprop.training.layout import Layout, choose_layout
 from noprop.training.locks import hold
 from noprop.training.mesh import MeshTeam, mesh_team
 from noprop.training.offload import read_checkpoint, whole_checkpoint
+from noprop.training.workers import Seat
 
 ONE_HOT: dict[str, Any] = {}
 D20 = {
@@ -285,3 +289,23 @@ def test_the_chain_adds_to_what_comes_from_before(monkeypatch):
     assert total.tolist() == [1.0]
     assert wish == 5
     assert [message.tolist() for message in sent] == [[1.0, 5.0]]
+
+
+@pytest.mark.parametrize("world", ["2", "4"])
+def test_processes_of_one_machine_listen_on_loopback(monkeypatch, tmp_path, world):
+    """Gloo listens on the interface of this name; on several machines on what the user says."""
+    name = "GLOO_SOCKET_IFNAME"
+    for key, value in {name: "", "RANK": "0", "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    for key, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(key, value)
+    del os.environ[name]
+    store = FileStore(str(tmp_path / "store"), 2)
+    monkeypatch.setattr(
+        "noprop.distributed.member.rendezvous", lambda *_, **__: iter([(store, 0, int(world))])
+    )
+    joined()
+    assert os.environ.pop(name, None) in (("lo", "lo0") if world == "2" else (None,))
+    monkeypatch.setattr("noprop.training.workers.mesh_team", lambda *_, **__: nullcontext())
+    with Seat(Layout((("block-1",), ("block-2",)), 1, 1), 0, tmp_path / "other").taken(RunConfig()):
+        assert os.environ[name] in ("lo", "lo0")

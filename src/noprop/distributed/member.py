@@ -16,7 +16,7 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from noprop.errors import RunError
-from noprop.training.mesh import peers
+from noprop.training.mesh import keep_to_loopback, peers
 
 __all__ = ["Member", "joined", "started_by_torchrun"]
 
@@ -42,6 +42,8 @@ def joined(patience: timedelta = timedelta(minutes=10)) -> "Member":
     """
     if missing := [name for name in NAMES if name not in os.environ]:
         raise RunError(f"torchrun: {missing[0]} is not set; start with torchrun … -m noprop train")
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # one machine
+        keep_to_loopback()
     with peers():
         store, rank, world = next(rendezvous("env://", timeout=patience))
         store.set_timeout(patience)

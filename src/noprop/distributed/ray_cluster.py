@@ -11,8 +11,9 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 from noprop.errors import ConfigError
 
@@ -57,7 +58,7 @@ def connected(address: str | None, cpus: int) -> Iterator[bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _silent():
         try:
-            with _handlers_kept():
+            with _handlers_kept(), _on_loopback() if started else nullcontext():
                 ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **started)
         except Exception as error:
             raise ConfigError(
@@ -93,6 +94,23 @@ def _handlers_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that is started in this block listen on the loopback interface alone.
+
+    Who reaches a Ray can run code in it. On macOS and Windows it keeps to this interface; on Linux
+    it takes another, even where it is asked for this one, unless it is made to do as there.
+    """
+    from ray._private import ray_constants
+
+    variable = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # for the processes of Ray, which inherit it
+    with (
+        patch.dict(os.environ, {variable: "0"}),
+        patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False, create=True),
+    ):
+        yield
 
 
 @contextmanager

@@ -7,6 +7,8 @@ process sums one part of the gradient over all shards, in order, and gathers the
 many bytes as a ring's all-reduce. One number more in either tells who wishes a checkpoint or stop.
 """
 
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from noprop.training.layout import Layout
 from noprop.training.team import PeerLostError, Team, in_order
 
-__all__ = ["MeshTeam", "mesh_team"]
+__all__ = ["MeshTeam", "keep_to_loopback", "mesh_team"]
 
 # A process whose machine is gone without a word is waited for so long. Between two updates another
 # may have to look through its validation part, or write to a slow disk.
@@ -136,6 +138,16 @@ def peers() -> Iterator[None]:
     except RuntimeError as error:  # of gloo and nccl alike; dist.DistError is one of these
         first = " ".join(str(error).split())[:160]
         raise PeerLostError(f"another process of this training has ended ({first})") from None
+
+
+def keep_to_loopback() -> None:
+    """Have Gloo listen on the loopback interface alone, for processes of one machine.
+
+    It would listen on the address that the name of the machine stands for. What the user has set
+    stays.
+    """
+    for name in {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 @contextmanager

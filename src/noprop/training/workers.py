@@ -27,7 +27,7 @@ from noprop.training.folder import workplace
 from noprop.training.groups import COUPLED, Job, Material, core_count, share_of_groups, train_group
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.memory import freed_memory_kept
-from noprop.training.mesh import MeshTeam, mesh_team
+from noprop.training.mesh import MeshTeam, keep_to_loopback, mesh_team
 from noprop.training.signals import ask
 from noprop.training.team import PeerLostError
 
@@ -111,6 +111,7 @@ class Seat:
     @contextmanager
     def taken(self, config: RunConfig) -> Iterator[MeshTeam]:
         """The team, while its processes are connected."""
+        keep_to_loopback()
         store = FileStore(str(self.store), self.layout.size)
         learned, cpu = config.method.learned, torch.device("cpu")
         with mesh_team(self.layout, self.rank, store, coupled=learned, device=cpu) as team:
