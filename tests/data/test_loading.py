@@ -262,3 +262,23 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, write_image, module, ex
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=rf"pip install 'noprop\[{extra}\]'"):
         load_dataset(name)
+
+
+def test_a_user_without_a_home_folder_names_one(monkeypatch, tmp_path):
+    """As in a container with a user number that nobody has named."""
+
+    def homeless(path: Path) -> Path:
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("NOPROP_DATA", raising=False)
+    assert search_path() == []
+    assert search_path(tmp_path) == [tmp_path]
+    assert not any(s.available for s in inspect_sources() if s.name != "digits")
+    with pytest.raises(DataError, match="no home folder to have one in; name it as --data-dir"):
+        load_dataset("mnist")
+    with pytest.raises(DataError, match="~nobody/x: there is no such user"):
+        load_dataset("~nobody/x")
