@@ -103,6 +103,23 @@ OPTIONS = [
     row("toml-fifo", "train --config c", "c: cannot be read: not a reg", fault=make_fifo("c")),
     row("deadline", f"reproduce table5 --plan --deadline {'9' * 5000}", "--deadline", "1h30m"),
     row("scale", f"reproduce table1 --plan --scale seeds={10**30}", "--scale: seeds", "at most"),
+    *(
+        row(f"nul-{argv[0]}-{argv[-2]}", argv, "NUL character", r"\x00")
+        for argv in (
+            ["train", "--run", "a\0b"],
+            ["train", "--data-dir", "a\0b"],
+            ["predict", "absent", "a\0b"],
+            ["grid", "digits-dt", "--out", "a\0b"],
+        )
+    ),
+    *(
+        row(f"long-{argv[0]}-{argv[-2]}", argv, "File name too long")
+        for argv in (
+            ["train", *FAST, "--run", "x" * 5000],
+            ["evaluate", "--json", "x" * 5000],
+            ["train", "--config", "x" * 5000],
+        )
+    ),
     row("jobs-many", "reproduce table5 --jobs 1025", "--jobs must be at most 1024"),
     row("bench-many", f"bench prediction --steps {10**6}", "--steps must be at most 100,000"),
     row("norm", "describe --embedding random --embedding-norm 1e300", "method.embedding_norm"),

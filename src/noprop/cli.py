@@ -79,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    for argument in sys.argv[1:] if argv is None else argv:
+        if "\0" in argument:  # no path can, and each use of one would fail in its own way
+            raise ConfigError(f"an argument has a NUL character in it: {argument[:100]!r}")
     parser, made = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if arguments.command is None:

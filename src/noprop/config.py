@@ -66,7 +66,7 @@ class DataConfig:
     """Which examples, and how they are divided."""
 
     dataset: Text = described("digits", "name, folder of class folders, or .npz file")
-    image_size: Annotated[int, Field(ge=1, le=4096)] | None = described(
+    image_size: Annotated[int, Field(ge=1, le=1024)] | None = described(
         None, "side in pixels that a folder's images are resized to"
     )
     color: Literal["auto", "grey", "rgb"] = described("auto", "how a folder's images are read")
