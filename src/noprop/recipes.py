@@ -75,6 +75,7 @@ def _family(dataset: str, epochs: dict[str, int]) -> list[RunConfig]:
 
 def _digits() -> list[RunConfig]:
     family = _family("digits", DIGITS_EPOCHS)
+    changes: dict[str, dict[str, Any]]
     changes = {method: {"method.steps": count} for method, count in DIGITS_STEPS.items()}
     # A readout from random is the last part to learn: 69 % after these epochs, 99 % from nearest.
     # No denoising error is here that would draw learned embeddings together.
