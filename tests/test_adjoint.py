@@ -100,9 +100,10 @@ def test_the_adjoint_s_gradient_becomes_that_of_autograd(kind):
 
     A gradient left out of the second ODE (W_Embed's, that of the features and so of the image path)
     would not become smaller; one counted twice neither. The losses are equal, for the solution
-    forwards is one and the same.
+    forwards is one and the same. (From the random start the adjoint state grows so fast with
+    prototypes that 12 steps are too few for the error's first order to show.)
     """
-    method = strong(make(kind))
+    method = strong(make(kind, **{"method.readout_start": "nearest"}))
     found = []
     for steps in (12, 48):
         mine, exact = (gradients(method, g, steps) for g in ("adjoint", "autograd"))
