@@ -14,6 +14,7 @@ from noprop.build import (
     build_method,
     choose_device,
     load_data,
+    settle_method,
     unit_names,
     use_bf16,
 )
@@ -280,6 +281,42 @@ def test_precision_is_obeyed_where_it_is_given():
 def test_what_cannot_be_built_is_a_configuration_error(changes, words):
     with pytest.raises(ConfigError, match=words):
         built(**changes)
+
+
+def test_the_readout_starts_at_random_with_learned_embeddings():
+    """And as the nearest embedding with fixed ones; an explicit value wins."""
+    learned = {"method.embedding": "orthogonal", "method.learned": True}
+    fixed = {"method.embedding": "orthogonal"}
+    found = []
+    for changes in (learned, fixed, {}, learned | {"method.readout_start": "nearest"}):
+        config = replace(RunConfig(), changes)
+        settled = settle_method(config, build_embedding(config, TASK, None))
+        assert settle_method(settled, build_embedding(config, TASK, None)) == settled
+        found.append(settled.method.readout_start)
+    assert found == ["random", "nearest", "nearest", "nearest"]
+
+
+def test_embeddings_take_the_length_of_the_prototypes():
+    x = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8)
+    train = Examples(x, torch.arange(20) % 10)
+    lengths = {}
+    for kind in ("prototype", "orthogonal", "random"):
+        norm = {} if kind == "prototype" else {"method.embedding_norm": "prototype"}
+        changes = {"method.embedding": kind, "method.learned": True, "method.dim": 64} | norm
+        if kind == "prototype":
+            del changes["method.dim"]
+        config = replace(RunConfig(), changes)
+        lengths[kind] = build_embedding(config, TASK, train).weight.norm(dim=1).mean().item()
+    assert lengths["orthogonal"] == pytest.approx(lengths["prototype"], rel=1e-5)
+    # The length of 64 normal numbers over √64: 0.996 ± 0.03 by ten classes, 5 of that.
+    assert lengths["random"] == pytest.approx(lengths["prototype"], rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "prototype"])
+def test_embeddings_with_a_length_of_their_own_take_no_other(kind):
+    changes = {"method.embedding": kind, "method.embedding_norm": 2.0}
+    with pytest.raises(ConfigError, match=rf"embedding_norm: {kind} embeddings have the length"):
+        replace(RunConfig(), changes)
 
 
 def test_a_class_without_an_example_has_no_prototype():

@@ -1,9 +1,10 @@
 r"""Readouts: from the last latent $z_T$ to log-probabilities over classes (Eqs. 14-16, Fig. 6).
 
-Differs from the paper: both start as the nearest-embedding classifier and are trained from there,
-without touching an image. From torch's usual start the readout is the last part to learn on small
-data, and until it has learned, a perfect chain classifies at chance. ``start="random"`` is the
-paper's way.
+Differs from the paper: with fixed embeddings both start as the nearest-embedding classifier and
+are trained from there, without touching an image. From torch's usual start the readout is the last
+part to learn on small data, and until it has learned, a perfect chain classifies at chance. With
+learned embeddings they start at random, the paper's way: a readout that tells the classes from the
+start has no gradient that keeps them apart.
 """
 
 from typing import Literal

@@ -77,12 +77,15 @@ def test_checks_look_and_do_not_recite():
     """A run with other settings, or another order, is told from the paper's."""
     record = made(cell=Cell("mnist", "dt", "d20"))
     (summary,) = summaries([record])
-    assert any(line.startswith("settings of Table 4 (batch_size") for line in checks(summary))
+    (settings,) = [s for s in checks(summary) if s.startswith("settings of Table 4 (batch_size")]
+    assert "readout start" in settings
     assert any("922,506 parameters a block, as in Table 5" in line for line in checks(summary))
     record["config"]["train"] |= {"lr": 0.01, "order": "parallel"}
-    record["config"]["method"] |= {"dim": 30, "eta": 0.5}
+    record["config"]["method"] |= {"dim": 30, "eta": 0.5, "readout_start": "nearest"}
     found = checks(summaries([record])[0])
-    assert "unlike Table 4: lr 0.01 for 0.001, eta 0.5 for 0.1" in found
+    differing = "lr 0.01 for 0.001, eta 0.5 for 0.1"
+    start = "readout from the nearest start for torch's default"
+    assert f"unlike Table 4: {differing}, {start}" in found
     assert any("parameters a block, NOT as in Table 5" in line for line in found)
     assert "54,000 training images, bf16" in found
     assert "all blocks on each mini-batch, not Algorithm 1" in found

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -20,6 +21,7 @@ import pytest
 import tomli_w
 import torch
 
+from noprop.api import join
 from noprop.build import load_data
 from noprop.config import RunConfig, from_toml, replace, to_mapping, to_toml
 from noprop.data import Examples
@@ -163,6 +165,25 @@ def test_fields_that_came_later_leave_no_mark_at_their_defaults(tmp_path, method
     assert from_toml(tmp_path / "old.toml") == config
 
 
+@pytest.mark.parametrize("method", ["dt", "ct"])
+def test_a_run_made_before_keeps_its_start_and_its_noise_end(tmp_path, method):
+    """Joined by a configuration that leaves both to the program, as a new command does."""
+    wanted = {"method.embedding": "orthogonal", "method.learned": True, "method.name": method}
+    config = replace(RunConfig(), wanted)
+    before = replace(config, OLD_DEFAULTS | (OLD_CT if method == "ct" else {}))
+    data = load_data(config)
+    made = join(tmp_path / "old", before, data)
+    assert made.method == before.method
+    assert config.method.readout_start == "auto"
+    assert join(tmp_path / "old", config, data) == made == open_run(tmp_path / "old")
+    fresh = join(tmp_path / "new", config, data)
+    assert fresh.method.readout_start == "random"
+    if method == "ct":
+        noise = to_mapping(fresh)["method"]["gamma_noise"]
+        assert noise == pytest.approx(6 + math.log(2), abs=1e-5)
+    assert open_run(tmp_path / "new") == fresh
+
+
 def test_another_normalisation_is_another_run_and_is_read_with_its_own(tmp_path):
     folder, config = tmp_path / "run", configured(**{"data.normalization": "symmetric"})
     save_model(folder, train(folder, config))
@@ -197,6 +218,7 @@ def test_the_number_of_workers_changes_no_bit(tmp_path, order, workers):
 SCRIPT = """
 import sys
 from pathlib import Path
+from noprop.api import join
 from noprop.build import load_data
 from noprop.training.model import open_run
 from noprop.training.runs import train_run
