@@ -25,6 +25,7 @@ from noprop.layers import ReLUDropout
 from noprop.method_config import METHODS
 from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import ContinuousBlock
+from noprop.recipes import find_recipe
 
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization((0.25,), (2.0,)))
 
@@ -117,6 +118,20 @@ def test_prototypes_are_normalised_training_images_of_their_class():
         others = distances[~torch.eye(11, dtype=torch.bool)].view(11, 10)
         best = others.median(dim=1).values.argmin()
         torch.testing.assert_close(weight[label].double(), members[best])
+
+
+def test_distances_are_measured_only_where_they_set_the_noise(monkeypatch):
+    """Each unit of a run is built again, and 200 prototypes of 64x64 pixels cost 0.4 s."""
+    measured = []
+    monkeypatch.setattr("noprop.build.greatest_distance", lambda w: measured.append(len(w)) or 2.0)
+    for name, noise in (("digits-fm", ""), ("digits-dt", ""), ("digits-ct", 6.0)):
+        config = find_recipe(name)
+        config = replace(config, {"method.gamma_noise": noise} if noise else {})
+        settle_method(config, build_embedding(config, TASK, None))
+    assert not measured
+    config = find_recipe("digits-ct")
+    settle_method(config, build_embedding(config, TASK, None))
+    assert measured == [10]
 
 
 def test_equal_embeddings_are_refused_by_name():

@@ -51,6 +51,7 @@ MNIST = [next(iter(names)) for names in SOURCES["mnist"].files]
 X = save_npy("x.npy", np.zeros((2, 8, 8), np.uint8))
 
 
+HOLDS_A_LINK = (make_folder("made"), make_link("made/link", "absent"))
 DIVERGING = "--lr 1e9 --train-size 200 --epochs 1 --quiet --run-dir made --workers 1 --runs 1"
 
 
@@ -208,6 +209,22 @@ RUNS = [
     row("resume-absent", "train --resume absent", "absent", "no run folder"),
     row("evaluate-absent", "evaluate absent", "absent", "no run folder"),
     row("evaluate-empty", "evaluate empty", "empty", "no run", fault=make_folder("empty")),
+    *(
+        row(f"no-run-{i}", f"{command} made", words, fault=HOLDS_A_LINK)
+        for i, (command, words) in enumerate(
+            (
+                ("evaluate", "made: is no run folder: has no config.toml"),
+                (f"{SMALL} --run", "made: is there already"),
+                (f"{SMALL} --units block-1 --run", "made: is there already and is no run folder"),
+            )
+        )
+    ),
+    row(
+        "joined-encoder",
+        f"{SMALL} --units block-1 --run run",
+        "another training: method.encoder is small in its config.toml, auto was asked for",
+        fault=edit("run/config.toml", 'encoder = "auto"', 'encoder = "small"'),
+    ),
     row(
         "another-architecture",
         "evaluate run",

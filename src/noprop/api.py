@@ -7,13 +7,13 @@ labels = model.predict(images).argmax(dim=1)
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from noprop.build import (
+    SETTLED,
     RunData,
     build_embedding,
     build_method,
@@ -152,7 +152,7 @@ def settled(
     if embedding is not None:
         config = settle_method(config, embedding)
     if there is not None:
-        autos = [f.name for f in fields(config.method) if getattr(config.method, f.name) == "auto"]
+        autos = [name for name in SETTLED if getattr(config.method, name, None) == "auto"]
         has = {f"method.{name}": getattr(there.method, name, "auto") for name in autos}
         config = replace(config, has)
     return config

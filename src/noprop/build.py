@@ -49,6 +49,7 @@ from noprop.schedules import cosine_gamma
 
 __all__ = [
     "RunData",
+    "SETTLED",
     "Task",
     "build_embedding",
     "build_method",
@@ -230,6 +231,10 @@ def _prototypes(task: Task, train: Examples | None) -> Tensor:
 QUIET = 6.0
 
 
+# The fields of a method that :func:`settle_method` gives a value where they are auto.
+SETTLED = ("readout_start", "gamma_noise", "gamma_shift")
+
+
 def settle_method(config: RunConfig, embedding: Embedding) -> RunConfig:
     """The configuration with a value in place of each ``auto`` of its method.
 
@@ -245,13 +250,17 @@ def settle_method(config: RunConfig, embedding: Embedding) -> RunConfig:
     c, changes = config.method, dict[str, Any]()
     if c.readout_start == "auto":
         changes["method.readout_start"] = "random" if c.learned else "nearest"
-    # To six digits: another processor may round the distance in another way.
-    square = math.log(greatest_distance(embedding.weight) ** 2)
     if isinstance(c, CTConfig) and c.gamma_noise == "auto":
-        changes["method.gamma_noise"] = round(QUIET + square, 6)
+        changes["method.gamma_noise"] = _above_distance(embedding, QUIET)
     if isinstance(c, DTConfig) and c.gamma_shift == "auto":
-        changes["method.gamma_shift"] = round(square - math.log(2), 6)
+        changes["method.gamma_shift"] = _above_distance(embedding, -math.log(2))
     return replace(config, changes) if changes else config
+
+
+def _above_distance(embedding: Embedding, gamma: float) -> float:
+    """The log of the greatest squared distance of two embeddings, plus ``gamma``."""
+    square = math.log(greatest_distance(embedding.weight) ** 2)
+    return round(square + gamma, 6)  # another processor may round the distance in another way
 
 
 def build_method(

@@ -28,8 +28,8 @@ __all__ = [
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Dimension = Annotated[int, Field(ge=1, le=200_000)]  # an image of 3·256² has 196,608
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]+$")]
-# Beyond ±20 the noise or the signal is under float32's digits, and SNR' overflows soon after.
 MAX_SAMPLES = 1000  # chains are run at once
+# Beyond ±20 the noise or the signal is under float32's digits, and SNR' overflows soon after.
 Gamma = Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weighting = Literal["snr", "uniform", "min-snr"]

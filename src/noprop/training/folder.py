@@ -74,9 +74,9 @@ def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = No
         f"{folder}: is there already; continue it with --resume {folder}, or name another"
     )
     _make(folder, taken)
-    check_folder(folder)
     if not _is_free(folder):
         raise taken
+    check_folder(folder)
     with hold_folder(folder):
         if not _is_free(folder):  # another process was faster
             raise taken
@@ -118,6 +118,8 @@ def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None
     """
     no_run = RunError(f"{folder}: is there already and is no run folder; name another")
     _make(folder, no_run)
+    if not _is_free(folder) and not os.path.lexists(folder / "config.toml"):
+        raise no_run
     check_folder(folder)
     with hold_folder(folder):
         if _is_free(folder):

@@ -6,6 +6,7 @@ the data told: shapes, names, the statistics of inputs, and the weights of the p
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,10 +61,12 @@ def open_run(folder: Path) -> RunConfig:
         RunError: If the folder is no run, or holds what may lead out of it.
     """
     check_name(folder)
-    check_folder(folder)
-    if not (folder / "config.toml").is_file():
+    try:
+        os.lstat(folder / "config.toml")
+    except (FileNotFoundError, NotADirectoryError):
         what = "has no config.toml" if folder.is_dir() else "there is no such folder"
-        raise RunError(f"{folder}: is no run folder: {what}")
+        raise RunError(f"{folder}: is no run folder: {what}") from None
+    check_folder(folder)  # of a run alone: another folder may hold links, and be large
     return from_toml(folder / "config.toml")
 
 
