@@ -220,6 +220,16 @@ def test_a_storage_with_links_is_refused(place, name):
     assert tree(place) == before
 
 
+def test_a_run_that_is_a_link_in_its_storage_is_refused(place):
+    """Its user names the storage, and the run's name is looked up in it."""
+    (place / "there").mkdir()
+    (place / "there" / "run").symlink_to(place / "canary")
+    before = tree(place)
+    with pytest.raises(RunError, match="there/run: is a symbolic link"):
+        RunStorage(f"file://{place}/there/run").begin(b"")
+    assert tree(place) == before
+
+
 def test_a_folder_of_another_is_not_worked_in(place, monkeypatch):
     """Such as one that another user made sooner, under the name that ours has in /tmp."""
     make_own_folder(place / "own")

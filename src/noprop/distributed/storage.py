@@ -201,9 +201,11 @@ def _opened(url: str) -> tuple[Any, str]:
 
 
 def _checked(url: str) -> tuple[Any, str]:
-    """As :func:`_opened`; a place that is a folder holds no links."""
+    """As :func:`_opened`; a place that is a folder is no link, and holds none."""
     files, root = _opened(url)
     if "file" in files.protocol:
+        if os.path.islink(root):  # the user names the folder above it
+            raise RunError(f"{root}: is a symbolic link, which a storage must not hold")
         check_folder(Path(root))
     return files, root
 
