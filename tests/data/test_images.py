@@ -8,13 +8,14 @@ import zlib
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from noprop.data import read_inputs
+from noprop.data import images, read_inputs
 from noprop.data.images import read_header, read_image, read_images
 from noprop.errors import DataError
 
@@ -171,6 +172,18 @@ def test_many_blank_images_are_refused_as_a_bomb(tmp_path, monkeypatch):
     with refused(files[0], "more than 100 times those of the files; give image_size"):
         read_images(files, (600, 600), 1, resize=False)
     assert read_images(files, (8, 8), 1).shape == (3, 1, 8, 8)
+
+
+def test_only_large_images_take_turns(tmp_path, monkeypatch, write_image):
+    """Photographs of a telephone, 4032x3024, are decoded at once."""
+    assert images.LARGE >= 4032 * 3024
+    write_image(tmp_path / "a.png", 8, 8)
+    turn = MagicMock()
+    monkeypatch.setattr(images, "_one_large_image", turn)
+    for limit, turns in ((64, 0), (63, 1)):
+        monkeypatch.setattr(images, "LARGE", limit)
+        read_images([tmp_path / "a.png"], (4, 4), 3)
+        assert turn.__enter__.call_count == turns
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "webp"])

@@ -41,7 +41,8 @@ __all__ = [
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
 MAX_PIXELS = 50_000_000  # a few kilobytes can claim to be gigapixels; no photograph is larger
-LARGE = 12_000_000  # decoding takes some 12 bytes a pixel, so larger ones take turns
+# Decoding takes some 12 bytes a pixel, so larger ones take turns; photographs of 4032x3024 do not.
+LARGE = 12_500_000
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 ORIENTATION = 0x0112
