@@ -6,6 +6,7 @@ names it. Add a row to the part it belongs to.
 """
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -289,6 +290,12 @@ RUNS = [
         "evaluate run",
         "run/model.json: is damaged (nested too deeply)",
         fault=write("run/model.json", NESTED),
+    ),
+    row(
+        "model-large",
+        "evaluate run",
+        "run/model.json: is damaged (it has more than 32 MiB)",
+        fault=lambda folder: os.truncate(folder / "run/model.json", 1 << 40),
     ),
     row(
         "model-a-list",

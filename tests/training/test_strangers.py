@@ -8,6 +8,7 @@ canaries and the copy as they are.
 import json
 import os
 import shutil
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -258,6 +259,21 @@ def test_a_foreign_line_of_metrics_is_left_out(place):
     assert read_metrics(place / "run")[2:] == before
     for command in ("assemble run --quiet", "plot run"):
         assert main(command.split()) == 0
+
+
+def test_a_line_of_metrics_without_end_takes_no_memory(place):
+    path = place / "run" / "metrics.jsonl"
+    before = read_metrics(place / "run")
+    with path.open("ab") as file:
+        file.truncate(1 << 26)
+        file.seek(0, os.SEEK_END)
+        file.write(b'\n{"event": "last"}\n')
+    tracemalloc.start()
+    try:
+        assert read_metrics(place / "run") == [*before, {"event": "last"}]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_copy_of_the_data_is_not_left_in_a_finished_run(place):

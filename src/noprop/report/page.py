@@ -4,16 +4,16 @@ Everything on it that a stranger may have named (classes, recipes, files) is esc
 are SVG elements whose text is paths. The same run gives the same bytes.
 """
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from noprop.errors import ConfigError
+from noprop.errors import ConfigError, RunError
 from noprop.report.pictures import Picture, draw
 from noprop.report.tables import MODE_NAMES
 from noprop.training.checkpoint import write_whole
 from noprop.training.model import Model
+from noprop.training.plain_files import read_object
 
 __all__ = ["write_page"]
 
@@ -108,15 +108,13 @@ def _results(content: dict[str, Any], results: dict[str, Any], reason: str) -> d
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """A JSON object, and nothing; or nothing, and the reason why."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}, f"{path.name} is absent from the run folder."
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, f"{path.name} cannot be read ({error})."
-    if not isinstance(value, dict) or not value:
-        return {}, f"{path.name} holds no results."
-    return value, ""
+    try:
+        value = read_object(path)
+    except RunError as error:
+        return {}, f"{path.name}{str(error).removeprefix(str(path))}."
+    return value, "" if value else f"{path.name} holds no results."
 
 
 def _steps(figure: Any, results: dict[str, Any], classes: int) -> None:

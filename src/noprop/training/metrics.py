@@ -16,6 +16,7 @@ from noprop.training.plain_files import open_in_place
 
 __all__ = ["append_line", "read_metrics", "recorder", "training_cost"]
 
+LONGEST = 1 << 20  # bytes read of a line at once; an event has some thousands
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -59,13 +60,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All events of a run; a line that was cut short, or is no event, is left out."""
     events = []
     path = folder / "metrics.jsonl"
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            event = json.loads(line.decode())
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and isinstance(event.get("event"), str):
-            events.append(event)
+    if not path.exists():
+        return events
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(LONGEST), b""):
+            try:
+                event = json.loads(line.decode())
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                events.append(event)
     return events
 
 
