@@ -316,6 +316,7 @@ RUNS = [
                 {"shape": {}},
                 {"class_names": 7},
                 {"class_names": [1, 2]},
+                {"class_names": [str(label) for label in range(50_000)]},
                 {"dtype": ["uint8"]},
                 {"normalization": [1]},
                 {"normalization": {"mean": [0.5], "std": "1"}},

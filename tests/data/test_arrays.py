@@ -145,6 +145,20 @@ def test_a_data_set_checks_its_labels(train, test, message):
         Dataset("toy", examples(train), examples(test), ("a", "b"))
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a",), "toy: has 1 class, wanted 2 to 10,000"),
+        (("a",) * 10_001, "toy: has 10001 classes, wanted 2 to 10,000"),
+        (("a", "b" * 256), "a class name has 256 characters, wanted at most 255: 'b{40}'…"),
+    ],
+)
+def test_class_names_are_limited_in_number_and_length(names, message):
+    y = torch.arange(len(names))
+    with pytest.raises(DataError, match=message):
+        Dataset("toy", features(y), features(y), names)
+
+
 def test_parts_of_different_shape_are_refused():
     y = torch.tensor([0, 1])
     with pytest.raises(DataError, match=r"float32 \(3,\) but test examples are float32 \(4,\)"):

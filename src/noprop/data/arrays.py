@@ -15,7 +15,15 @@ from torch import Tensor
 
 from noprop.errors import DataError
 
-__all__ = ["Dataset", "Examples", "Splits", "hold_out", "split_off_test", "stratified_split"]
+__all__ = [
+    "MAX_CLASSES",
+    "Dataset",
+    "Examples",
+    "Splits",
+    "hold_out",
+    "split_off_test",
+    "stratified_split",
+]
 
 MAX_CLASSES = 10_000  # one-hot embeddings are the square of it: 400 MB
 MAX_NAME = 255  # what a folder's name can have

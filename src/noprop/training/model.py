@@ -17,6 +17,7 @@ import torch
 from noprop.build import Task, build_embedding, build_method, choose_device, use_bf16
 from noprop.config import RunConfig, from_mapping, from_toml, reading_fields, replace, to_mapping
 from noprop.data import Normalization
+from noprop.data.arrays import MAX_CLASSES
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, RunError
 from noprop.methods.base import Method
@@ -132,6 +133,8 @@ def _check_description(about: dict[str, Any]) -> None:
         raise ValueError(f"shape is {shape}, wanted at most {LARGEST} numbers an example")
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError("class_names must be texts, and at least one")
+    if len(names) > MAX_CLASSES:
+        raise ValueError(f"class_names has {len(names)} names, wanted at most {MAX_CLASSES:,}")
     if about["dtype"] not in ("uint8", "float32"):
         raise ValueError(f"dtype is {about['dtype']}, wanted uint8 or float32")
     for key in ("mean", "std"):
