@@ -137,6 +137,16 @@ OPTIONS = [
     row("dt-path", "describe --path-sigma 0.1", "path_sigma", "method dt", "belongs to fm"),
     row("method", "train --method dp", "method.name", "one of dt, ct, fm, backprop", "got 'dp'"),
     row("ct-sampler", "train digits-ct --sampler dopri5", "method.sampler", "got 'dopri5'"),
+    row(
+        "gamma-of-far-embeddings",
+        "train digits-ct-d20 --embedding-norm 1e6",
+        *("gamma_noise", "1.414e+06 apart", "34.32", "-20..20", "embedding_norm"),
+    ),
+    row(
+        "gamma-of-near-embeddings",
+        "train digits-dt-d20 --embedding-norm 1e-6 --gamma-shift auto",
+        *("gamma_shift", "-20..20", "embedding_norm"),
+    ),
     row("gamma", "train digits-ct --gamma-noise 100", "gamma_noise", "less than", "100"),
     row("room", "train digits-ct --gamma-room 7", "gamma_noise", "gamma_clean", "6.69"),
     row("tolerance", "train digits-fm --tolerance 1e-12", "tolerance", "greater than", "1e-12"),
@@ -422,6 +432,7 @@ TERMINAL = [
         row(f"no-user-{name}", f"{command} ~nosuchuser/x", "~nosuchuser/x", "no such user")
         for name, command in {
             "run": "train --run",
+            "file": "predict run",
             "resume": "train --resume",
             "config": "train --config",
             "data-dir": "data --data-dir",

@@ -29,6 +29,7 @@ from noprop.embeddings import (
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError
 from noprop.method_config import (
+    GREATEST_GAMMA,
     AdjointConfig,
     BackpropConfig,
     CTConfig,
@@ -246,21 +247,30 @@ def settle_method(config: RunConfig, embedding: Embedding) -> RunConfig:
     Args:
         config: the run.
         embedding: W_Embed before training.
+
+    Raises:
+        ConfigError: If the embeddings are too far apart or too near for any γ that there is.
     """
     c, changes = config.method, dict[str, Any]()
     if c.readout_start == "auto":
         changes["method.readout_start"] = "random" if c.learned else "nearest"
     if isinstance(c, CTConfig) and c.gamma_noise == "auto":
-        changes["method.gamma_noise"] = _above_distance(embedding, QUIET)
+        changes["method.gamma_noise"] = _above_distance("gamma_noise", embedding, QUIET)
     if isinstance(c, DTConfig) and c.gamma_shift == "auto":
-        changes["method.gamma_shift"] = _above_distance(embedding, -math.log(2))
+        changes["method.gamma_shift"] = _above_distance("gamma_shift", embedding, -math.log(2))
     return replace(config, changes) if changes else config
 
 
-def _above_distance(embedding: Embedding, gamma: float) -> float:
+def _above_distance(name: str, embedding: Embedding, gamma: float) -> float:
     """The log of the greatest squared distance of two embeddings, plus ``gamma``."""
-    square = math.log(greatest_distance(embedding.weight) ** 2)
-    return round(square + gamma, 6)  # another processor may round the distance in another way
+    distance = greatest_distance(embedding.weight)
+    value = round(2 * math.log(distance) + gamma, 6)  # processors may round in different ways
+    if abs(value) > GREATEST_GAMMA:
+        raise ConfigError(
+            f"method.{name}: embeddings {distance:.4g} apart want {value:.2f}, and γ lies in "
+            f"-{GREATEST_GAMMA}..{GREATEST_GAMMA}; give a value, or another method.embedding_norm"
+        )
+    return value
 
 
 def build_method(

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 __all__ = [
+    "GREATEST_GAMMA",
     "MAX_SAMPLES",
     "METHODS",
     "AdjointConfig",
@@ -30,7 +31,8 @@ Dimension = Annotated[int, Field(ge=1, le=200_000)]  # an image of 3·256² has 
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]+$")]
 MAX_SAMPLES = 1000  # chains are run at once
 # Beyond ±20 the noise or the signal is under float32's digits, and SNR' overflows soon after.
-Gamma = Annotated[float, Field(ge=-20, le=20, allow_inf_nan=False)]
+GREATEST_GAMMA = 20
+Gamma = Annotated[float, Field(ge=-GREATEST_GAMMA, le=GREATEST_GAMMA, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weighting = Literal["snr", "uniform", "min-snr"]
 Objective = Literal["l2", "cross-entropy"]

@@ -146,7 +146,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     evaluate.add_argument(
         "--part", choices=("test", "validation", "train"), default="test", help="[test]"
     )
-    predict.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    predict.add_argument("files", type=_path, nargs="+", metavar="FILE")
     predict.add_argument(
         "--format",
         choices=("table", "csv", "json"),

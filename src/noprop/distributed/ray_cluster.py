@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 from noprop.errors import ConfigError
 
@@ -102,15 +101,28 @@ def _on_loopback() -> Iterator[None]:
 
     Who reaches a Ray can run code in it. On macOS and Windows it keeps to this interface; on Linux
     it takes another, even where it is asked for this one, unless it is made to do as there.
-    """
-    from ray._private import ray_constants
 
-    variable = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # for the processes of Ray, which inherit it
-    with (
-        patch.dict(os.environ, {variable: "0"}),
-        patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False, create=True),
-    ):
+    Raises:
+        ConfigError: If this version of Ray cannot be made to.
+    """
+    from ray._private import ray_constants as constants
+
+    name, variable = "ENABLE_RAY_CLUSTER", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    if not hasattr(constants, name):
+        raise ConfigError(
+            "engine: this version of ray cannot be kept to the loopback interface; "
+            "start a cluster yourself and give its address"
+        )
+    before, inherited = getattr(constants, name), os.environ.get(variable)
+    setattr(constants, name, False)
+    os.environ[variable] = "0"  # for the processes of Ray, which inherit it
+    try:
         yield
+    finally:
+        setattr(constants, name, before)
+        os.environ.pop(variable)
+        if inherited is not None:
+            os.environ[variable] = inherited
 
 
 @contextmanager
