@@ -11,6 +11,7 @@ from torch import Tensor
 from noprop.build import load_data
 from noprop.data import Examples
 from noprop.errors import ConfigError, DataError
+from noprop.method_config import MAX_SAMPLES
 from noprop.methods.chains import check_samples
 from noprop.randomness import generator
 from noprop.training.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
@@ -60,7 +61,7 @@ class TrainedModel:
         Raises:
             DataError: If ``x`` has another shape or type than the model was trained on, or is not
                 finite.
-            ConfigError: If ``samples`` is below 1, or the method cannot average so.
+            ConfigError: If ``samples`` is not in 1..1000, or the method cannot average so.
             TrainingError: If the predictions are not finite.
         """
         if noise is None:
@@ -73,6 +74,8 @@ class TrainedModel:
             self.model.method.averages(average)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if samples > MAX_SAMPLES:
+            raise ConfigError(f"samples must be at most {MAX_SAMPLES}, got {samples}")
         x = torch.as_tensor(x)
         shape, dtype = self.model.task.shape, self.model.task.dtype
         came = str(x.dtype).removeprefix("torch.")

@@ -16,6 +16,7 @@ from noprop.cli import main
 from noprop.config import replace, to_toml
 from noprop.training.checkpoint import load_tensors
 from noprop.training.groups import checkpoint_path
+from noprop.training.model import open_run
 
 
 def started(folder: Path, config, *argv: str) -> subprocess.Popen[str]:
@@ -91,7 +92,7 @@ def test_kill_minus_9_of_the_command_ends_its_ray(tmp_path, whole):
     process.kill()
     process.communicate()
     assert not psutil.wait_procs(workers, timeout=30)[1]
-    trained(folder, LONG, groups=["block-1"])
+    trained(folder, open_run(folder), groups=["block-1"])
     assert_same(whole(LONG), folder, LONG, ["block-1"])
 
 

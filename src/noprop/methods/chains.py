@@ -10,7 +10,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from noprop.embeddings import nearest_class
-from noprop.method_config import MAX_SAMPLES
 from noprop.methods.base import Prediction
 
 __all__ = ["STRETCHES", "ChainRecord", "check_samples", "start"]
@@ -21,15 +20,13 @@ SOME_LEVELS = 21
 
 
 def check_samples(samples: int) -> None:
-    """Refuse a number of chains below 1, or above 1000: they are run at once.
+    """Refuse a number of chains below 1.
 
     Raises:
-        ValueError: If ``samples`` is out of range.
+        ValueError: If ``samples`` is below 1.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    if samples > MAX_SAMPLES:
-        raise ValueError(f"samples must be at most {MAX_SAMPLES}, got {samples}")
 
 
 def start(
