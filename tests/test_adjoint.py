@@ -103,8 +103,8 @@ def test_the_adjoint_s_gradient_becomes_that_of_autograd(kind):
     forwards is one and the same. (From the random start the adjoint state grows so fast with
     prototypes that 12 steps are too few for the error's first order to show.)
     """
-    method = strong(make(kind, **{"method.readout_start": "nearest"}))
-    found = []
+    start: dict[str, Any] = {"method.readout_start": "nearest"}
+    method, found = strong(make(kind, **start)), []
     for steps in (12, 48):
         mine, exact = (gradients(method, g, steps) for g in ("adjoint", "autograd"))
         assert torch.equal(mine["loss"], exact["loss"])
