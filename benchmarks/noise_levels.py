@@ -1,0 +1,61 @@
+"""What the latents alone tell of the label: Bayes' accuracy at each level of NoProp-DT, or at z_0.
+
+Nothing of the image is read, and nothing is trained.
+
+    python benchmarks/noise_levels.py mnist            # each level, each kind of embeddings
+    python benchmarks/noise_levels.py --run RUN        # z_0 of a trained run of NoProp-CT
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import noprop
+from noprop.build import build_embedding, load_data, settle_method
+from noprop.config import replace
+from noprop.diffusion import sample_latent
+from noprop.methods.ct import ContinuousNoProp
+from noprop.recipes import EMBEDDINGS, RECIPES
+from noprop.schedules import cosine_gamma
+
+DRAWS = 20_000
+
+
+def accuracy(weight: Tensor, gamma: Tensor) -> float:
+    """Of the most probable label given z ~ q(z|y), in %, all labels alike probable."""
+    weight, gamma = weight.double(), gamma.double()
+    weight = weight @ torch.linalg.qr(weight.T)[0]  # into their span: the same distances
+    y = torch.randint(len(weight), (DRAWS,), generator=torch.Generator().manual_seed(2))
+    z = sample_latent(weight[y], gamma, torch.Generator().manual_seed(3))
+    mean = torch.sigmoid(-gamma).sqrt() * weight
+    guess = (z @ mean.T - mean.square().sum(dim=1) / 2).argmax(dim=1)
+    return 100 * (guess == y).float().mean().item()
+
+
+def main() -> None:
+    """Print a row for each kind of embeddings, with γ shifted and not, or that of a run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", nargs="?", choices=("digits", "mnist", "cifar10"))
+    parser.add_argument("--run", type=Path, help="a finished run of NoProp-CT")
+    parser.add_argument("--data-dir", type=Path)
+    arguments = parser.parse_args()
+    if arguments.run:
+        method = noprop.load(arguments.run).model.method
+        assert isinstance(method, ContinuousNoProp), "--run: wanted a run of NoProp-CT"
+        gamma = method.unit.schedule(torch.zeros(1))[0].detach()[0]
+        print(f"γ(0) {gamma:.3f}: {accuracy(method.embedding.weight.detach(), gamma):.1f} %")
+    for kind in EMBEDDINGS if arguments.dataset else ():
+        config = RECIPES[f"{arguments.dataset}-dt{kind}"]
+        data = load_data(config, arguments.data_dir)
+        embedding = build_embedding(config, data.task, data.train)
+        auto: Any = settle_method(replace(config, {"method.gamma_shift": "auto"}), embedding)
+        for shift in (0.0, float(auto.method.gamma_shift)):
+            levels = [accuracy(embedding.weight.detach(), g) for g in cosine_gamma(10) + shift]
+            print(config.recipe, f"{shift:.2f}:", *(f"{level:.1f}" for level in levels))
+
+
+if __name__ == "__main__":
+    main()
