@@ -21,10 +21,10 @@ from noprop.api import join
 from noprop.build import load_data
 from noprop.config import replace
 from noprop.embeddings import separation
+from noprop.evaluate import choose_weights, evaluate
 from noprop.recipes import RECIPES
-from noprop.training.evaluate import choose_weights, evaluate
-from noprop.training.folder import commit_of_package
-from noprop.training.runs import train_run
+from noprop.run.folder import commit_of_package
+from noprop.run.runs import train_run
 
 CE = {"method.objective": "cross-entropy"}
 UNIFORM = {"method.weighting": "uniform"}

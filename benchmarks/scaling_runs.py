@@ -23,8 +23,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from noprop.bench.plain import PlainDiscrete
+from noprop.memory import freed_memory_kept
 from noprop.training.gradients import flat_gradient
-from noprop.training.memory import freed_memory_kept
 from noprop.training.mesh import MeshTeam
 from noprop.training.team import Team
 

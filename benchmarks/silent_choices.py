@@ -24,11 +24,11 @@ from torch import nn
 from noprop.api import join
 from noprop.build import load_data
 from noprop.config import replace
+from noprop.evaluate import choose_weights, evaluate
+from noprop.model import Model
 from noprop.recipes import RECIPES
-from noprop.training.evaluate import choose_weights, evaluate
-from noprop.training.folder import commit_of_package
-from noprop.training.model import Model
-from noprop.training.runs import train_run
+from noprop.run.folder import commit_of_package
+from noprop.run.runs import train_run
 
 OURS = "ours"
 # A minute or less of one core each. Of CT and FM, which mostly answer by the mean chain, one chain.

@@ -9,8 +9,8 @@ from noprop.build import Task, build_embedding, build_method, load_data
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.methods.dt import DiscreteNoProp
-from noprop.training.folder import create_run
-from noprop.training.runs import train_run
+from noprop.run.folder import create_run
+from noprop.run.runs import train_run
 
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import noprop
 from mistakes import FAST, images_by_class
 from noprop.cli import main
-from noprop.experiments.tables import markdown
+from noprop.paper.tables import markdown
 from noprop.report.progress import ProgressReport
 from noprop.terminal import printable, readable_output, show
 

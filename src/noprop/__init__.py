@@ -7,13 +7,15 @@ Forward-propagation", arXiv:2503.24322.
 
 from typing import TYPE_CHECKING, Any
 
+from noprop.version import __version__
+
 if TYPE_CHECKING:
     from noprop.api import assemble, load, resume, train, train_together, train_units
     from noprop.config import RunConfig
-    from noprop.distributed import RayEngine
     from noprop.errors import NoPropError
     from noprop.grid import train_grid
     from noprop.recipes import RECIPES
+    from noprop.run.ray_engine import RayEngine
     from noprop.trained_model import TrainedModel
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "RayEngine",
     "RunConfig",
     "TrainedModel",
+    "__version__",
     "assemble",
     "load",
     "resume",
@@ -31,12 +34,10 @@ __all__ = [
     "train_units",
 ]
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "RECIPES": "noprop.recipes",
     "NoPropError": "noprop.errors",
-    "RayEngine": "noprop.distributed",
+    "RayEngine": "noprop.run.ray_engine",
     "RunConfig": "noprop.config",
     "TrainedModel": "noprop.trained_model",
     "assemble": "noprop.api",

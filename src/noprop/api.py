@@ -24,25 +24,25 @@ from noprop.build import (
 )
 from noprop.config import RunConfig, replace
 from noprop.data import lasting_name
-from noprop.distributed.member import joined
-from noprop.distributed.torchrun import train_as_member
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
+from noprop.evaluate import choose_weights, evaluate
+from noprop.files import write_whole
+from noprop.model import load_model, open_run, save_model
 from noprop.recipes import find_recipe
+from noprop.run.engines import Engine, LocalEngine
+from noprop.run.folder import clear_places, create_run, join_run, make_free_folder
+from noprop.run.groups import thread_count
+from noprop.run.locks import hold_assembly, remove_half_written
+from noprop.run.member import joined
+from noprop.run.metrics import training_cost
+from noprop.run.runs import check_trained, put_together
+from noprop.run.runs import train_units as train_groups_of_run
+from noprop.run.torchrun import train_as_member
+from noprop.run.units import UnitState, choose_groups, survey
 from noprop.trained_model import TrainedModel
-from noprop.training.checkpoint import write_whole
-from noprop.training.engines import Engine, LocalEngine
-from noprop.training.evaluate import choose_weights, evaluate
-from noprop.training.folder import clear_places, create_run, join_run, make_free_folder
-from noprop.training.groups import thread_count
 from noprop.training.layout import choose_layout
-from noprop.training.locks import hold_assembly, remove_half_written
-from noprop.training.metrics import training_cost
-from noprop.training.model import load_model, open_run, save_model
-from noprop.training.runs import check_trained, put_together
-from noprop.training.runs import train_units as train_groups_of_run
-from noprop.training.units import UnitState, choose_groups, survey
 
 __all__ = [
     "assemble",

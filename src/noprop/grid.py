@@ -18,13 +18,13 @@ from noprop import api
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError
+from noprop.evaluate import read_evaluation
+from noprop.model import open_run
 from noprop.recipes import find_recipe
-from noprop.training.engines import Engine, LocalEngine
-from noprop.training.evaluate import read_evaluation
-from noprop.training.folder import join_run
-from noprop.training.groups import Work, groups_of, thread_count
-from noprop.training.model import open_run
-from noprop.training.runs import Training
+from noprop.run.engines import Engine, LocalEngine
+from noprop.run.folder import join_run
+from noprop.run.groups import Work, groups_of, thread_count
+from noprop.run.runs import Training
 
 __all__ = ["GridRun", "summary", "train_grid"]
 

@@ -10,15 +10,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from noprop import __version__
 from noprop.config import fields_of
 from noprop.recipes import NAMES, find_recipe
 from noprop.terminal import printable
+from noprop.version import __version__
 
 __all__ = ["DEFAULT_RECIPE", "Parser", "build_parser", "option_names"]
 
 SKIPPED = {"recipe"}
-# Here rather than from noprop.experiments, which imports torch: help comes at once.
+# Here rather than from noprop.paper, which imports torch: help comes at once.
 SCALES = (
     "full; smoke, a look at every cell; or such as epochs=0.05,images=5000,steps=100: epochs, a "
     "fraction of the paper's; images and test, at most so many; steps, T at most, of ct, fm and "

@@ -11,12 +11,12 @@ from torch import Tensor
 from noprop.build import load_data
 from noprop.data import Examples
 from noprop.errors import ConfigError, DataError
+from noprop.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
 from noprop.method_config import MAX_SAMPLES
 from noprop.methods.chains import check_samples
+from noprop.model import Model
+from noprop.parallel import side_by_side
 from noprop.randomness import generator
-from noprop.training.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
-from noprop.training.model import Model
-from noprop.training.parallel import side_by_side
 
 __all__ = ["TrainedModel"]
 
@@ -108,7 +108,7 @@ class TrainedModel:
         return torch.cat(side_by_side(answer, chunks, self.model.device, apart=apart))
 
     def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
-        """Measure on a part of the run's own data; see :mod:`noprop.training.evaluate`.
+        """Measure on a part of the run's own data; see :mod:`noprop.evaluate`.
 
         Args:
             data_dir: the first place to look for the data.

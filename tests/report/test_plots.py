@@ -14,14 +14,14 @@ from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace, to_toml
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError
+from noprop.evaluate import evaluate
+from noprop.model import Model
 from noprop.report import page as page_module
 from noprop.report import plots
 from noprop.report.page import write_page
 from noprop.report.pictures import Picture, draw, save_pictures
 from noprop.report.plots import draw_run
 from noprop.training.checkpoint import save_tensors
-from noprop.training.evaluate import evaluate
-from noprop.training.model import Model
 
 matplotlib = pytest.importorskip("matplotlib")
 EVIL = (

@@ -10,20 +10,20 @@ import torch
 
 from known_blocks import Bayes, known
 from noprop import api
+from noprop import evaluate as evaluating
 from noprop.averaging import calibration_error
 from noprop.build import RunData, Task
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.encoders import Features
 from noprop.errors import ConfigError
+from noprop.evaluate import Score, default_mode, evaluate, inputs, modes_of
+from noprop.model import Model
 from noprop.networks import DiscreteBlock
 from noprop.randomness import generator
 from noprop.schedules import cosine_gamma
 from noprop.trained_model import TrainedModel
-from noprop.training import evaluate as evaluating
 from noprop.training import gradients
-from noprop.training.evaluate import Score, default_mode, evaluate, inputs, modes_of
-from noprop.training.model import Model
 
 SMALL: dict[str, Any] = {
     "method.encoder": "mlp",

@@ -14,14 +14,14 @@ from noprop.build import load_data
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
+from noprop.fingerprint import fingerprint
 from noprop.methods.backprop import BackpropChain
 from noprop.methods.ct import ContinuousNoProp
+from noprop.model import open_run
+from noprop.run.groups import checkpoint_path, groups_of
+from noprop.run.metrics import read_metrics
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors
-from noprop.training.folder import fingerprint
-from noprop.training.groups import checkpoint_path, groups_of
-from noprop.training.metrics import read_metrics
-from noprop.training.model import open_run
 from stops import Clock, Killed
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -24,11 +24,11 @@ import noprop
 from noprop.cli import main
 from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import RunError
+from noprop.run.groups import checkpoint_path, groups_of
+from noprop.run.metrics import read_metrics
 from noprop.training import checkpoint as checkpoint_module
 from noprop.training.checkpoint import DamagedError, load_tensors, save_tensors
 from noprop.training.generations import newest, previous_of, save_generation
-from noprop.training.groups import checkpoint_path, groups_of
-from noprop.training.metrics import read_metrics
 from stops import Clock, Killed
 
 CONFIG = replace(
@@ -266,7 +266,7 @@ def test_another_version_is_refused(capsys, monkeypatch, whole, tmp_path):
 
 def test_a_worker_of_another_version_is_refused(monkeypatch, tmp_path):
     """The package was replaced between the start of a process and that of its worker."""
-    monkeypatch.setattr("noprop.training.groups.__version__", "9.9")
+    monkeypatch.setattr("noprop.run.groups.__version__", "9.9")
     with pytest.raises(RunError, match=r"worker: has noprop 9\.9, wanted 0\.1\.0 of its parent"):
         noprop.train_units(tmp_path / "r", ["block-1"], CONFIG)
 

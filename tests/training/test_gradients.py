@@ -121,7 +121,7 @@ def test_who_computes_a_shard_changes_no_bit():
 
 def test_too_few_examples_for_the_shards_are_said(tmp_path):
     """Three for two shards: one would be left with a single one, which has no statistics."""
-    from noprop.training.groups import Job, Material, group_trainer
+    from noprop.run.groups import Job, Material, group_trainer
 
     config = replace(RunConfig(), {"method.num_blocks": 1, "train.shards": 2})
     weight = build_embedding(config, TASK, None).weight.detach()
@@ -134,7 +134,7 @@ def test_too_few_examples_for_the_shards_are_said(tmp_path):
 
 def test_processes_that_read_unlike_checkpoints_are_stopped(tmp_path):
     """As where a network file system is behind: the leader has another update than this one."""
-    from noprop.training.groups import Job, Material, group_trainer
+    from noprop.run.groups import Job, Material, group_trainer
 
     class Behind(Team):
         def share(self, number: int) -> int:

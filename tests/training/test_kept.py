@@ -9,11 +9,11 @@ from noprop.api import join
 from noprop.build import load_data
 from noprop.config import RunConfig, replace
 from noprop.errors import RunError
+from noprop.fingerprint import fingerprint
+from noprop.model import Model
+from noprop.run.kept import kept_epochs, kept_model, kept_path
+from noprop.run.runs import train_run
 from noprop.training.checkpoint import load_tensors
-from noprop.training.folder import fingerprint
-from noprop.training.kept import kept_epochs, kept_model, kept_path
-from noprop.training.model import Model
-from noprop.training.runs import train_run
 
 SMALL = {
     "data.train_size": 200,

@@ -17,9 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import noprop
 from noprop.build import build_embedding, load_data, unit_names
 from noprop.config import RunConfig, replace
-from noprop.distributed.member import joined
-from noprop.training import mesh
-from noprop.training.groups import (
+from noprop.run.groups import (
     COUPLED,
     Job,
     Material,
@@ -27,11 +25,13 @@ from noprop.training.groups import (
     share_of_groups,
     train_group,
 )
+from noprop.run.locks import hold
+from noprop.run.member import joined
+from noprop.run.workers import Seat
+from noprop.training import mesh
 from noprop.training.layout import Layout, choose_layout
-from noprop.training.locks import hold
 from noprop.training.mesh import MeshTeam, mesh_team
 from noprop.training.offload import read_checkpoint, whole_checkpoint
-from noprop.training.workers import Seat
 
 ONE_HOT: dict[str, Any] = {}
 D20 = {
@@ -302,10 +302,10 @@ def test_processes_of_one_machine_listen_on_loopback(monkeypatch, tmp_path, worl
     del os.environ[name]
     store = FileStore(str(tmp_path / "store"), 2)
     monkeypatch.setattr(
-        "noprop.distributed.member.rendezvous", lambda *_, **__: iter([(store, 0, int(world))])
+        "noprop.run.member.rendezvous", lambda *_, **__: iter([(store, 0, int(world))])
     )
     joined()
     assert os.environ.pop(name, None) in (("lo", "lo0") if world == "2" else (None,))
-    monkeypatch.setattr("noprop.training.workers.mesh_team", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("noprop.run.workers.mesh_team", lambda *_, **__: nullcontext())
     with Seat(Layout((("block-1",), ("block-2",)), 1, 1), 0, tmp_path / "other").taken(RunConfig()):
         assert os.environ[name] in ("lo", "lo0")

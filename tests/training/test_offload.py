@@ -21,16 +21,18 @@ from noprop.build import Task, build_embedding, load_data
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, RunError, TrainingError
-from noprop.training import groups, loop
+from noprop.fingerprint import fingerprint
+from noprop.model import load_model
+from noprop.run import groups
+from noprop.run.folder import create_run
+from noprop.run.groups import COUPLED, Job, Material, checkpoint_path, group_trainer
+from noprop.run.runs import train_run
+from noprop.training import loop
 from noprop.training.checkpoint import load_tensors, save_tensors
-from noprop.training.folder import create_run, fingerprint
 from noprop.training.generations import newest, previous_of
-from noprop.training.groups import COUPLED, Job, Material, checkpoint_path, group_trainer
 from noprop.training.loop import GroupTrainer
-from noprop.training.model import load_model
 from noprop.training.offload import Shelf, Waiting, units_wait, whole_checkpoint
 from noprop.training.optimizers import optimizer_state
-from noprop.training.runs import train_run
 from stops import Clock, Killed
 
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
@@ -314,8 +316,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from noprop.build import load_data
-from noprop.training.model import open_run
-from noprop.training.runs import train_run
+from noprop.model import open_run
+from noprop.run.runs import train_run
 if __name__ == "__main__":
     config = open_run(Path(sys.argv[1]))
     train_run(Path(sys.argv[1]), config, load_data(config), lambda event: None)

@@ -26,17 +26,19 @@ from noprop.build import load_data
 from noprop.config import RunConfig, from_toml, replace, to_mapping, to_toml
 from noprop.data import Examples
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
-from noprop.training import runs
-from noprop.training import workers as workers_module
-from noprop.training.checkpoint import load_tensors, save_tensors, write_whole
-from noprop.training.evaluate import inputs
-from noprop.training.folder import commit_of_package, create_run, fingerprint, join_run, workplace
-from noprop.training.groups import checkpoint_path, group_lock, groups_of
-from noprop.training.locks import hold
-from noprop.training.metrics import read_metrics, recorder
-from noprop.training.model import load_model, open_run, save_model
-from noprop.training.runs import train_run, train_units
-from noprop.training.workers import local_layout
+from noprop.evaluate import inputs
+from noprop.files import write_whole
+from noprop.fingerprint import fingerprint
+from noprop.model import load_model, open_run, save_model
+from noprop.run import runs
+from noprop.run import workers as workers_module
+from noprop.run.folder import commit_of_package, create_run, join_run, workplace
+from noprop.run.groups import checkpoint_path, group_lock, groups_of
+from noprop.run.locks import hold
+from noprop.run.metrics import read_metrics, recorder
+from noprop.run.runs import train_run, train_units
+from noprop.run.workers import local_layout
+from noprop.training.checkpoint import load_tensors, save_tensors
 from stops import Killed
 
 SMALL = {
@@ -220,8 +222,8 @@ import sys
 from pathlib import Path
 from noprop.api import join
 from noprop.build import load_data
-from noprop.training.model import open_run
-from noprop.training.runs import train_run
+from noprop.model import open_run
+from noprop.run.runs import train_run
 if __name__ == "__main__":
     config = open_run(Path(sys.argv[1]))
     train_run(Path(sys.argv[1]), config, load_data(config), lambda event: None)
@@ -729,7 +731,7 @@ def test_a_process_killed_while_it_made_the_folder_left_nothing_in_the_way(tmp_p
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("noprop.training.folder.write_whole", killed_later)
+        patch.setattr("noprop.run.folder.write_whole", killed_later)
         with pytest.raises(Killed):
             create_run(tmp_path / "later", configured())
     assert open_run(tmp_path / "later") == configured()
@@ -782,7 +784,7 @@ def test_a_stop_inside_a_write_leaves_no_temporary_file(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("noprop.training.checkpoint.os.fsync", stop)
+    monkeypatch.setattr("noprop.files.os.fsync", stop)
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "file", b"new")
     assert not list(tmp_path.iterdir())

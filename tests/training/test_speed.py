@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import noprop
+from noprop.evaluate import evaluate
 from noprop.layers import ReLUDropout, keep_mask
-from noprop.training.evaluate import evaluate
-from noprop.training.parallel import side_by_side
+from noprop.parallel import side_by_side
 
 CPU = torch.device("cpu")
 
@@ -149,7 +149,7 @@ def test_two_callers_at_the_same_time_both_end_and_leave_the_threads_as_they_wer
 
 FAULTS = """
 import resource, torch
-from noprop.training.memory import freed_memory_kept
+from noprop.memory import freed_memory_kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -187,7 +187,7 @@ def test_freed_memory_is_kept_in_here():
 def test_the_peak_is_this_process_s_own():
     """A child of a process that holds a gigabyte begins with nothing of it."""
     code = (
-        "import torch; from noprop.training.memory import peak_memory; "
+        "import torch; from noprop.memory import peak_memory; "
         "print(peak_memory(torch.device('cpu'))[0])"
     )
     held = torch.ones(250_000_000)

@@ -20,14 +20,13 @@ import noprop
 from mistakes import line_of_error
 from noprop.cli import main
 from noprop.config import replace
-from noprop.distributed.storage import RunStorage, UnitStorage
 from noprop.errors import RunError, TrainingError
+from noprop.files import make_own_folder, write_whole
 from noprop.recipes import find_recipe
-from noprop.training.checkpoint import write_whole
-from noprop.training.folder import make_free_folder
-from noprop.training.locks import hold
-from noprop.training.metrics import append_line, read_metrics
-from noprop.training.plain_files import make_own_folder
+from noprop.run.folder import make_free_folder
+from noprop.run.locks import hold
+from noprop.run.metrics import append_line, read_metrics
+from noprop.run.storage import RunStorage, UnitStorage
 
 COMMANDS = {
     "resume": "train --resume run --quiet",

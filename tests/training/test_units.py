@@ -11,11 +11,11 @@ import noprop
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError, RunError
-from noprop.training import runs
+from noprop.run import runs
+from noprop.run.groups import checkpoint_path, group_lock, groups_of
+from noprop.run.locks import hold, hold_assembly
+from noprop.run.units import choose_groups, condensed
 from noprop.training.checkpoint import load_tensors, save_tensors
-from noprop.training.groups import checkpoint_path, group_lock, groups_of
-from noprop.training.locks import hold, hold_assembly
-from noprop.training.units import choose_groups, condensed
 
 SMALL = {
     "method.num_blocks": 2,

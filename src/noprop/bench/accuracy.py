@@ -14,7 +14,7 @@ from noprop.api import load_data, train
 from noprop.bench.settings import Settings
 from noprop.config import replace
 from noprop.recipes import find_recipe
-from noprop.training.metrics import read_metrics
+from noprop.run.metrics import read_metrics
 
 __all__ = ["EPOCHS", "measure_accuracy"]
 

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from noprop.errors import NoPropError, RunError
-from noprop.training.workers import deaf_children, end_with_parent
+from noprop.run.workers import deaf_children, end_with_parent
 
 __all__ = ["Contestant", "Timing", "race", "ratios"]
 

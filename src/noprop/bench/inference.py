@@ -18,9 +18,9 @@ from noprop.bench.plain import plain_inference, plain_training
 from noprop.bench.roofline import count
 from noprop.bench.settings import Settings
 from noprop.config import replace
+from noprop.evaluate import inputs, prepare
+from noprop.model import Model, empty_model, ready
 from noprop.trained_model import TrainedModel
-from noprop.training.evaluate import inputs, prepare
-from noprop.training.model import Model, empty_model, ready
 
 __all__ = ["measure_chains", "measure_inference"]
 

@@ -10,8 +10,8 @@ import torch
 
 from noprop.bench.contestants import Contestant
 from noprop.build import use_bf16
-from noprop.training.folder import commit_of_package
-from noprop.training.groups import core_count
+from noprop.run.folder import commit_of_package
+from noprop.run.groups import core_count
 
 __all__ = [
     "copy_rate",

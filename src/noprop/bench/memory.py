@@ -23,9 +23,9 @@ from noprop.build import build_embedding
 from noprop.config import replace
 from noprop.data import Examples
 from noprop.errors import RunError
-from noprop.training.groups import Job, Material, groups_of, train_group
-from noprop.training.memory import freed_memory_kept, peak_memory
-from noprop.training.workers import end_with_parent
+from noprop.memory import freed_memory_kept, peak_memory
+from noprop.run.groups import Job, Material, groups_of, train_group
+from noprop.run.workers import end_with_parent
 
 __all__ = ["BLOCKS", "MODES", "measure_memory"]
 

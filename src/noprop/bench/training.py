@@ -19,9 +19,9 @@ from noprop.bench.settings import Settings
 from noprop.build import build_embedding, unit_names
 from noprop.config import replace
 from noprop.data import Examples
-from noprop.training.groups import Job, Material, group_trainer
+from noprop.memory import freed_memory_kept
+from noprop.run.groups import Job, Material, group_trainer
 from noprop.training.loop import GroupTrainer
-from noprop.training.memory import freed_memory_kept
 
 __all__ = [
     "measure_scaling",

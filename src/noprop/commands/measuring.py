@@ -8,8 +8,8 @@ from typing import Any
 
 from noprop.errors import ConfigError
 from noprop.report.progress import StepsReport
+from noprop.run.folder import make_free_folder
 from noprop.terminal import printable, show, show_json, tell
-from noprop.training.folder import make_free_folder
 
 __all__ = ["bench"]
 
@@ -19,8 +19,8 @@ def bench(arguments: argparse.Namespace) -> int:
     from noprop.bench.figures import draw_bench
     from noprop.bench.settings import Settings
     from noprop.bench.suites import DEFAULT_SUITES, Target, bench_text, run_suites, step_count
-    from noprop.training.checkpoint import write_whole
-    from noprop.training.groups import core_count
+    from noprop.files import write_whole
+    from noprop.run.groups import core_count
 
     suites = tuple(dict.fromkeys(arguments.suites)) or DEFAULT_SUITES
     workers = core_count() if arguments.workers is None else arguments.workers

@@ -6,17 +6,17 @@ from typing import Any
 
 from noprop.commands.options import parse_duration, parse_seeds
 from noprop.errors import ConfigError
-from noprop.experiments.pages import parameter_table, write_pages
-from noprop.experiments.paper import Number
-from noprop.experiments.progress import CellReport
-from noprop.experiments.records import Summary, read_records, summaries
-from noprop.experiments.reproduce import Planned, Reproduction, plan
-from noprop.experiments.reproduce import reproduce as run_experiments
-from noprop.experiments.scale import parse_scale
-from noprop.experiments.tables import brief
+from noprop.paper.numbers import Number
+from noprop.paper.pages import parameter_table, write_pages
+from noprop.paper.progress import CellReport
+from noprop.paper.records import Summary, read_records, summaries
+from noprop.paper.reproduce import Planned, Reproduction, plan
+from noprop.paper.reproduce import reproduce as run_experiments
+from noprop.paper.scale import parse_scale
+from noprop.paper.tables import brief
 from noprop.report.tables import duration, table
+from noprop.run.groups import core_count
 from noprop.terminal import printable, show, show_json, tell
-from noprop.training.groups import core_count
 from noprop.training.signals import Terminated, answered_between_updates
 
 __all__ = ["reproduce"]

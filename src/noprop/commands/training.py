@@ -9,18 +9,18 @@ from typing import Any
 
 from noprop import api
 from noprop.commands.options import encoder_or_field, named_encoder, parse_seeds
-from noprop.distributed.member import started_by_torchrun
 from noprop.errors import ConfigError
 from noprop.grid import GridRun, summary, train_grid
+from noprop.model import open_run
 from noprop.report.grid import GridReport, grid_text
 from noprop.report.progress import ProgressReport
 from noprop.report.tables import evaluation_text
+from noprop.run.engines import Engine
+from noprop.run.member import started_by_torchrun
+from noprop.run.units import UnitState, unfinished_text
+from noprop.run.workers import end_with_parent
 from noprop.terminal import printable, show, show_json, tell
-from noprop.training.engines import Engine
-from noprop.training.model import open_run
 from noprop.training.signals import Terminated, answered_between_updates
-from noprop.training.units import UnitState, unfinished_text
-from noprop.training.workers import end_with_parent
 
 # Of --engine ray: argument of RayEngine, and option.
 ENGINE_OPTIONS = {
@@ -174,7 +174,7 @@ def _engine(arguments: argparse.Namespace) -> Engine | None:
         if given:
             raise ConfigError(f"{ENGINE_OPTIONS[next(iter(given))]}: is for --engine ray")
         return None
-    from noprop.distributed import RayEngine
+    from noprop.run.ray_engine import RayEngine
 
     if "address" in given and getattr(arguments, "train.workers") is not None:
         raise ConfigError(

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from noprop.errors import ConfigError, RunError
+from noprop.files import read_object, write_whole
+from noprop.model import Model
 from noprop.report.pictures import Picture, draw
 from noprop.report.tables import MODE_NAMES
-from noprop.training.checkpoint import write_whole
-from noprop.training.model import Model
-from noprop.training.plain_files import read_object
 
 __all__ = ["write_page"]
 

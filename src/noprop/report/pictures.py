@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from noprop.errors import ConfigError
-from noprop.training.checkpoint import write_whole
+from noprop.files import write_whole
 
 __all__ = ["Draw", "Picture", "draw", "save_pictures"]
 

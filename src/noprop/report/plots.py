@@ -12,15 +12,15 @@ from torch import Tensor
 
 from noprop.data import Examples
 from noprop.embeddings import separation
+from noprop.evaluate import inputs, prepare
 from noprop.methods.dt import DiscreteNoProp
+from noprop.model import Model
 from noprop.randomness import generator
 from noprop.report.pictures import Draw, Picture, draw
 from noprop.report.tables import FACTS
+from noprop.run.metrics import read_metrics
 from noprop.schedules import alpha_bar
 from noprop.training.checkpoint import load_tensors
-from noprop.training.evaluate import inputs, prepare
-from noprop.training.metrics import read_metrics
-from noprop.training.model import Model
 
 __all__ = ["draw_run"]
 

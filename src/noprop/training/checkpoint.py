@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from noprop import __version__
 from noprop.errors import RunError
+from noprop.files import write_whole
+from noprop.version import __version__
 
 __all__ = [
     "DamagedError",
@@ -33,41 +34,11 @@ __all__ = [
     "read_about",
     "save_tensors",
     "unflatten",
-    "write_whole",
 ]
 
 
 class DamagedError(RunError):
     """A file that is not what was written."""
-
-
-def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
-    """Replace a file at once: never half of it is there.
-
-    Args:
-        path: the file.
-        content: of it.
-        before: a name for the file that was there.
-
-    Raises:
-        RunError: If the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # a new file, never what a link leads to
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if before is not None and path.exists():
-            os.replace(path, before)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def save_tensors(

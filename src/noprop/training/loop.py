@@ -18,10 +18,10 @@ from torch import Tensor
 from noprop.config import RunConfig
 from noprop.data import Examples, Normalization, batch_indices
 from noprop.errors import ConfigError, RunError, TrainingError
+from noprop.memory import reset_peak
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.gradients import Gradients, flat_gradient, scatter
-from noprop.training.memory import reset_peak
 from noprop.training.offload import Shelf
 from noprop.training.reports import Reports
 from noprop.training.signals import asked, signals_kept, stop_if_asked

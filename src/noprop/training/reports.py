@@ -10,11 +10,11 @@ from noprop.config import TrainConfig
 from noprop.data import Examples
 from noprop.embeddings import separation
 from noprop.errors import TrainingError
+from noprop.memory import peak_memory
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.generations import previous_of
 from noprop.training.gradients import Gradients
-from noprop.training.memory import peak_memory
 from noprop.training.state import GroupState
 from noprop.training.team import Team
 from noprop.training.updates import Update, Updates

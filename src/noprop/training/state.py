@@ -26,12 +26,16 @@ from noprop.training.checkpoint import (
     unflatten,
 )
 from noprop.training.generations import Generation, newest, previous_of, promote, save_generation
-from noprop.training.kept import kept_path
 from noprop.training.offload import Shelf, Waiting, read_checkpoint
 from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from noprop.training.team import Team
 
-__all__ = ["GroupState"]
+__all__ = ["GroupState", "kept_path"]
+
+
+def kept_path(place: Path, unit: str, epoch: int) -> Path:
+    """The copy of a unit after an epoch, in the folder of its group."""
+    return place / f"{unit}.epoch-{epoch}.safetensors"
 
 
 class GroupState:

@@ -1,0 +1,269 @@
+"""What a trained chain knows, read in several ways, and what each part of it does.
+
+One chain with noise is a sample from p(y|x) (the paper's protocol); the mean of K chains, the path
+average and the mean chain estimate p(y|x) itself. Images are read once: their features serve all.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noprop.averaging import calibration_error, fit_path_weights
+from noprop.data import Examples
+from noprop.errors import RunError, TrainingError
+from noprop.files import read_object
+from noprop.layers import channels_last
+from noprop.model import Model
+from noprop.parallel import side_by_side
+from noprop.randomness import generator
+
+__all__ = [
+    "Score",
+    "check_finite",
+    "choose_weights",
+    "default_mode",
+    "evaluate",
+    "has_own_code",
+    "inputs",
+    "modes_of",
+    "prepare",
+    "read_evaluation",
+]
+
+MODES = ("single", "samples", "path", "path-fitted", "mean", "mean-path-fitted")
+PATHLESS = ("single", "samples", "mean")
+
+
+@dataclass
+class Score:
+    """Accuracy (percent) and log-loss (nats) of one way of predicting, a value for each run."""
+
+    accuracy: list[float] = field(default_factory=list)
+    log_loss: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Means and their standard errors over the runs."""
+        a, b = _mean_and_error(self.accuracy), _mean_and_error(self.log_loss)
+        return {"accuracy": a[0], "accuracy_se": a[1], "log_loss": b[0], "log_loss_se": b[1]}
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, 0.0
+    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """What :func:`evaluate` found of a finished run.
+
+    Raises:
+        RunError: If the file cannot be read, or has no accuracy of the default prediction.
+    """
+    path = folder / "evaluation.json"
+    results = read_object(path)
+    try:
+        accuracies = [mode["accuracy"] for mode in results["modes"].values()]
+        if not all(type(a) in (int, float) for a in accuracies):
+            raise TypeError("an accuracy is no number")
+        if results["default"] not in results["modes"]:
+            raise ValueError("the default is none of its modes")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
+    return results
+
+
+def choose_weights(model: Model, validation: Examples) -> None:
+    """Fit the weights of the path average on the validation part, from one set of chains.
+
+    Without a validation part they stay uniform. A method without a path has none.
+    """
+    if len(validation) == 0 or model.method.path_weights is None:
+        return
+    path = torch.cat(_paths(model, validation), dim=1)
+    model.method.path_weights = fit_path_weights(path, validation.y.to(path.device)).cpu()
+
+
+def modes_of(model: Model) -> tuple[str, ...]:
+    """The ways of predicting that the method has."""
+    return PATHLESS if model.method.path_weights is None else MODES
+
+
+def default_mode(model: Model) -> str:
+    """How ``predict`` answers unless told otherwise.
+
+    The fitted path average, over K chains (DT) or of the mean chain (CT, FM); the mean over K
+    chains for a method without a path.
+    """
+    if model.method.path_weights is None:
+        return "samples"
+    return "path-fitted" if model.method.noise_by_default else "mean-path-fitted"
+
+
+def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
+    """Everything ``noprop evaluate`` prints.
+
+    Args:
+        model: trained.
+        examples: the test part (or another), uint8 or float32 as the data set gives them.
+
+    Returns:
+        ``modes``: accuracy and log-loss of each way of predicting, mean and standard error over
+        runs; ``times`` and ``steps``: accuracy at levels of one chain; ``evaluations`` of the
+        network in one chain; ``calibration_error`` of the default. Where the method has them,
+        ``last_block_alone``, ``elbo``: its terms and their sum in nats, and ``path_weights``.
+
+    Raises:
+        TrainingError: If the predictions are not finite.
+    """
+    runs = model.config.evaluation.runs
+    scores = {mode: Score() for mode in modes_of(model)}
+    steps: list[Tensor] = []
+    alone: list[float] = []
+    errors: list[float] = []
+    bounds: list[dict[str, float]] = []
+    chunks = _chunks_of_runs(model, examples, runs)
+    for run in range(runs):
+        parts = [chunk[run] for chunk in chunks]
+        y = torch.cat([p["y"] for p in parts])
+        for mode, score in scores.items():
+            p = torch.cat([part[mode] for part in parts])
+            check_finite(model, p)
+            score.accuracy.append(100 * (p.argmax(1) == y).cpu().double().mean().item())
+            likelihood = p[torch.arange(len(y), device=p.device), y].cpu().double()
+            score.log_loss.append(-likelihood.clamp_min(1e-12).log().mean().item())
+        labels = torch.cat([part["steps"] for part in parts], dim=1)
+        steps.append(100 * (labels == y).cpu().double().mean(dim=1))
+        if parts[0]["alone"] is not None:
+            guesses = torch.cat([part["alone"] for part in parts])
+            alone.append(100 * (guesses == y).cpu().double().mean().item())
+        default = torch.cat([part[default_mode(model)] for part in parts])
+        errors.append(calibration_error(default, y))
+        shares = [len(part["y"]) / len(y) for part in parts]
+        if parts[0]["bound"] is not None:
+            bounds.append(
+                {
+                    k: sum(s * part["bound"][k] for s, part in zip(shares, parts, strict=True))
+                    for k in parts[0]["bound"]
+                }
+            )
+    first = chunks[0][0]
+    results: dict[str, Any] = {
+        "method": model.config.method.name,
+        "examples": len(examples),
+        "runs": runs,
+        "samples": model.config.evaluation.samples,
+        # dopri5 chooses its steps for a batch of chains, so batches differ.
+        "evaluations": sum(p["evaluations"] for c in chunks for p in c) / (runs * len(chunks)),
+        "default": default_mode(model),
+        "modes": {mode: score.summary() for mode, score in scores.items()},
+        "times": first["times"],
+        "steps": torch.stack(steps).mean(dim=0).tolist(),
+        "calibration_error": sum(errors) / runs,
+    }
+    if alone:
+        mean_alone, alone_se = _mean_and_error(alone)
+        results["last_block_alone"] = {"accuracy": mean_alone, "accuracy_se": alone_se}
+    if bounds:
+        elbo = {k: _mean_and_error([b[k] for b in bounds])[0] for k in bounds[0]}
+        results["elbo"] = {**elbo, "total": sum(elbo.values())}
+    if model.method.path_weights is not None:
+        results["path_weights"] = model.method.path_weights.tolist()
+    return results
+
+
+def check_finite(model: Model, probabilities: Tensor) -> None:
+    """See that a model predicts: weights can be finite, and so great that no prediction is.
+
+    Raises:
+        TrainingError: If not.
+    """
+    if not bool(probabilities.isfinite().all()):
+        raise TrainingError(
+            "the predictions of the trained model are not finite "
+            f"(lr {model.config.train.lr:g}). Try a smaller train.lr in another run"
+        )
+
+
+def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[dict[str, Any]]]:
+    """For each chunk of the examples, one result per run; the images are read once for all runs."""
+    size = model.config.evaluation.batch_size
+    seed, device, method = model.config.train.seed, model.device, model.method
+
+    def read(chunk: tuple[int, tuple[Tensor, Tensor]]) -> list[dict[str, Any]]:
+        index, (x, y) = chunk
+        x, y = inputs(model, x), y.to(device)
+        prepared = prepare(model, x)
+        still = method.predict(x, generator(0, "unused"), noise=False, prepared=prepared)
+        results = []
+        for run in range(runs):
+            draws = generator(seed, "inference", run, f"batch-{index}", device)
+            p = method.predict(x, draws, samples=model.config.evaluation.samples, prepared=prepared)
+            with torch.autocast(device.type, torch.bfloat16, enabled=model.bf16):
+                bound = results[0]["bound"] if run else method.bound(x, y, draws, prepared=prepared)
+            result: dict[str, Any] = {
+                "y": y,
+                "single": p.single,
+                "samples": p.probabilities,
+                "mean": still.probabilities,
+                "times": p.times.tolist(),
+                "steps": p.steps,
+                "alone": method.control(draws, prepared),
+                "bound": bound,
+                "evaluations": p.evaluations,
+            }
+            if method.path_weights is not None:
+                assert p.path is not None
+                assert still.path is not None
+                weights = method.path_weights.to(p.path)
+                result |= {
+                    "path": p.path.mean(dim=0),
+                    "path-fitted": torch.einsum("t,tbm->bm", weights, p.path),
+                    "mean-path-fitted": torch.einsum("t,tbm->bm", weights, still.path),
+                }
+            results.append(result)
+        return results
+
+    pairs = zip(examples.x.split(size), examples.y.split(size), strict=True)
+    return side_by_side(read, list(enumerate(pairs)), device, apart=has_own_code(model))
+
+
+def _paths(model: Model, examples: Examples) -> list[Tensor]:
+    """The blocks' probabilities, averaged over K chains, for each chunk of the examples."""
+
+    def read(chunk: tuple[int, Tensor]) -> Tensor:
+        index, x = chunk
+        draws = generator(model.config.train.seed, "weights", 0, f"batch-{index}", model.device)
+        x = inputs(model, x)
+        prepared = prepare(model, x)
+        samples = model.config.evaluation.samples
+        path = model.method.predict(x, draws, samples=samples, prepared=prepared).path
+        assert path is not None
+        return path
+
+    chunks = list(enumerate(examples.x.split(model.config.evaluation.batch_size)))
+    return side_by_side(read, chunks, model.device, apart=has_own_code(model))
+
+
+def has_own_code(model: Model) -> bool:
+    """Whether a user's encoder is in the model: it may keep state, or draw, while it is called."""
+    return model.config.method.encoder == "custom"
+
+
+def prepare(model: Model, x: Tensor) -> Any:
+    """What all chains take from x, computed in the model's precision."""
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.bf16):
+        return model.method.prepare(x)
+
+
+def inputs(model: Model, x: Tensor) -> Tensor:
+    """Raw examples, normalised, on the model's device, in its memory order."""
+    x = model.task.normalization.apply(x.to(model.device))
+    if x.ndim == 4 and model.config.train.channels_last:
+        x = channels_last(x)
+    return x

@@ -1,0 +1,104 @@
+"""What is looked at where a full result is not the paper's: each check is made anew, and said."""
+
+from collections.abc import Iterable
+
+from noprop.build import Task, build_embedding, build_method
+from noprop.config import RunConfig, from_mapping, replace
+from noprop.data import SOURCES, Normalization
+from noprop.errors import ConfigError
+from noprop.method_config import CTConfig, DTConfig, FMConfig
+from noprop.methods.base import Method
+from noprop.methods.dt import DiscreteNoProp
+from noprop.networks import ContinuousBlock, DiscreteBlock
+from noprop.paper.cells import Cell
+from noprop.paper.numbers import EPOCHS, SETTINGS
+from noprop.paper.parameters import printed_millions
+from noprop.paper.records import Summary
+
+__all__ = ["checks"]
+
+
+def checks(summary: Summary) -> list[str]:
+    """Parameters, settings, schedule, update order, inference, images and precision, in words.
+
+    All are of the configurations that the lines carry; where those of two seeds disagree, both are
+    told.
+    """
+    found: dict[str, None] = {}
+    for record in summary.records:
+        try:
+            config = from_mapping(record["config"])
+        except ConfigError as error:
+            found[f"nothing: the line's configuration is of another version ({error})"] = None
+            continue
+        found |= dict.fromkeys(_checks_of(summary.cell, config))
+        precision = "bf16" if record["environment"].get("bf16") else "float32"
+        found[f"{record['extent']['train'][0]:,} training images, {precision}"] = None
+    return list(found)
+
+
+def _checks_of(cell: Cell, config: RunConfig) -> Iterable[str]:
+    method = _built(cell, config)
+    yield _parameters(cell, method)
+    yield _settings(cell, config)
+    if isinstance(method, DiscreteNoProp):
+        rising = bool((method.gamma.diff() < 0).all())
+        yield "SNR(t) − SNR(t−1) > 0 for every t" if rising else "SNR does NOT rise at every t"
+    yield _order(config)
+    yield _inference(config)
+
+
+def _built(cell: Cell, config: RunConfig) -> Method:
+    """The method as the configuration builds it, of DT one block."""
+    source = SOURCES[cell.dataset]
+    channels, names = source.shape[0], tuple(map(str, range(source.num_classes)))
+    task = Task(source.shape, names, Normalization((0.0,) * channels, (1.0,) * channels))
+    config = replace(config, {"train.device": "cpu"})
+    return build_method(config, task, build_embedding(config, task, None), only="block-1")
+
+
+def _parameters(cell: Cell, method: Method) -> str:
+    modules = method.units[0].module.modules()
+    block = next(m for m in modules if isinstance(m, DiscreteBlock | ContinuousBlock))
+    count, printed = sum(p.numel() for p in block.parameters()), printed_millions(cell)
+    if printed is None:
+        return f"{count:,} parameters a block, of which Table 5 says nothing"
+    agrees = "as" if f"{count / 1e6:.2f}" == f"{printed:.2f}" else "NOT as"
+    return f"{count:,} parameters a block, {agrees} in Table 5 ({printed:.2f}M)"
+
+
+def _settings(cell: Cell, config: RunConfig) -> str:
+    m, paper = config.method, dict(SETTINGS[cell.method])
+    if epochs := EPOCHS[cell.method].get(cell.dataset):
+        paper["epochs"] = epochs
+    ours = {"T": getattr(m, "num_blocks", None) or getattr(m, "steps", None)}
+    ours["eta"] = getattr(m, "eta", None)
+    ours |= {name: getattr(config.train, name, None) for name in paper if name not in ours}
+    others = [f"{n} {ours[n]} for {v}" for n, v in paper.items() if ours[n] != v]
+    if m.readout_start != "random":
+        others.append(f"readout from the {m.readout_start} start for torch's default")
+    if m.dropout != 0.2:
+        others.append(f"dropout {m.dropout} for 0.2")
+    if config.train.crop_padding or config.train.flip:
+        others.append("images augmented")
+    if others:
+        return "unlike Table 4: " + ", ".join(others)
+    return f"settings of Table 4 ({', '.join(paper)}, readout start, dropout, augmentation)"
+
+
+def _order(config: RunConfig) -> str:
+    if not isinstance(config.method, DTConfig):
+        return "all parameters in one step"
+    if config.train.order == "sequential":
+        return "blocks one after another in each epoch (Algorithm 1)"
+    return "all blocks on each mini-batch, not Algorithm 1"
+
+
+def _inference(config: RunConfig) -> str:
+    """One chain from noise; that it does not read the label is a test of every method."""
+    m = config.method
+    steps = getattr(m, "num_blocks", None) or getattr(m, "steps", None)
+    noise = isinstance(m, DTConfig) or (isinstance(m, CTConfig) and m.sampler == "ancestral")
+    how = "with noise at every step" if noise else "without noise on the way"
+    end = "the nearest embedding" if isinstance(m, FMConfig) else "the readout of z_T"
+    return f"one chain from z_0 ~ N(0, I), T = {steps}, {how}, then {end}"

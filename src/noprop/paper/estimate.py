@@ -1,0 +1,182 @@
+"""How long cells take on this machine: a few steps of each are timed, on made-up images."""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop.build import Task, build_embedding
+from noprop.config import RunConfig, replace
+from noprop.data import SOURCES, Examples, Normalization
+from noprop.evaluate import inputs, prepare
+from noprop.memory import freed_memory_kept
+from noprop.method_config import AdjointConfig, BackpropConfig, DTConfig
+from noprop.model import empty_model, ready
+from noprop.paper.cells import Cell
+from noprop.paper.measure import Job
+from noprop.randomness import generator
+from noprop.run.groups import Job as GroupJob
+from noprop.run.groups import Material, group_trainer, groups_of
+
+__all__ = ["Pace", "measure_pace", "rough_work", "seconds_of"]
+
+IMAGES = 512
+CHAINS = 200
+SHORT = 10  # steps of a chain that is timed in place of a long one
+PASSES = 3  # timed, of which the fastest counts
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that parts of a cell take in one process of one thread.
+
+    Attributes:
+        batch: a mini-batch of the whole network, all its blocks and the readout.
+        features: what a chain needs of one image once.
+        step: one step of a chain, for one image.
+    """
+
+    batch: float
+    features: float
+    step: float
+
+
+def chain_length(config: RunConfig) -> int:
+    """T of inference."""
+    m = config.method
+    return m.num_blocks if isinstance(m, DTConfig | BackpropConfig) else m.steps
+
+
+def measure_pace(cell: Cell, config: RunConfig) -> Pace:
+    """Time a cell's steps on made-up images of its data set's shape.
+
+    Args:
+        cell: it.
+        config: as it is trained.
+    """
+    source = SOURCES[cell.dataset]
+    channels, draws = source.shape[0], torch.Generator().manual_seed(0)
+    x = torch.randint(256, (IMAGES, *source.shape), dtype=torch.uint8, generator=draws)
+    y = torch.arange(IMAGES) % source.num_classes
+    names = tuple(map(str, range(source.num_classes)))
+    task = Task(source.shape, names, Normalization((0.5,) * channels, (0.25,) * channels))
+    steps = chain_length(config)
+    short = {"method.steps": min(SHORT, steps)} if hasattr(config.method, "steps") else {}
+    config = replace(config, {**short, "train.epochs": 1000})
+    longer = steps / chain_length(config)
+    with _one_thread():
+        batch = _batch(config, task, Examples(x, y))
+        features, step = _chain(config, task, x[:CHAINS])
+    if isinstance(config.method, AdjointConfig):  # a mini-batch is a chain forward and backward
+        batch *= longer
+    return Pace(batch, features, step)
+
+
+@contextmanager
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with freed_memory_kept():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
+    """Seconds of a mini-batch of every unit; blocks cost the same, so one is timed."""
+    embedding = build_embedding(config, task, None).weight.detach()
+    material = Material(examples, examples.take(torch.arange(0)), embedding)
+    job = GroupJob(config, task, Path("unused"), "")
+    total = 0.0
+    groups = groups_of(config)
+    for group in groups if len(groups) == 1 else [groups[0], groups[-1]]:
+        trainer = group_trainer(job, material, group, lambda event: None)
+        for unit in trainer.units:
+            unit.module.train()
+        synchronize = _synchronizer(trainer.device)
+        # A block and the readout beside it, where both are here.
+        updates = 2 if len(trainer.units) > 1 else 1
+        taken = _fastest(lambda t=trainer, n=updates: [t.step() for _ in range(n)], synchronize)
+        if len(trainer.units) > 1:  # learned embeddings: of each block, in turn
+            total += taken * (len(trainer.units) - 1)
+        elif group == groups[0]:
+            total += taken * max(1, len(groups) - 1)
+        else:
+            total += taken * trainer.units[0].passes
+    return total
+
+
+def _chain(config: RunConfig, task: Task, x: torch.Tensor) -> tuple[float, float]:
+    """Seconds of one image's features, and of a step of one chain."""
+    model = empty_model(config, task, None)
+    ready(model)
+    method, synchronize = model.method, _synchronizer(model.device)
+    batch = inputs(model, x)
+    prepared = prepare(model, batch)
+    features = _fastest(lambda: prepare(model, batch), synchronize)
+
+    def chain() -> None:
+        method.predict(batch, generator(0, "unused", device=model.device), prepared=prepared)
+
+    seconds = _fastest(chain, synchronize)
+    return features / len(x), seconds / len(x) / chain_length(config)
+
+
+def _synchronizer(device: torch.device) -> Callable[[], None]:
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def _fastest(work: Callable[[], Any], synchronize: Callable[[], None]) -> float:
+    work()  # allocates, and chooses kernels
+    best = float("inf")
+    for _ in range(PASSES):
+        synchronize()
+        began = time.perf_counter()
+        work()
+        synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def seconds_of(job: Job, pace: Pace) -> float:
+    """Seconds of a job at some pace: training, and scoring as ``measure`` does it."""
+    config, amounts = job.cell.config(job.scale, job.seed), _amounts(job)
+    training = amounts["batches"] * pace.batch
+    image = amounts["images"] * pace.features
+    return training + image + amounts["chains"] * chain_length(config) * pace.step
+
+
+def rough_work(job: Job) -> float:
+    """A number that grows with a job's time, without timing anything: cheaper jobs go first."""
+    config, amounts = job.cell.config(job.scale, job.seed), _amounts(job)
+    c, h, w = SOURCES[job.cell.dataset].shape
+    image = float(c + 8) * h * w  # most of the products are behind the first layer
+    is_image = job.cell.embedding not in ("one-hot", "d20")
+    networks = chain_length(config) if isinstance(config.method, DTConfig | BackpropConfig) else 1
+    step = image if is_image else 0.02 * image
+    batch = config.train.batch_size * 3 * (image * networks * (1 + is_image))
+    if isinstance(config.method, AdjointConfig):
+        batch += config.train.batch_size * 6 * step * chain_length(config)
+    return amounts["batches"] * batch + amounts["chains"] * chain_length(config) * step
+
+
+def _amounts(job: Job) -> dict[str, int]:
+    """How many mini-batches are trained, and images and chains scored."""
+    config, sizes = job.cell.config(job.scale, job.seed), SOURCES[job.cell.dataset].sizes
+    held_out = round(sizes[0] * config.data.validation)
+    train = min(sizes[0] - held_out, config.data.train_size or sizes[0])
+    test = min(sizes[1], config.data.test_size or sizes[1])
+    e = config.evaluation
+    points = config.train.epochs // config.train.keep_every if config.train.keep_every else 0
+    train_scored = min(train, test)
+    chains = test * (e.runs * e.samples + 1 + 2 * points) + train_scored * (e.runs + 1)
+    return {
+        "batches": config.train.epochs * max(1, train // config.train.batch_size),
+        "images": test * (1 + points) + train_scored + held_out * (config.train.epochs + 1),
+        "chains": chains + held_out * e.samples,
+    }

@@ -1,0 +1,200 @@
+"""Experiments from beginning to end: what is not done yet is trained, then tables are written."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from noprop.errors import ConfigError, NoPropError
+from noprop.paper.cells import EXPERIMENTS, Cell, all_cells, select
+from noprop.paper.estimate import measure_pace, rough_work, seconds_of
+from noprop.paper.measure import Job
+from noprop.paper.pages import write_pages
+from noprop.paper.queue import GRACE, run_jobs
+from noprop.paper.records import add_record, key_of, read_records
+from noprop.paper.scale import Scale
+from noprop.run.groups import core_count
+
+__all__ = ["Planned", "Reproduction", "plan", "reproduce"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What is to be reproduced, and where.
+
+    Attributes:
+        experiments: names of :data:`noprop.paper.cells.EXPERIMENTS`.
+        only: words that choose among their cells; see :func:`noprop.paper.cells.select`.
+        scale: how much of each is done.
+        seeds: those of the scale unless given.
+        runs: where run folders go.
+        out: where lines, tables and figures go.
+        data_dir: the first place to look for data.
+
+    Raises:
+        ConfigError: If an experiment or a word is unknown.
+    """
+
+    experiments: Sequence[str]
+    only: Sequence[str] = ()
+    scale: Scale = field(default_factory=Scale)
+    seeds: Sequence[int] | None = None
+    runs: Path = Path("runs/reproduction")
+    out: Path = Path("results/reproduction")
+    data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.experiments:
+            raise ConfigError(f"reproduce: wanted some of {', '.join(EXPERIMENTS)}")
+        for name in self.experiments:
+            if name not in EXPERIMENTS:
+                raise ConfigError(f"reproduce: {name!r} is none of {', '.join(EXPERIMENTS)}")
+        if self.only and not all_cells(self.experiments):
+            raise ConfigError(f"--only: {', '.join(self.experiments)} has no cells to choose from")
+        self.cells  # noqa: B018  # a wrong word is an error now
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Those chosen."""
+        cells = all_cells(self.experiments)
+        return select(cells, self.only) if self.only and cells else cells
+
+    @property
+    def records(self) -> Path:
+        """Where lines are."""
+        return self.out / "results.jsonl"
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every chosen cell with every seed, the cheapest first."""
+        seeds = range(self.scale.seeds) if self.seeds is None else self.seeds
+        jobs = [
+            Job(cell, self.scale, seed, self.runs, self.data_dir)
+            for cell in self.cells
+            for seed in dict.fromkeys(seeds)
+        ]
+        return sorted(jobs, key=rough_work)
+
+    def done(self) -> set[tuple[str, str, int]]:
+        """The keys of the lines that are there."""
+        return {key_of(record) for record in read_records(self.records)}
+
+
+def reproduce(
+    wanted: Reproduction,
+    *,
+    beside: int | None = None,
+    deadline: float | None = None,
+    emit: Emit = lambda event: None,
+) -> tuple[list[Path], dict[str, NoPropError]]:
+    """Train what is not done yet, and write a page for each experiment.
+
+    Args:
+        wanted: what.
+        beside: cells at a time, each with one thread; as many as there are cores unless given.
+        deadline: seconds from now by which this ends, with checkpoints of what is under way.
+        emit: called with every event; ``run`` says whose it is. ``cells`` comes first, ``cell``
+            with each line, ``failed`` with what stopped one, ``deadline`` if the time is up.
+
+    Returns:
+        The files written, and by run what stopped it.
+
+    Raises:
+        NoPropError: If lines cannot be read or written.
+    """
+    began, beside = time.monotonic(), core_count() if beside is None else beside
+    if beside < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {beside}")
+    # What is under way has GRACE to end, and the pages take a few seconds.
+    least = GRACE + 20
+    if deadline is not None and deadline < least:
+        raise ConfigError(f"--deadline must be {least:g} seconds at least, got {deadline:g}")
+    end = None if deadline is None else began + deadline - GRACE - 10
+    _check_writable(wanted.out)
+    done, every = wanted.done(), wanted.jobs
+    jobs = [job for job in every if job.key not in done]
+    there = len(every) - len(jobs)
+    emit({"event": "cells", "runs": {j.name: rough_work(j) for j in jobs}, "done": there})
+    failed: dict[str, NoPropError] = {}
+    ended = 0
+    try:
+        for job, outcome in run_jobs(
+            jobs,
+            beside=beside,
+            emit=emit,
+            deadline=end,
+            is_done=lambda job: job.key in wanted.done(),
+        ):
+            ended += 1
+            if isinstance(outcome, NoPropError):
+                failed[job.name] = outcome
+                emit({"event": "failed", "run": job.name, "reason": str(outcome)})
+            elif outcome is not None:
+                outcome |= {"beside": beside}
+                add_record(wanted.records, outcome)
+                emit({"event": "cell", "run": job.name, "record": outcome})
+        if ended < len(jobs):
+            emit({"event": "deadline", "left": len(jobs) - ended})
+    finally:
+        pages = write_pages(wanted.experiments, wanted.records, wanted.runs, wanted.out)
+    return pages, failed
+
+
+def _check_writable(out: Path) -> None:
+    """See that lines can be written, before hours are spent on them.
+
+    Raises:
+        ConfigError: If not.
+    """
+    probe = out / f".{os.getpid()}.tmp"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell of a plan.
+
+    Attributes:
+        cell: it.
+        seeds: all that are wanted.
+        done: those that have a line.
+        seconds: that one seed takes in one process of one thread; None where all are done.
+    """
+
+    cell: Cell
+    seeds: tuple[int, ...]
+    done: tuple[int, ...]
+    seconds: float | None
+
+
+def plan(wanted: Reproduction, emit: Emit = lambda event: None) -> list[Planned]:
+    """What would be trained, and how long it would take here, from measured steps.
+
+    Args:
+        wanted: what.
+        emit: called with ``timing`` before a cell's steps are timed.
+    """
+    done, cells = wanted.done(), {}
+    for job in wanted.jobs:
+        cells.setdefault(job.cell, []).append(job)
+    planned, paces = [], {}
+    for cell, jobs in cells.items():
+        finished = tuple(job.seed for job in jobs if job.key in done)
+        seconds = None
+        if len(finished) < len(jobs):
+            kind = cell.dataset, cell.method, cell.embedding  # readouts cost next to nothing
+            if kind not in paces:
+                emit({"event": "timing", "cell": cell.name})
+                paces[kind] = measure_pace(cell, cell.config(wanted.scale, 0))
+            seconds = seconds_of(jobs[0], paces[kind])
+        planned.append(Planned(cell, tuple(job.seed for job in jobs), finished, seconds))
+    return planned

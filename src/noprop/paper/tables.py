@@ -1,0 +1,262 @@
+"""Ours beside the paper's, in Markdown, and what the paper does not report."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from noprop.paper.checks import checks
+from noprop.paper.numbers import (
+    DATASETS,
+    EMBEDDINGS,
+    MEMORY_GB,
+    METHODS,
+    PRIOR,
+    Number,
+)
+from noprop.paper.records import Summary
+from noprop.report.tables import duration
+from noprop.terminal import printable
+
+__all__ = ["accuracy_tables", "brief", "markdown", "memory_table", "more_table", "scale_text"]
+
+PAPER_VALUES = 15  # 3 seeds × 5 runs behind each of the paper's numbers
+
+Paper = Mapping[tuple[str, str], Mapping[str, tuple[Number, Number]]]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; a bar in a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[printable(cell).replace("|", r"\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+WORDS = {
+    "epochs": "epochs",
+    "train": "training images",
+    "steps": "",
+    "test": "test images",
+    "runs": "runs",
+    "samples": "chains averaged",
+}
+
+
+def scale_text(summary: Summary) -> str:
+    """What of the paper's training and scoring was done, in words; ``full`` for all."""
+    parts = ["full"] if summary.is_full else []
+    for name, what in WORDS.items():
+        part, whole = summary.extent.get(name, (0, 0))
+        if part > whole:  # nothing is held out
+            parts.append(f"{part:,} {what}")
+        elif part < whole:
+            parts.append(f"{part:,} of {whole:,} {what}" if what else f"T = {part} of {whole:,}")
+    return ", ".join(parts)
+
+
+def row_name(method: str, embedding: str, readout: str = "softmax") -> str:
+    """As the paper writes it."""
+    starts = {"random-image": "random, image-sized", "orthogonal-image": "orthogonal, image-sized"}
+    kind = EMBEDDINGS.get(embedding) or starts[embedding]
+    return f"{METHODS[method]} ({kind}{', radial readout' if readout == 'radial' else ''})"
+
+
+def _pm(number: Number | None, digits: int = 2) -> str:
+    if number is None:
+        return "–"
+    error = "" if math.isnan(number.error) else f" ± {number.error:.{digits}f}"
+    return f"{number.mean:.{digits}f}{error}"
+
+
+def _row(summary: Summary) -> tuple[str, str, str]:
+    """The row of a table that a summary belongs to: method, embedding and readout."""
+    cell = summary.cell
+    return cell.method, cell.embedding, cell.readout
+
+
+def _place(row: tuple[str, str, str]) -> tuple[int, int, bool]:
+    """Of a method, embedding and readout, in the order of the paper's rows."""
+    method, embedding, readout = row
+    kinds = [*EMBEDDINGS, "random-image", "orthogonal-image"]
+    return list(METHODS).index(method), kinds.index(embedding), readout != "softmax"
+
+
+def _sorted(found: Iterable[Summary]) -> list[Summary]:
+    """By row as the paper has them; of a row the fullest first."""
+
+    def key(s: Summary) -> tuple[object, ...]:
+        share = math.prod(part / whole for part, whole in s.extent.values())
+        return *_place(_row(s)), not s.is_full, -share
+
+    return sorted(found, key=key)
+
+
+def accuracy_tables(found: Sequence[Summary], paper: Paper) -> str:
+    """For each data set: the paper's test accuracy, ours by its protocol, and ours averaged.
+
+    A full result and a scaled one never share a row, and a scaled one says its scale.
+    """
+    parts = []
+    for dataset in dict.fromkeys(d for row in paper.values() for d in row):
+        rows, notes = [], []
+        here = [s for s in found if s.cell.dataset == dataset]
+        printed = {row: numbers[dataset] for row, numbers in paper.items() if dataset in numbers}
+        names = {(m, e, "softmax") for m, e in printed} | {_row(s) for s in here}
+        for row in sorted(names, key=_place):
+            numbers = printed.get(row[:2]) if row[2] == "softmax" else None
+            mine, name = _sorted(s for s in here if _row(s) == row), row_name(*row)
+            for summary in mine:
+                rows.append([name, *_accuracies(summary, numbers)])
+                if numbers and summary.is_full and (note := _difference(numbers[1], summary)):
+                    notes.append(f"- {name}: {note}")
+            if not mine and numbers:
+                rows.append([name, "not run", "", _pm(numbers[0]), "", _pm(numbers[1]), "", "", ""])
+        rows += _quoted(dataset)
+        parts.append(f"## {DATASETS[dataset]}\n\n{markdown(ACCURACY_HEAD, rows)}")
+        if notes:
+            parts.append("Beyond two standard errors of the difference:\n\n" + "\n".join(notes))
+    return "\n\n".join(parts)
+
+
+def _accuracies(summary: Summary, printed: tuple[Number, Number] | None) -> list[str]:
+    return [
+        scale_text(summary),
+        f"{len(summary.seeds)} × {summary.runs}",
+        _pm(printed and printed[0]),
+        _pm(summary.train_accuracy),
+        _pm(printed and printed[1]),
+        _pm(summary.accuracy("single")),
+        _pm(summary.accuracy("default")),
+        _pm(summary.accuracy("mean")),
+    ]
+
+
+def _quoted(dataset: str) -> list[list[str]]:
+    """What Table 1 quotes of other methods."""
+    rows = []
+    for name, numbers in PRIOR.items():
+        if dataset in numbers:
+            train, test = numbers[dataset]
+            shown = [f"{name} (quoted)", "", "", _plain(train, ".2f"), "", _plain(test, ".2f")]
+            rows.append([*shown, "", "", ""])
+    return rows
+
+
+ACCURACY_HEAD = [
+    "method",
+    "scale",
+    "seeds × runs",
+    "train, paper",
+    "train, ours",
+    "test, paper",
+    "test, ours: one chain",
+    "test, ours: averaged",
+    "test, ours: mean chain",
+]
+
+
+def _difference(paper: Number, summary: Summary) -> str | None:
+    """What to say of a full result beyond two standard errors of the difference, if it is.
+
+    Ours is the standard error of the seeds' means, which takes two seeds. The paper's is taken for
+    a standard deviation of its 15 values: some that it prints are too large for anything else.
+    """
+    ours = summary.between_seeds("single")
+    if ours is None or math.isnan(ours.error):
+        return None
+    more = ours.mean - paper.mean
+    if abs(more) <= 2 * math.hypot(paper.error / math.sqrt(PAPER_VALUES), ours.error):
+        return None
+    printed = 2 * math.hypot(paper.error, ours.error)
+    also = "" if abs(more) > printed else " (not beyond two of the errors as printed)"
+    return f"{more:+.2f} points{also}. Checked: {'; '.join(checks(summary))}"
+
+
+def more_table(found: Sequence[Summary]) -> str:
+    """What the paper does not report: calibration, log-loss, bound, controls, time and memory."""
+    head = [
+        "cell",
+        "scale",
+        "log-loss, averaged",
+        "calibration error, %",
+        "bound on −log p(y∣x)",
+        "accuracy after each step, %",
+        "last block alone, %",
+        "training, one process",
+        "peak memory, MB",
+        "cells at a time",
+        "hardware",
+    ]
+    rows = []
+    for dataset in DATASETS:
+        for s in _sorted(x for x in found if x.cell.dataset == dataset):
+            last = s.records[-1]
+            loss = s.mean("test", "modes", last["test"]["default"], "log_loss")
+            error = s.mean("test", "calibration_error")
+            alone = s.mean("test", "last_block_alone", "accuracy")
+            bound = s.mean("test", "elbo", "total")
+            seconds, memory = (s.mean("training", k) for k in ("seconds", "peak_memory_mb"))
+            beside = {str(record.get("beside", "?")) for record in s.records}
+            rows.append(
+                [
+                    s.cell.name,
+                    scale_text(s),
+                    _plain(loss, ".4f"),
+                    _plain(error and 100 * error, ".2f"),
+                    _plain(bound, ".4g"),
+                    _steps([record["test"]["steps"] for record in s.records]),
+                    _plain(alone, ".1f"),
+                    "–" if seconds is None else duration(seconds),
+                    _plain(memory, ".0f"),
+                    "/".join(sorted(beside)),
+                    s.hardware,
+                ]
+            )
+    return markdown(head, rows)
+
+
+def _plain(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _steps(chains: Sequence[Sequence[float]]) -> str:
+    """The mean over seeds, at eleven of the levels at most."""
+    means = [sum(column) / len(column) for column in zip(*chains, strict=True)]
+    stride = max(1, (len(means) - 1) // 10)
+    return " ".join(f"{value:.0f}" for value in means[::stride])
+
+
+def memory_table(found: Sequence[Summary]) -> str:
+    """Table 3: ours is of a GPU only where one trained; on a CPU it is the whole process's."""
+    head = ["data set", "method", "paper, GPU, GB", "ours, GB", "scale", "seeds", "what is counted"]
+    rows = []
+    for dataset in MEMORY_GB["ct"]:
+        for method in METHODS:
+            printed = _plain(MEMORY_GB[method].get(dataset), ".2f")
+            name = [DATASETS[dataset], METHODS[method], printed]
+            ours = [s for s in found if (s.cell.dataset, s.cell.method) == (dataset, method)]
+            rows += [[*name, *row] for s in _sorted(ours) for row in _memory(s)] or [
+                [*name, "not run", "", "", ""]
+            ]
+    return markdown(head, rows)
+
+
+def _memory(summary: Summary) -> list[list[str]]:
+    """The greatest of a cell's seeds, by what counts it."""
+    peaks: dict[str, list[float]] = {}
+    for record in summary.records:
+        if training := record["training"]:
+            peaks.setdefault(training["memory_counter"], []).append(training["peak_memory_mb"])
+    return [
+        [f"{max(values) / 1000:.2f}", scale_text(summary), str(len(values)), counter]
+        for counter, values in peaks.items()
+    ]
+
+
+def brief(found: Sequence[Summary]) -> list[list[str]]:
+    """Rows for a terminal: cell, scale, seeds × runs, one chain, averaged."""
+    rows = []
+    for dataset in DATASETS:
+        for s in _sorted(x for x in found if x.cell.dataset == dataset):
+            runs = f"{len(s.seeds)} × {s.runs}"
+            ours = [_pm(s.accuracy(mode)) for mode in ("single", "default")]
+            rows.append([s.cell.name, scale_text(s), runs, *ours])
+    return rows

@@ -1,0 +1,1 @@
+"""A run: a folder, and the processes that work in it."""

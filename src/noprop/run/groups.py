@@ -1,0 +1,238 @@
+"""Groups of units, which are what can be trained apart, and the training of one in this process.
+
+A group is a unit, or all of them when W_Embed is learned. Blocks share and exchange nothing: which
+process trains a group changes nothing in its result.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noprop.build import Task, build_embedding, build_method, choose_device, unit_names, use_bf16
+from noprop.config import RunConfig
+from noprop.data import Examples
+from noprop.encoders import EncoderFactory
+from noprop.errors import RunError
+from noprop.methods.base import Method, Unit
+from noprop.run.locks import BusyError, hold, remove_half_written
+from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.layout import Layout
+from noprop.training.loop import GroupTrainer
+from noprop.training.offload import Shelf, Waiting, units_apart, units_wait
+from noprop.training.team import Team
+from noprop.version import __version__
+
+__all__ = [
+    "COUPLED",
+    "Job",
+    "Material",
+    "Work",
+    "checkpoint_path",
+    "core_count",
+    "group_lock",
+    "group_trainer",
+    "groups_of",
+    "share_of_groups",
+    "thread_count",
+    "train_group",
+]
+
+COUPLED = "all"
+# Seconds that a group's lock is tried: whoever looks whether it is free holds it for a moment.
+PATIENCE = 0.5
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What every group is trained on.
+
+    Attributes:
+        train: training part.
+        validation: validation part.
+        embedding: W_Embed before training, shape (m, d).
+    """
+
+    train: Examples
+    validation: Examples
+    embedding: Tensor
+
+    def pack(self, path: Path) -> None:
+        """Write it to a file, for other processes of this machine."""
+        parts = {"train": self.train, "validation": self.validation}
+        tensors = {f"{k}/{axis}": getattr(p, axis) for k, p in parts.items() for axis in "xy"}
+        save_tensors(path, {**tensors, "embedding": self.embedding}, {}, checked=False)
+
+    @classmethod
+    def unpack(cls, path: Path) -> "Material":
+        """Read what :meth:`pack` wrote."""
+        tensors, _ = load_tensors(path)
+        train, validation = (
+            Examples(tensors[f"{part}/x"], tensors[f"{part}/y"]) for part in ("train", "validation")
+        )
+        return cls(train, validation, tensors["embedding"])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to train groups, besides the material: small enough to send."""
+
+    config: RunConfig
+    task: Task
+    folder: Path
+    fingerprint: str
+    factory: EncoderFactory | None = None
+    version: str = __version__
+
+
+@dataclass(frozen=True)
+class Work:
+    """Groups of one run that are to be trained.
+
+    Attributes:
+        job: the run.
+        material: what they are trained on.
+        groups: their names.
+        emit: called with every event of theirs.
+    """
+
+    job: Job
+    material: Material
+    groups: Sequence[str]
+    emit: Emit
+
+
+def groups_of(config: RunConfig) -> list[str]:
+    """The groups that can be trained apart: each unit, or all at once when W_Embed is learned."""
+    return [COUPLED] if config.method.learned else unit_names(config)
+
+
+def share_of_groups(config: RunConfig, layout: Layout, rank: int) -> list[str]:
+    """The groups that a process of a layout trains, alone or with others."""
+    return [COUPLED] if config.method.learned else list(layout.share(rank))
+
+
+def checkpoint_path(folder: Path, group: str) -> Path:
+    """A group's checkpoint in a run folder."""
+    return folder / "units" / group / "checkpoint.safetensors"
+
+
+def group_lock(folder: Path, group: str) -> Path:
+    """The lock of whoever trains a group."""
+    return folder / "units" / group / ".lock"
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
+
+
+def thread_count(config: RunConfig) -> int:
+    """Threads of each training process: as many as asked for.
+
+    Else one, since blocks over processes use all cores better; but a method of one unit has nothing
+    to spread, and is given as many as torch would take, divided among its shards.
+    """
+    alone = len(unit_names(config)) == 1
+    share = max(1, torch.get_num_threads() // max(1, config.train.shards))
+    return config.train.threads or (share if alone else 1)
+
+
+def group_trainer(
+    job: Job,
+    material: Material,
+    group: str,
+    emit: Emit,
+    team: Team | None = None,
+    saved: Callable[[], None] = lambda: None,
+) -> GroupTrainer:
+    """What trains a group in this process, before its first update; ``team`` has the others."""
+    device = choose_device(job.config.train.device)
+    embedding = build_embedding(job.config, job.task, None)
+    embedding.load_state_dict({"weight": material.embedding})
+    embedding.to(device)
+
+    def build(only: str | None) -> tuple[Method, dict[str, Unit]]:
+        method = build_method(job.config, job.task, embedding, factory=job.factory, only=only)
+        units = {u.name: u for u in method.units if only in (None, u.name)}
+        for unit in units.values():
+            unit.module.to(device)
+            if job.config.train.channels_last:
+                unit.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return method, units
+
+    checkpoint, shelf = checkpoint_path(job.folder, group), None
+    if group == COUPLED and units_apart(job.config):
+        mine = sorted(team.units) if team and team.units else [None]
+        first, *others = ["readout"] if units_wait(job.config) else mine
+        method, here = build(first)
+        for name in others:
+            here |= build(name)[1]
+        units = [here.get(name) or Waiting(name) for name in unit_names(job.config)]
+        shelf = Shelf(checkpoint, lambda name: build(name)[1][name], job.fingerprint)
+    else:
+        method, here = build(None if group == COUPLED else group)
+        units = list(here.values())
+    return GroupTrainer(
+        job.config,
+        method,
+        units,
+        material.train.to(device),
+        material.validation.to(device),
+        job.task.normalization,
+        bf16=use_bf16(job.config.train.precision, device),
+        checkpoint=checkpoint,
+        fingerprint=job.fingerprint,
+        shelf=shelf,
+        team=team,
+        emit=emit,
+        saved=saved,
+    )
+
+
+def train_group(
+    job: Job,
+    material: Material,
+    group: str,
+    emit: Emit,
+    team: Team | None = None,
+    saved: Callable[[], None] = lambda: None,
+) -> None:
+    """Train one group in this process, from its checkpoint if it has one, alone or with a team.
+
+    The last event says what came of it: ``trained``, ``found`` where another process was faster,
+    ``busy`` where one has it in hand, or ``followed`` where another of the team says it. ``saved``
+    is called after each checkpoint.
+    """
+    if job.version != __version__:  # the package was replaced while its worker started
+        raise RunError(f"worker: has noprop {__version__}, wanted {job.version} of its parent")
+    team, kind = team or Team(job.config.train.shards or 1), "busy"
+    with ExitStack() as held:
+        if team.share(not team.leads or _is_held(job.folder, group, held)):
+            trainer = group_trainer(job, material, group, emit, team, saved)
+            trainer.resume()
+            kind = "trained" if not trainer.is_finished else "found"
+            if not trainer.is_finished:
+                trainer.run()
+    if not team.speaks or (kind != "trained" and not team.leads):
+        emit({"event": "followed", "group": group})
+    elif kind != "trained":
+        emit({"event": kind, "group": group})
+
+
+def _is_held(folder: Path, group: str, held: ExitStack) -> bool:
+    """Whether this process could take a group's lock, which it then keeps; and its place tidied."""
+    lock = group_lock(folder, group)
+    try:
+        held.enter_context(hold(lock, f"{group}: another process is training it", PATIENCE))
+    except BusyError:
+        return False
+    remove_half_written(lock.parent)
+    return True

@@ -1,0 +1,91 @@
+"""The events of a run, one JSON object a line, and what they tell of its cost.
+
+Several processes append to ``metrics.jsonl`` at the same time: each line is one write to the end.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from noprop.errors import RunError
+from noprop.files import open_in_place
+
+__all__ = ["append_line", "read_metrics", "recorder", "training_cost"]
+
+LONGEST = 1 << 20  # bytes read of a line at once; an event has some thousands
+Emit = Callable[[dict[str, Any]], None]
+
+
+def recorder(folder: Path, emit: Emit) -> Emit:
+    """What appends every event but mere progress to ``metrics.jsonl``, and passes it on."""
+    path = folder / "metrics.jsonl"
+
+    def record(event: dict[str, Any]) -> None:
+        if event["event"] != "progress":
+            line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
+            try:  # an error of whoever listens, or trains, is not this file's
+                append_line(path, line.encode())
+            except OSError as error:
+                reason = error.strerror or error
+                raise RunError(f"{path}: cannot be written: {reason}") from None
+        emit(event)
+
+    return record
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add to a file by one write, which the system puts at the end of what is there then.
+
+    A line that a full disk has cut short is ended first, or it would take this one with it.
+    """
+    file = open_in_place(path, os.O_RDWR | os.O_APPEND)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        if end:
+            os.lseek(file, end - 1, os.SEEK_SET)
+            if os.read(file, 1) != b"\n":
+                line = b"\n" + line
+        written = os.write(file, line)
+        if written < len(line):
+            os.write(file, line[written:])  # says why not
+    finally:
+        os.close(file)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All events of a run; a line that was cut short, or is no event, is left out."""
+    events = []
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return events
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(LONGEST), b""):
+            try:
+                event = json.loads(line.decode())
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                events.append(event)
+    return events
+
+
+def training_cost(folder: Path) -> dict[str, Any]:
+    """What training took: seconds summed over the groups, and the peak memory of the largest.
+
+    Each group's seconds are those of all the processes that had it; empty without such events.
+    """
+    events = [e for e in read_metrics(folder) if e["event"] == "trained"]
+    numbers = [e.get(name) for e in events for name in ("seconds", "peak_memory_mb")]
+    told = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    if not events or not told or not all(isinstance(e.get("memory_counter"), str) for e in events):
+        return {}
+    largest = max(events, key=lambda e: e["peak_memory_mb"])
+    return {
+        "seconds": sum(e["seconds"] for e in events),
+        "peak_memory_mb": largest["peak_memory_mb"],
+        "memory_counter": largest["memory_counter"],
+    }

@@ -1,0 +1,232 @@
+"""Training the groups of a run that no other process has in hand, and putting them together."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from noprop.build import RunData
+from noprop.config import RunConfig
+from noprop.encoders import EncoderFactory
+from noprop.errors import RunError
+from noprop.fingerprint import fingerprint
+from noprop.model import Model, empty_model, load_weights
+from noprop.run.engines import Engine, LocalEngine
+from noprop.run.folder import starting_embedding
+from noprop.run.groups import Job, Material, Work, checkpoint_path, group_lock, groups_of
+from noprop.run.locks import is_free
+from noprop.run.metrics import recorder
+from noprop.run.units import condensed, survey, unfinished_text
+from noprop.training.checkpoint import DamagedError, check_fingerprint
+from noprop.training.generations import newest
+from noprop.training.offload import read_checkpoint, whole_checkpoint
+
+__all__ = [
+    "Training",
+    "check_trained",
+    "is_finished",
+    "put_together",
+    "train_run",
+    "train_units",
+]
+
+Emit = Callable[[dict[str, Any]], None]
+# Seconds that a process which finds a group locked, and has nothing else to do, waits for it: so
+# long a worker may outlive a parent that was killed.
+PATIENCE = 2.0
+
+
+def train_run(
+    folder: Path,
+    config: RunConfig,
+    data: RunData,
+    emit: Emit,
+    factory: EncoderFactory | None = None,
+) -> Model:
+    """Train what is not trained yet, and put the finished model together.
+
+    Args:
+        folder: the run.
+        config: its configuration; ``train.workers`` may differ from an earlier call.
+        data: its data.
+        emit: called with every event, after it is written to ``metrics.jsonl``.
+        factory: a user's own encoder.
+
+    Raises:
+        RunError: If other processes are training some units, which is said when all others are
+            trained; or if the folder cannot be used.
+    """
+    train_units(folder, config, data, emit, factory)
+    return put_together(folder, config, data, factory)
+
+
+def train_units(
+    folder: Path,
+    config: RunConfig,
+    data: RunData,
+    emit: Emit,
+    factory: EncoderFactory | None = None,
+    groups: Sequence[str] | None = None,
+    engine: Engine | None = None,
+) -> None:
+    """Train those of some groups that are not trained yet, all of them unless given.
+
+    Any number of processes may do so in one folder. Each takes the groups that are free; one that
+    another has in hand is tried again when the rest is trained.
+
+    Args:
+        folder: the run.
+        config: its configuration.
+        data: its data.
+        emit: called with every event, after it is written to ``metrics.jsonl``.
+        factory: a user's own encoder.
+        groups: their names.
+        engine: where they are trained; on processes of this machine unless given.
+
+    Raises:
+        RunError: If other processes are still training some of them then.
+    """
+    engine = engine or LocalEngine()
+    with engine.opened(config):
+        training = Training(folder, config, data, emit, factory, groups)
+        training.begin(engine)
+        deadline = time.monotonic() + PATIENCE
+        while training.work.groups:
+            engine.train(training.work)
+            training.look_again(deadline)
+
+
+class Training:
+    """The training of some groups of a run by this process: what is left of it.
+
+    Attributes:
+        work: the groups that are not trained yet, for an engine.
+
+    Raises:
+        RunError: If a unit was trained with other settings or other data.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        data: RunData,
+        emit: Emit,
+        factory: EncoderFactory | None = None,
+        groups: Sequence[str] | None = None,
+    ):
+        mark = fingerprint(config, data.train)
+        survey(folder, config, mark)  # no unit is trained beside those of another training
+        embedding = starting_embedding(folder, config, data)
+        self.folder, self.mark, self.record = folder, mark, recorder(folder, emit)
+        self.busy: list[str] = []
+        job = Job(config, data.task, folder, mark, factory)
+        material = Material(data.train, data.validation, embedding.weight.detach())
+        left = self._unfinished(groups_of(config) if groups is None else groups)
+        self.work = Work(job, material, left, self._listen)
+
+    def begin(self, engine: Engine) -> None:
+        """Say what is left, and how many are trained at the same time."""
+        left = list(self.work.groups)
+        workers = engine.workers(self.work.job.config, left)
+        where = {} if engine.name == "local" else {"engine": engine.name}
+        self.record({"event": "started", "groups": left, "workers": workers, **where})
+
+    def look_again(self, deadline: float) -> None:
+        """After training: what is left are groups that other processes had in hand and let go of.
+
+        Args:
+            deadline: on the monotonic clock; so long one of them is waited for.
+
+        Raises:
+            RunError: If none is free by then.
+        """
+        if not _wait_for_one(self.folder, self.busy, deadline):
+            raise _elsewhere(self.folder, self.busy)
+        left = self._unfinished(self.busy)
+        self.busy.clear()
+        self.work = dataclasses.replace(self.work, groups=left)
+
+    def _listen(self, event: dict[str, Any]) -> None:
+        if event["event"] == "busy":
+            self.busy.append(event["group"])
+        else:
+            self.record(event)
+
+    def _unfinished(self, among: Sequence[str]) -> list[str]:
+        left = []
+        for group in among:
+            if is_finished(self.folder, group, self.mark):
+                self.record({"event": "found", "group": group})
+            else:
+                left.append(group)
+        return left
+
+
+def _wait_for_one(folder: Path, groups: Sequence[str], deadline: float) -> bool:
+    """Whether one of these, where there are any, is free before the time is up."""
+    while groups and not any(is_free(group_lock(folder, group)) for group in groups):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _elsewhere(folder: Path, groups: Sequence[str]) -> RunError:
+    some = condensed(groups)
+    return RunError(
+        f"{folder}: another process is training {some}, nothing else is left to do here; when all "
+        f"units are trained: noprop assemble {folder}"
+    )
+
+
+def is_finished(folder: Path, group: str, mark: str) -> bool:
+    """Whether a group is trained to its end."""
+    found = newest(checkpoint_path(folder, group), read_checkpoint)
+    if found is None:
+        return False
+    about = found.content[1]
+    check_fingerprint(found.path, about, mark)
+    return "position" in about and about["position"] == about.get("total")
+
+
+def check_trained(folder: Path, config: RunConfig, mark: str | None = None) -> None:
+    """See that every unit is there and trained to its end.
+
+    Raises:
+        RunError: If not, with what is missing and how far it is; or, if ``mark`` is given, a unit
+            was trained with other settings or other data.
+    """
+    if missing := unfinished_text(survey(folder, config, mark)):
+        raise RunError(
+            f"{folder}: is not trained to its end: {missing}; go on with noprop train --resume "
+            f"{folder}"
+        )
+
+
+def put_together(
+    folder: Path, config: RunConfig, data: RunData, factory: EncoderFactory | None = None
+) -> Model:
+    """The model out of the groups' checkpoints.
+
+    Raises:
+        RunError: If one is missing, unfinished, damaged, or of other settings or data.
+    """
+    check_trained(folder, config, fingerprint(config, data.train))
+    state: dict[str, Any] = {}
+    for group in groups_of(config):
+        found = newest(checkpoint_path(folder, group), read_checkpoint)
+        assert found  # by the check
+        position, total = (found.content[1][name] for name in ("position", "total"))
+        if position < total:
+            raise DamagedError(
+                f"{found.trouble}; the one before it is of update {position} of {total}: go on "
+                f"with noprop train --resume {folder}"
+            )
+        for tensors in whole_checkpoint(found.path):
+            kinds = {"optimizer", "shared-optimizer"}
+            state |= {n: v for n, v in tensors.items() if not kinds & set(n.split("/")[:2])}
+    model = empty_model(config, data.task, factory)
+    load_weights(model, state, folder)
+    return model

@@ -1,0 +1,122 @@
+"""Which units of a run there are, which were asked for, and how far each is."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from noprop.build import unit_names
+from noprop.config import RunConfig
+from noprop.errors import ConfigError, RunError
+from noprop.run.groups import checkpoint_path, groups_of
+from noprop.training.checkpoint import check_fingerprint, read_about
+from noprop.training.generations import newest
+
+__all__ = ["UnitState", "choose_groups", "condensed", "state_of", "survey", "unfinished_text"]
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """How far a group of units is: one unit, or ``all`` of them where W_Embed is learned.
+
+    Attributes:
+        name: of the group.
+        position: updates made.
+        total: updates of its training; None before the first checkpoint.
+        damage: what is wrong with its checkpoint, if it cannot be read.
+    """
+
+    name: str
+    position: int = 0
+    total: int | None = None
+    damage: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is trained to its end."""
+        return self.position == self.total
+
+    def __str__(self) -> str:
+        if self.damage:
+            return "damaged"
+        if self.finished:
+            return "trained"
+        return f"{self.position} of {self.total} updates" if self.total else "not begun"
+
+
+def choose_groups(config: RunConfig, wanted: Iterable[str]) -> list[str]:
+    """The groups of some units, in the order of the run.
+
+    Args:
+        config: the run.
+        wanted: names, and ranges such as ``block-3..block-7``.
+
+    Raises:
+        ConfigError: If there is no such unit, or a part is asked of what is trained together.
+    """
+    names, chosen = unit_names(config), set()
+    for text in wanted:
+        first, dots, last = text.strip().partition("..")
+        ends = [first.strip(), last.strip()] if dots else [first]
+        if unknown := [end for end in ends if end not in names]:
+            raise ConfigError(
+                f"units: there is no unit {unknown[0]!r}; there are {condensed(names)}"
+            )
+        low, high = names.index(ends[0]), names.index(ends[-1])
+        if low > high:
+            raise ConfigError(f"units: the range {text.strip()} is empty; its ends are swapped")
+        chosen |= set(names[low : high + 1])
+    if not chosen:
+        raise ConfigError(f"units: none is named; there are {condensed(names)}")
+    if config.method.learned and len(chosen) < len(names):
+        raise ConfigError(
+            f"units: method.learned ties all units together by W_Embed, so {condensed(names)} are "
+            "trained together; name all of them"
+        )
+    return groups_of(config) if config.method.learned else [n for n in names if n in chosen]
+
+
+def condensed(names: Sequence[str]) -> str:
+    """Names in a line: three or more neighbours, such as ``block-1..block-10``, as a range."""
+    runs: list[list[str]] = []
+    for name in names:
+        stem, _, number = name.rpartition("-")
+        if runs and number.isdigit() and runs[-1][-1] == f"{stem}-{int(number) - 1}":
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    parts = [[f"{run[0]}..{run[-1]}"] if len(run) > 2 else run for run in runs]
+    return ", ".join(name for part in parts for name in part)
+
+
+def survey(folder: Path, config: RunConfig, mark: str | None = None) -> list[UnitState]:
+    """How far every group of a run is, by the headers of its checkpoints.
+
+    Raises:
+        RunError: If ``mark`` is given and one was trained with other settings or other data.
+    """
+    return [state_of(folder, group, mark) for group in groups_of(config)]
+
+
+def state_of(folder: Path, group: str, mark: str | None = None) -> UnitState:
+    """How far one group is; see :func:`survey`."""
+    try:
+        found = newest(checkpoint_path(folder, group), read_about)
+        if found is None:
+            return UnitState(group)
+        about = found.content
+        position, total = about["position"], about["total"]
+    except (RunError, KeyError) as error:
+        return UnitState(group, damage=str(error))
+    if mark is not None:
+        check_fingerprint(found.path, about, mark)
+    return UnitState(group, position, total)
+
+
+def unfinished_text(states: Sequence[UnitState]) -> str:
+    """The units that are not trained to their end and how far they are; empty if there is none."""
+    left = [state for state in states if not state.finished]
+    parts = []
+    for how, alike in groupby(left, key=str):
+        parts.append(f"{condensed([state.name for state in alike])} ({how})")
+    return ", ".join(parts)

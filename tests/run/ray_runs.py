@@ -1,0 +1,100 @@
+"""What the tests of Ray share: small runs, and who kills workers while they write."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from noprop.build import load_data
+from noprop.config import RunConfig, replace
+from noprop.run.folder import create_run
+from noprop.run.groups import checkpoint_path, groups_of
+from noprop.run.metrics import read_metrics
+from noprop.run.ray_engine import RayEngine
+from noprop.run.runs import train_units
+from noprop.training.checkpoint import load_tensors
+
+CONFIG = replace(
+    RunConfig(),
+    {
+        "method.num_blocks": 2,
+        "method.encoder": "mlp",
+        "data.train_size": 200,
+        "train.epochs": 2,
+        "train.batch_size": 8,  # 45 updates a block and more
+        "train.workers": 1,
+        "train.threads": 1,
+        "train.device": "cpu",
+        "train.precision": "float32",
+        "train.checkpoint_every": 0.0,
+        "evaluation.runs": 2,
+    },
+)
+LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 20}
+# Long enough to be met in the middle.
+LONG = replace(CONFIG, {"train.epochs": 12})
+Event = dict
+
+
+def trained(folder: Path, config: RunConfig, engine: RayEngine | None = None, **others) -> Path:
+    """A run with every unit trained, and nothing assembled."""
+    if not folder.exists():
+        create_run(folder, config)
+    others = {"emit": lambda event: None, **others}
+    train_units(folder, config, load_data(config), **others, engine=engine)
+    return folder
+
+
+def assert_same(a: Path, b: Path, config: RunConfig, groups: Sequence[str] | None = None) -> None:
+    """Every tensor of each checkpoint: weights, statistics and optimizer state."""
+    for group in groups or groups_of(config):
+        x, y = (load_tensors(checkpoint_path(folder, group)) for folder in (a, b))
+        assert x[1]["position"] == y[1]["position"] == y[1]["total"]
+        assert x[0].keys() == y[0].keys()
+        assert not [name for name in x[0] if not torch.equal(x[0][name], y[0][name])]
+
+
+def told(folder: Path, kind: str) -> list[Event]:
+    """What ``metrics.jsonl`` says of the training, without what the clock and the memory say."""
+    apart = {"time", "seconds", "peak_memory_mb"}
+    events = [e for e in read_metrics(folder) if e["event"] == kind]
+    return [{k: v for k, v in e.items() if k not in apart} for e in events]
+
+
+class Killer(threading.Thread):
+    """Kills, with -9, whoever has a file half written, as often as told.
+
+    Args:
+        folder: where such files are looked for; their names have the process.
+        pattern: of the names.
+        times: to kill.
+        after: whole files of other names that there must be by then.
+
+    Attributes:
+        left: the files that were left half written, a proof that the kill met their writing.
+    """
+
+    def __init__(self, folder: Path, pattern: str, times: int, after: str = "*"):
+        super().__init__(daemon=True)
+        self.folder, self.pattern, self.times, self.after = folder, pattern, times, after
+        self.left: list[Path] = []
+        self.over = False
+        self.start()
+
+    def run(self) -> None:
+        while not self.over and len(self.left) < self.times:
+            whole = any(self.folder.glob(self.after))
+            for path in self.folder.glob(self.pattern) if whole else ():
+                number = path.name.split(".")[-2].partition("-")[0]
+                try:
+                    os.kill(int(number), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                time.sleep(0.05)
+                if path.exists() and path not in self.left:
+                    self.left.append(path)
+            time.sleep(0.0002)
