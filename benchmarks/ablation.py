@@ -22,8 +22,8 @@ from noprop.build import load_data
 from noprop.config import replace
 from noprop.embeddings import separation
 from noprop.evaluate import choose_weights, evaluate
+from noprop.machine import commit_of_package
 from noprop.recipes import RECIPES
-from noprop.run.folder import commit_of_package
 from noprop.run.runs import train_run
 
 CE = {"method.objective": "cross-entropy"}

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import noprop
-from noprop.bench.machine import describe_machine
 from noprop.build import unit_names
 from noprop.config import RunConfig, replace
+from noprop.machine import describe_machine
 from noprop.recipes import find_recipe
 
 IMAGES = 4096

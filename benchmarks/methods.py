@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from noprop.run.folder import commit_of_package
+from noprop.machine import commit_of_package
 
 # Epochs of about equal work: DT and backprop have ten networks of the size of CT's one. Chains of
 # CT and FM have 100 steps here and not 1000, with which the scoring would take most of the time.

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import noprop
-from noprop.bench.machine import describe_machine
 from noprop.build import load_data
 from noprop.config import replace
+from noprop.machine import describe_machine
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "precision.jsonl"
 PRECISIONS = ("float32", "bf16")

@@ -40,8 +40,8 @@ from scaling_tables import check_table, constants_table, draw_figures, predict_t
 from noprop.bench.cluster import Machine, Workload, all_reduce
 from noprop.bench.contestants import Contestant
 from noprop.bench.forecast import Forecast
-from noprop.bench.machine import describe_machine
 from noprop.bench.scaling import data_parallel, noprop_fixed, noprop_learned, pipeline
+from noprop.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "scaling.json"

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from noprop.bench.plain import PlainDiscrete
-from noprop.memory import freed_memory_kept
+from noprop.machine import malloc_keeps_memory
 from noprop.training.gradients import flat_gradient
 from noprop.training.mesh import MeshTeam
 from noprop.training.team import Team
@@ -54,7 +54,7 @@ def begin(settings: dict[str, Any]) -> None:
     """One thread, freed memory kept, and the process group where there are several."""
     warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # its heir is newer than 2.5
     torch.set_num_threads(1)
-    KEPT.enter_context(freed_memory_kept())
+    KEPT.enter_context(malloc_keeps_memory())
     if "file" in settings:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.init_process_group(

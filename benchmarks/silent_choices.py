@@ -25,9 +25,9 @@ from noprop.api import join
 from noprop.build import load_data
 from noprop.config import replace
 from noprop.evaluate import choose_weights, evaluate
+from noprop.machine import commit_of_package
 from noprop.model import Model
 from noprop.recipes import RECIPES
-from noprop.run.folder import commit_of_package
 from noprop.run.runs import train_run
 
 OURS = "ours"

@@ -56,6 +56,15 @@ def real_data() -> Callable[[str], Path]:
     return folder_of
 
 
+@pytest.fixture
+def three_threads():
+    """Three torch threads during a test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Callable[[str], Path]:
     """A function from a recipe of digits to a small run of it, trained once. Change only copies."""

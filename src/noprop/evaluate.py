@@ -17,8 +17,8 @@ from noprop.data import Examples
 from noprop.errors import RunError, TrainingError
 from noprop.files import read_object
 from noprop.layers import channels_last
+from noprop.machine import map_in_threads
 from noprop.model import Model
-from noprop.parallel import side_by_side
 from noprop.randomness import generator
 
 __all__ = [
@@ -230,7 +230,7 @@ def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[di
         return results
 
     pairs = zip(examples.x.split(size), examples.y.split(size), strict=True)
-    return side_by_side(read, list(enumerate(pairs)), device, apart=has_own_code(model))
+    return map_in_threads(read, list(enumerate(pairs)), device, one_at_a_time=has_own_code(model))
 
 
 def _paths(model: Model, examples: Examples) -> list[Tensor]:
@@ -247,7 +247,7 @@ def _paths(model: Model, examples: Examples) -> list[Tensor]:
         return path
 
     chunks = list(enumerate(examples.x.split(model.config.evaluation.batch_size)))
-    return side_by_side(read, chunks, model.device, apart=has_own_code(model))
+    return map_in_threads(read, chunks, model.device, one_at_a_time=has_own_code(model))
 
 
 def has_own_code(model: Model) -> bool:

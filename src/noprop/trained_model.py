@@ -12,10 +12,10 @@ from noprop.build import load_data
 from noprop.data import Examples
 from noprop.errors import ConfigError, DataError
 from noprop.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
+from noprop.machine import map_in_threads
 from noprop.method_config import MAX_SAMPLES
 from noprop.methods.chains import check_samples
 from noprop.model import Model
-from noprop.parallel import side_by_side
 from noprop.randomness import generator
 
 __all__ = ["TrainedModel"]
@@ -104,8 +104,10 @@ class TrainedModel:
         if len(x) == 0:
             return torch.empty(0, self.model.task.num_classes)
         chunks = list(enumerate(x.split(self.config.evaluation.batch_size)))
-        apart = has_own_code(self.model)
-        return torch.cat(side_by_side(answer, chunks, self.model.device, apart=apart))
+        one_at_a_time = has_own_code(self.model)
+        return torch.cat(
+            map_in_threads(answer, chunks, self.model.device, one_at_a_time=one_at_a_time)
+        )
 
     def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
         """Measure on a part of the run's own data; see :mod:`noprop.evaluate`.

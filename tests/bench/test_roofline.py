@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from noprop.bench.machine import copy_rate, describe_machine, product_rate
+from noprop.bench.rates import copy_rate, product_rate
 from noprop.bench.roofline import Work, count
 from noprop.bench.settings import Settings
 from noprop.bench.training import count_turn
@@ -75,10 +75,6 @@ def test_the_bound_is_the_longer_of_the_two():
     assert Work(100, 1000).bound(10.0, 10.0) == 100
 
 
-def test_the_machine_is_described_and_measured():
-    about = describe_machine()
-    assert about["cores"] >= 1
-    assert about["torch"] == torch.__version__
-    assert about["processor"]
+def test_the_machine_is_measured():
     assert product_rate(torch.float32, 0.03) > 1e8  # a pocket calculator has less
     assert copy_rate(0.03) > 1e7

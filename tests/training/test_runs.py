@@ -32,7 +32,7 @@ from noprop.fingerprint import fingerprint
 from noprop.model import load_model, open_run, save_model
 from noprop.run import runs
 from noprop.run import workers as workers_module
-from noprop.run.folder import commit_of_package, create_run, join_run, workplace
+from noprop.run.folder import create_run, join_run, workplace
 from noprop.run.groups import checkpoint_path, group_lock, groups_of
 from noprop.run.locks import hold
 from noprop.run.metrics import read_metrics, recorder
@@ -464,31 +464,6 @@ def test_a_loaded_model_predicts_the_same_bits(finished):
         for m in (model, loaded)
     )
     assert torch.equal(a.probabilities, b.probabilities)
-
-
-def test_the_commit_is_that_of_the_package_s_own_checkout(tmp_path):
-    """Not that of a repository around a site-packages folder; a changed tree says so."""
-
-    def git(*arguments):
-        identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
-        command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    package = tmp_path / "venv" / "noprop" / "runs.py"
-    package.parent.mkdir(parents=True)
-    package.write_text("installed")
-    assert commit_of_package(package) is None
-    git("init")
-    (tmp_path / "thesis.tex").touch()
-    git("add", "thesis.tex")
-    git("commit", "-m", "one")
-    assert commit_of_package(package) is None
-    git("add", "venv")
-    git("commit", "-m", "two")
-    git("tag", "-a", "v1", "-m", "v1")
-    assert commit_of_package(package) == git("rev-parse", "HEAD")
-    package.write_text("edited")
-    assert commit_of_package(package) == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_ctrl_c_while_a_worker_starts_is_for_the_parent_alone(capfd):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from noprop.bench.contestants import Contestant, race, ratios
-from noprop.bench.machine import product_kind
 from noprop.bench.plain import plain_inference, plain_training
+from noprop.bench.rates import product_kind
 from noprop.bench.roofline import count
 from noprop.bench.settings import Settings
 from noprop.config import replace

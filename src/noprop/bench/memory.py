@@ -23,7 +23,7 @@ from noprop.build import build_embedding
 from noprop.config import replace
 from noprop.data import Examples
 from noprop.errors import RunError
-from noprop.memory import freed_memory_kept, peak_memory
+from noprop.machine import malloc_keeps_memory, peak_memory
 from noprop.run.groups import Job, Material, groups_of, train_group
 from noprop.run.workers import end_with_parent
 
@@ -78,7 +78,7 @@ def train(mode: str, blocks: int, dataset: str) -> None:
         material = Material(Examples(x, y), Examples(x[:0], y[:0]), weight)
         job = Job(config, settings.task, folder, "")
         if mode != NOTHING:
-            with freed_memory_kept():
+            with malloc_keeps_memory():
                 for group in groups_of(config):
                     train_group(job, material, group, lambda event: None)
 

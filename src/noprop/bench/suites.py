@@ -7,8 +7,8 @@ from typing import Any
 
 from noprop.bench.accuracy import EPOCHS, measure_accuracy
 from noprop.bench.inference import measure_chains, measure_inference
-from noprop.bench.machine import describe_machine, measure_rates
 from noprop.bench.memory import BLOCKS, MODES, measure_memory
+from noprop.bench.rates import measure_rates
 from noprop.bench.settings import Settings
 from noprop.bench.training import (
     measure_scaling,
@@ -17,6 +17,7 @@ from noprop.bench.training import (
 )
 from noprop.build import load_data
 from noprop.errors import ConfigError
+from noprop.machine import describe_machine
 from noprop.report.tables import duration, table
 
 __all__ = ["DEFAULT_SUITES", "SUITES", "Target", "bench_text", "run_suites", "step_count"]

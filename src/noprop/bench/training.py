@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from noprop.bench.contestants import Contestant, race, ratios
-from noprop.bench.machine import product_kind
 from noprop.bench.plain import BATCH, plain_training
+from noprop.bench.rates import product_kind
 from noprop.bench.roofline import Work, count
 from noprop.bench.settings import Settings
 from noprop.build import build_embedding, unit_names
 from noprop.config import replace
 from noprop.data import Examples
-from noprop.memory import freed_memory_kept
+from noprop.machine import malloc_keeps_memory
 from noprop.run.groups import Job, Material, group_trainer
 from noprop.training.loop import GroupTrainer
 
@@ -132,7 +132,7 @@ def turn(made: list[GroupTrainer]) -> None:
 def _build_trainers(settings: dict[str, Any]) -> Callable[[int], None]:
     torch.set_num_threads(settings["threads"])
     kept = ExitStack()  # as long as the process lives
-    kept.enter_context(freed_memory_kept())
+    kept.enter_context(malloc_keeps_memory())
     made = trainers(Settings(**settings["bench"]), settings["method"], settings["units"])
 
     def work(units: int, kept: ExitStack = kept) -> None:

@@ -20,7 +20,7 @@ def bench(arguments: argparse.Namespace) -> int:
     from noprop.bench.settings import Settings
     from noprop.bench.suites import DEFAULT_SUITES, Target, bench_text, run_suites, step_count
     from noprop.files import write_whole
-    from noprop.run.groups import core_count
+    from noprop.machine import core_count
 
     suites = tuple(dict.fromkeys(arguments.suites)) or DEFAULT_SUITES
     workers = core_count() if arguments.workers is None else arguments.workers

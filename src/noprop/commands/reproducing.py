@@ -6,6 +6,7 @@ from typing import Any
 
 from noprop.commands.options import parse_duration, parse_seeds
 from noprop.errors import ConfigError
+from noprop.machine import core_count
 from noprop.paper.numbers import Number
 from noprop.paper.pages import parameter_table, write_pages
 from noprop.paper.progress import CellReport
@@ -15,7 +16,6 @@ from noprop.paper.reproduce import reproduce as run_experiments
 from noprop.paper.scale import parse_scale
 from noprop.paper.tables import brief
 from noprop.report.tables import duration, table
-from noprop.run.groups import core_count
 from noprop.terminal import printable, show, show_json, tell
 from noprop.training.signals import Terminated, answered_between_updates
 

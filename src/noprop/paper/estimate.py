@@ -13,7 +13,7 @@ from noprop.build import Task, build_embedding
 from noprop.config import RunConfig, replace
 from noprop.data import SOURCES, Examples, Normalization
 from noprop.evaluate import inputs, prepare
-from noprop.memory import freed_memory_kept
+from noprop.machine import malloc_keeps_memory
 from noprop.method_config import AdjointConfig, BackpropConfig, DTConfig
 from noprop.model import empty_model, ready
 from noprop.paper.cells import Cell
@@ -81,7 +81,7 @@ def _one_thread() -> Any:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with freed_memory_kept():
+        with malloc_keeps_memory():
             yield
     finally:
         torch.set_num_threads(threads)

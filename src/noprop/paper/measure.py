@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from noprop import api
-from noprop.bench.machine import describe_machine, processor_name
 from noprop.build import RunData, choose_device, unit_names
 from noprop.config import RunConfig, reading_fields, replace, to_mapping
 from noprop.data import SOURCES
 from noprop.evaluate import evaluate
 from noprop.files import write_whole
+from noprop.machine import describe_machine, processor_name
 from noprop.paper.cells import EXPERIMENTS, Cell
 from noprop.paper.scale import Scale
 from noprop.randomness import generator

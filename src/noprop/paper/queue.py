@@ -21,7 +21,7 @@ import torch
 
 from noprop.errors import NoPropError, RunError
 from noprop.files import write_whole
-from noprop.memory import freed_memory_kept
+from noprop.machine import malloc_keeps_memory
 from noprop.paper.measure import Job, run_cell
 from noprop.run.workers import deaf_children, end_with_parent
 from noprop.training.signals import answered_between_updates
@@ -142,7 +142,7 @@ def _serve(job: Job, connection: Connection) -> None:
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     try:
-        with answered_between_updates(), freed_memory_kept():
+        with answered_between_updates(), malloc_keeps_memory():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if hasattr(signal, "pthread_sigmask"):  # it was blocked while this process started
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from noprop.errors import ConfigError, NoPropError
+from noprop.machine import core_count
 from noprop.paper.cells import EXPERIMENTS, Cell, all_cells, select
 from noprop.paper.estimate import measure_pace, rough_work, seconds_of
 from noprop.paper.measure import Job
@@ -15,7 +16,6 @@ from noprop.paper.pages import write_pages
 from noprop.paper.queue import GRACE, run_jobs
 from noprop.paper.records import add_record, key_of, read_records
 from noprop.paper.scale import Scale
-from noprop.run.groups import core_count
 
 __all__ = ["Planned", "Reproduction", "plan", "reproduce"]
 

@@ -11,7 +11,6 @@ import platform
 import re
 import secrets
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,12 +24,12 @@ from noprop.embeddings import Embedding
 from noprop.errors import RunError
 from noprop.files import check_folder, write_whole
 from noprop.fingerprint import difference
+from noprop.machine import commit_of_package
 from noprop.run.locks import hold, hold_folder, is_free, remove_half_written
 from noprop.training.checkpoint import check_name, load_tensors, save_tensors
 from noprop.version import __version__
 
 __all__ = [
-    "commit_of_package",
     "clear_places",
     "create_run",
     "join_run",
@@ -205,21 +204,3 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         "seed": config.train.seed,
         "commit": commit_of_package(),
     }
-
-
-def commit_of_package(file: Path = Path(__file__)) -> str | None:
-    """The commit of the package's own checkout, with ``-dirty`` where a tracked file has changed.
-
-    None where git does not track ``file``: a repository that encloses an installed copy, such as
-    that of a user's work, says nothing about the package.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", file.name)
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -4,7 +4,6 @@ A group is a unit, or all of them when W_Embed is learned. Blocks share and exch
 process trains a group changes nothing in its result.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from noprop.config import RunConfig
 from noprop.data import Examples
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
+from noprop.machine import threads_per_process
 from noprop.methods.base import Method, Unit
 from noprop.run.locks import BusyError, hold, remove_half_written
 from noprop.training.checkpoint import load_tensors, save_tensors
@@ -34,7 +34,6 @@ __all__ = [
     "Material",
     "Work",
     "checkpoint_path",
-    "core_count",
     "group_lock",
     "group_trainer",
     "groups_of",
@@ -128,12 +127,6 @@ def group_lock(folder: Path, group: str) -> Path:
     return folder / "units" / group / ".lock"
 
 
-def core_count() -> int:
-    """Cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
-
-
 def thread_count(config: RunConfig) -> int:
     """Threads of each training process: as many as asked for.
 
@@ -141,8 +134,7 @@ def thread_count(config: RunConfig) -> int:
     to spread, and is given as many as torch would take, divided among its shards.
     """
     alone = len(unit_names(config)) == 1
-    share = max(1, torch.get_num_threads() // max(1, config.train.shards))
-    return config.train.threads or (share if alone else 1)
+    return config.train.threads or (threads_per_process(config.train.shards) if alone else 1)
 
 
 def group_trainer(

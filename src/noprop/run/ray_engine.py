@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 from noprop.config import RunConfig, to_toml
 from noprop.errors import ConfigError, NoPropError
+from noprop.machine import core_count
 from noprop.run.engines import Ended, Engine
 from noprop.run.groups import (
     Job,
     Work,
     checkpoint_path,
-    core_count,
     group_lock,
     thread_count,
 )

@@ -24,7 +24,7 @@ from noprop.config import replace as replace_fields
 from noprop.data import Examples
 from noprop.errors import ConfigError, NoPropError, RunError
 from noprop.files import check_folder, make_own_folder
-from noprop.memory import freed_memory_kept
+from noprop.machine import malloc_keeps_memory
 from noprop.run.folder import workplace
 from noprop.run.groups import Job, Material, checkpoint_path, train_group
 from noprop.run.storage import UnitStorage
@@ -115,7 +115,7 @@ def train_task(
     report.flush()  # or a worker that is soon lost would not have been there
     torch.set_num_threads(job.config.train.threads or 1)
     try:
-        with answered_between_updates(), freed_memory_kept():
+        with answered_between_updates(), malloc_keeps_memory():
             job, material = _on_given_device(job, gpus), _material(arrays)
             if storage is None:
                 _train_shared(job, group, material, report)

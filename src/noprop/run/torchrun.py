@@ -20,7 +20,7 @@ from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.fingerprint import fingerprint
-from noprop.memory import freed_memory_kept
+from noprop.machine import malloc_keeps_memory
 from noprop.run.folder import starting_embedding
 from noprop.run.groups import (
     Job,
@@ -93,7 +93,7 @@ def train_as_member(
         recorder(folder, tell)(started)
     with ExitStack() as held:
         held.enter_context(threads_of(config))
-        held.enter_context(freed_memory_kept())
+        held.enter_context(malloc_keeps_memory())
         job = Job(own_device(config, member), data.task, folder, mark, factory)
         material = Material(data.train, data.validation, weight)
         crew = _Crew(member, job, material, layout, recorder(folder, tell), emit)

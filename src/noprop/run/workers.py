@@ -23,9 +23,9 @@ from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUs
 from noprop.build import choose_device, unit_names
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
-from noprop.memory import freed_memory_kept
+from noprop.machine import core_count, malloc_keeps_memory
 from noprop.run.folder import workplace
-from noprop.run.groups import COUPLED, Job, Material, core_count, share_of_groups, train_group
+from noprop.run.groups import COUPLED, Job, Material, share_of_groups, train_group
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.mesh import MeshTeam, keep_to_loopback, mesh_team
 from noprop.training.signals import ask
@@ -68,7 +68,7 @@ def train_groups(
     """
     with workplace(job.folder) as place:
         if layout.size == 1:
-            with threads_of(job.config), freed_memory_kept():
+            with threads_of(job.config), malloc_keeps_memory():
                 for group in groups:
                     train_group(job, material, group, emit)
             return
@@ -269,7 +269,7 @@ def _worker(job: Job, packed: Path, connection: Connection, seat: Seat | None) -
     try:
         material = Material.unpack(packed)
         with ExitStack() as held:
-            held.enter_context(freed_memory_kept())
+            held.enter_context(malloc_keeps_memory())
             team = held.enter_context(seat.taken(job.config)) if seat else None
             while (group := connection.recv()) is not None:
                 train_group(job, material, group, emit, team)

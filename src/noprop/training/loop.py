@@ -18,7 +18,7 @@ from torch import Tensor
 from noprop.config import RunConfig
 from noprop.data import Examples, Normalization, batch_indices
 from noprop.errors import ConfigError, RunError, TrainingError
-from noprop.memory import reset_peak
+from noprop.machine import reset_peak
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.gradients import Gradients, flat_gradient, scatter

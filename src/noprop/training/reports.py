@@ -10,7 +10,7 @@ from noprop.config import TrainConfig
 from noprop.data import Examples
 from noprop.embeddings import separation
 from noprop.errors import TrainingError
-from noprop.memory import peak_memory
+from noprop.machine import peak_memory
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.generations import previous_of

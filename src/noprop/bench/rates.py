@@ -1,47 +1,20 @@
-"""The machine that a benchmark ran on, and how fast it multiplies and copies."""
+"""How fast the machine of a benchmark multiplies and copies."""
 
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from noprop.bench.contestants import Contestant
 from noprop.build import use_bf16
-from noprop.run.folder import commit_of_package
-from noprop.run.groups import core_count
 
 __all__ = [
     "copy_rate",
-    "describe_machine",
     "measure_rates",
-    "processor_name",
     "product_kind",
     "product_rate",
 ]
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, versions and commit: what a figure means nothing without."""
-    return {
-        "processor": processor_name(),
-        "cores": core_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit_of_package(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def processor_name() -> str:
-    """The model's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    return names.get("model name") or platform.processor() or platform.machine()
 
 
 def _best_seconds(work: Callable[[], Any], seconds: float) -> float:
@@ -69,12 +42,8 @@ def copy_rate(seconds: float = 0.5) -> float:
     """Bytes a second, read and written, of a copy of 64 MB: more than caches hold."""
     source = torch.ones(16_000_000)
     target = torch.empty_like(source)
-    return (
-        2
-        * source.numel()
-        * source.element_size()
-        / _best_seconds(lambda: target.copy_(source), seconds)
-    )
+    taken = _best_seconds(lambda: target.copy_(source), seconds)
+    return 2 * source.numel() * source.element_size() / taken
 
 
 def measure_rates(workers: int, seconds: float = 0.5) -> dict[str, float]:
