@@ -239,8 +239,8 @@ def test_one_backward_pass_is_the_gradient_of_the_whole_chain(radial):
     uneven(mine)
     mine.unit.module.double()
     mine.shared.double()
-    with pytest.MonkeyPatch.context() as patch:  # start gives float32
-        patch.setattr("noprop.methods.backprop.start", lambda *_: z0)
+    with pytest.MonkeyPatch.context() as patch:  # initial_latent gives float32
+        patch.setattr("noprop.methods.backprop.initial_latent", lambda *_: z0)
         found = torch.autograd.grad(mine.unit.loss(x, y, rng()).total, mine.parameters())
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)

@@ -14,7 +14,6 @@ from noprop.errors import ConfigError, DataError
 from noprop.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
 from noprop.machine import map_in_threads
 from noprop.method_config import MAX_SAMPLES
-from noprop.methods.chains import check_samples
 from noprop.model import Model
 from noprop.randomness import generator
 
@@ -70,8 +69,7 @@ class TrainedModel:
         if samples is None:
             samples = self.config.evaluation.samples
         try:
-            check_samples(samples)
-            self.model.method.averages(average)
+            self.model.method.check(samples, average)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if samples > MAX_SAMPLES:

@@ -1,6 +1,5 @@
 r"""The baseline: CT's network as a neural ODE, by the adjoint method (Chen et al., 2018)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.errors import ConfigError
-from noprop.methods.base import LossTerms, Method, Prediction, Unit
-from noprop.methods.chains import start
-from noprop.methods.continuous import features, open_chains
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout
 from noprop.samplers import euler
@@ -101,7 +99,7 @@ class SolverUnit(Unit):
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
         """Cross-entropy of the readout at the end of the solution."""
-        z = start(1, len(y), self.embedding.weight.shape[1], generator, y.device)
+        z = initial_latent(len(y), self.embedding.weight.shape[1], generator, y.device)
         context = self.network.context(x, generator).float()
         # Backwards in time the field is evaluated outside of autocast: so it must be forwards.
         with torch.autocast(z.device.type, enabled=False):
@@ -117,43 +115,23 @@ class NeuralODE(Method):
     """
 
     def __init__(self, unit: SolverUnit):
+        super().__init__([unit], unit.embedding, steps=unit.num_steps)
         self.unit = unit
-        self.embedding = unit.embedding
-        self.shared: nn.Module = unit.embedding
-
-    @property
-    def units(self) -> Sequence[Unit]:
-        """``network`` alone."""
-        return [self.unit]
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
         """What the field takes from x."""
-        return features(self.unit.network, x)
+        return self.unit.network.context(x).float()
 
-    @torch.no_grad()
-    def predict(
-        self,
-        x: Float[Tensor, "batch ..."],
-        generator: torch.Generator,
-        *,
-        samples: int = 1,
-        noise: bool = True,
-        average: str | None = "readout",
-        prepared: Float[Tensor, "batch width"] | None = None,
-    ) -> Prediction:
-        """See :meth:`Method.predict`; the only noise is z(0)."""
-        self.averages(average)
-        network, weight, steps = self.unit.network, self.embedding.weight, self.unit.num_steps
-        if prepared is None:
-            prepared = self.prepare(x)
-        chain = open_chains(
-            network, weight, prepared, generator, steps=steps, samples=samples, noise=noise
-        )
+    def chain(
+        self, chains: Chains, prepared: Float[Tensor, "batch width"]
+    ) -> tuple[Float[Tensor, "rows classes"], int]:
+        """See :meth:`Method.chain`; the only noise is z(0)."""
+        network, weight = self.unit.network, self.embedding.weight
+        context, times = chains.repeat(prepared), network.time_context(chains.times)
 
         def field(i: int, z: Tensor) -> Tensor:
-            return network(z, chain.context, chain.time_contexts[i : i + 1]) @ weight
+            return network(z, context, times[i : i + 1]) @ weight
 
-        z = euler(field, chain.z, chain.times, chain.record.observe)
-        ends = self.unit.readout(z, weight).softmax(dim=1)
-        return chain.record.prediction(ends, weight, None, steps)
+        z = euler(field, chains.z, chains.times, chains.observe)
+        return self.unit.readout(z, weight).softmax(dim=1), self.num_steps

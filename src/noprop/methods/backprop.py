@@ -8,8 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.methods.base import LossTerms, Method, Prediction, Unit
-from noprop.methods.chains import ChainRecord, check_samples, start
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import DiscreteBlock
 from noprop.readouts import Readout
 
@@ -55,7 +55,7 @@ class ChainUnit(Unit):
     ) -> LossTerms:
         """Cross-entropy at the end of the chain."""
         dim = self.embedding.weight.shape[1]
-        z = start(1, len(y), dim, generator, y.device)
+        z = initial_latent(len(y), dim, generator, y.device)
         for alpha, block in zip(self.mixing, self.blocks, strict=True):
             guess = self.embedding.expectation(block(z, block.context(x, generator), generator))
             z = (1 - alpha) * z + alpha * guess
@@ -74,46 +74,26 @@ class BackpropChain(Method):
     """
 
     def __init__(self, unit: ChainUnit):
+        steps = len(unit.blocks)
+        super().__init__([unit], unit.embedding, steps=steps, end_time=steps)
         self.unit = unit
-        self.embedding = unit.embedding
-        self.shared: nn.Module = unit.embedding
-
-    @property
-    def units(self) -> Sequence[Unit]:
-        """``network`` alone."""
-        return [self.unit]
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch width"]]:
         """What each block takes from x."""
         return [block.context(x).float() for block in self.unit.blocks]
 
-    @torch.no_grad()
-    def predict(
-        self,
-        x: Float[Tensor, "batch ..."],
-        generator: torch.Generator,
-        *,
-        samples: int = 1,
-        noise: bool = True,
-        average: str | None = "readout",
-        prepared: Sequence[Float[Tensor, "batch width"]] | None = None,
-    ) -> Prediction:
-        """See :meth:`Method.predict`; the only noise is z_0."""
-        check_samples(samples)
-        self.averages(average)
-        chains, draws = (samples, generator) if noise else (1, None)
-        blocks, weight = self.unit.blocks, self.embedding.weight
-        contexts = self.prepare(x) if prepared is None else prepared
-        record = ChainRecord(len(blocks), chains, x.shape[0], len(blocks))
-        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
-        record.observe(0, z)
-        for i, (alpha, block) in enumerate(zip(self.unit.mixing, blocks, strict=True)):
-            guess = block(z, contexts[i].repeat(chains, 1)).softmax(dim=1) @ weight
+    def chain(
+        self, chains: Chains, prepared: Sequence[Float[Tensor, "batch width"]]
+    ) -> tuple[Float[Tensor, "rows classes"], int]:
+        """See :meth:`Method.chain`; the only noise is z_0."""
+        z, weight = chains.z, self.embedding.weight
+        chains.observe(0, z)
+        for i, (alpha, block) in enumerate(zip(self.unit.mixing, self.unit.blocks, strict=True)):
+            guess = block(z, chains.repeat(prepared[i])).softmax(dim=1) @ weight
             z = (1 - alpha) * z + alpha * guess
-            record.observe(i + 1, z)
-        ends = self.unit.readout(z, weight).softmax(dim=1)
-        return record.prediction(ends, weight, None, len(blocks), longest=len(blocks))
+            chains.observe(i + 1, z)
+        return self.unit.readout(z, weight).softmax(dim=1), self.num_steps
 
     @torch.no_grad()
     def facts(self) -> dict[str, float | list[float]]:

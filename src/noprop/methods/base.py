@@ -1,9 +1,9 @@
 """The contract: a method is units, shared parameters, and a way to predict.
 
-A *unit* is an independently trainable part. *Shared parameters* are what several units' losses
-reach: W_Embed when it is learned, nothing when it is fixed. Training knows only these; placing
-units on processes or machines only partitions them. ``predict`` is given x and a generator, never
-y.
+A *unit* is an independently trainable part. *Shared parameters* receive gradients from the losses
+of several units: W_Embed when it is learned, nothing when it is fixed. Training knows only these;
+placing units on processes or machines only partitions them. ``predict`` gets x and a generator,
+never y.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
+from noprop.methods.chains import Chains, initial_latent
 
 __all__ = ["LossTerms", "Method", "Prediction", "Unit"]
 
@@ -28,7 +29,7 @@ class LossTerms:
 
     @property
     def total(self) -> Tensor:
-        """The sum, which training descends."""
+        """Sum of the terms, the objective of training."""
         return torch.stack(list(self.terms.values())).sum()
 
 
@@ -36,13 +37,14 @@ class Unit(ABC):
     """An independently trainable part: its own parameters, loss, optimizer and checkpoint.
 
     Attributes:
-        name: unique within the method, fit for a file name.
-        module: holds the unit's parameters and buffers.
-        coupling: weight of this unit's loss where all descend shared parameters on one mini-batch.
-        passes: how often the unit goes over the training set in one epoch.
-        beside: whether, where parameters are shared, the unit takes a step beside every step of
-            the others, on the same mini-batch, as the readout does in Algorithm 1.
-        reads_images: whether the loss looks at x at all; if not, x may be empty.
+        name: Name, unique within the method and valid as a file name.
+        module: Module with the unit's parameters and buffers.
+        coupling: Weight of this unit's loss when all units update shared parameters on one
+            mini-batch.
+        passes: Number of passes over the training set in one epoch.
+        beside: Whether the unit takes a step with every step of the others on the same mini-batch,
+            if parameters are shared, as the readout does in Algorithm 1.
+        reads_images: Whether the loss reads x; if not, x may be empty.
     """
 
     name: str
@@ -54,29 +56,30 @@ class Unit(ABC):
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The unit's own parameters; no other unit's loss reaches them."""
+        """The unit's own parameters, which no other unit's loss reaches."""
         return tuple(self.module.parameters())
 
     @abstractmethod
     def loss(
         self, x: Float[Tensor, "images ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
-        """The loss on a batch; all its noise and dropout come from the generator."""
+        """Return the loss of a batch; all noise and dropout come from the generator."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method says of a batch.
+    """The prediction for a batch.
 
     Attributes:
-        probabilities: p(y|x) as the chosen way of predicting estimates it, shape (B, m).
-        single: the same from the first chain's end alone, the paper's protocol, shape (B, m).
-        path: probabilities guessed on the way, averaged over the chains, for each block or stretch
-            of steps, shape (P, B, m); None for a method whose steps guess none.
-        times: t of the levels kept, in 0..T for blocks and [0, 1] for continuous time, shape (L,).
-        steps: class whose embedding is nearest to z_t, in the first chain, shape (L, B).
+        probabilities: p(y|x) as the chosen average estimates it, shape (B, m).
+        single: The same from the end of the first chain alone, the paper's protocol, shape (B, m).
+        path: Probabilities guessed by each block or stretch of steps, averaged over the chains,
+            shape (P, B, m); None for a method whose steps make no guesses.
+        times: t of the recorded levels, in 0..T for blocks and [0, 1] for continuous time,
+            shape (L,).
+        steps: Class whose embedding is nearest to z_t, in the first chain, shape (L, B).
         latents: z_t of the first chain, shape (L, B, d).
-        evaluations: how often the chain's network was asked.
+        evaluations: Number of evaluations of the network by one chain.
     """
 
     probabilities: Float[Tensor, "batch classes"]
@@ -89,30 +92,44 @@ class Prediction:
 
 
 class Method(ABC):
-    """Units, the parameters they share, and prediction.
+    """Units, the parameters that they share, and prediction.
+
+    A method passes its parts to ``__init__`` and writes :meth:`prepare` and :meth:`chain`.
+
+    Args:
+        units: All units, in the order of Algorithm 1.
+        embedding: W_Embed, the module whose parameters are shared; it may have none.
+        steps: T of inference.
+        stretches: Number of guesses of a path, at most T; 0 for a method without a path.
+        end_time: Time of a chain's end, as ``Prediction.times`` counts it: T for blocks, or 1.
 
     Attributes:
-        embedding: W_Embed.
-        shared: module whose parameters are shared; it may have none.
-        path_weights: of the path average, one for each entry of ``Prediction.path``, uniform until
-            they are fitted; None for a method without a path.
-        noise_by_default: whether the default prediction averages chains with noise, or runs the
+        path_weights: Weights of the path average, one for each entry of ``Prediction.path``,
+            uniform until they are fitted; None for a method without a path.
+        noise_by_default: Whether the default prediction averages chains with noise, or runs the
             mean chain alone; decided on validation splits (docs/findings.md).
     """
 
-    embedding: Embedding
-    shared: nn.Module
-    path_weights: Tensor | None = None
     noise_by_default: bool = True
 
-    @property
-    @abstractmethod
-    def units(self) -> Sequence[Unit]:
-        """All units, in the order of Algorithm 1."""
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        embedding: Embedding,
+        *,
+        steps: int,
+        stretches: int = 0,
+        end_time: int = 1,
+    ):
+        self.units = units
+        self.embedding = embedding
+        self.shared: nn.Module = embedding
+        self.num_steps, self.end_time = steps, end_time
+        self.path_weights = torch.full((stretches,), 1 / stretches) if stretches else None
 
     @property
     def shared_parameters(self) -> tuple[nn.Parameter, ...]:
-        """What several units' losses reach; empty when the embeddings are fixed."""
+        """Parameters that several units' losses reach; empty when the embeddings are fixed."""
         return tuple(self.shared.parameters())
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -120,22 +137,40 @@ class Method(ABC):
         own = (p for unit in self.units for p in unit.parameters)
         return (*own, *self.shared_parameters)
 
-    def averages(self, average: str | None) -> str:
-        """The way to average, ``path`` unless told otherwise where there is a path.
+    @abstractmethod
+    def prepare(self, x: Float[Tensor, "batch ..."]) -> Any:
+        """Return all that prediction takes from x: one result serves any number of chains."""
+
+    @abstractmethod
+    def chain(self, chains: Chains, prepared: Any) -> tuple[Float[Tensor, "rows classes"], int]:
+        """Run the chains from ``chains.z``, and record their levels and guesses in ``chains``.
+
+        Args:
+            chains: The chains before their first step.
+            prepared: The result of :meth:`prepare`.
+
+        Returns:
+            Class probabilities at the end of each chain, shape (K·B, m), and how often a chain
+            evaluated the network.
+        """
+
+    def check(self, samples: int, average: str | None) -> str:
+        """Check the arguments of :meth:`predict`.
+
+        Returns:
+            The way to average; ``path`` for None if there is a path.
 
         Raises:
-            ValueError: If this method has no such way.
+            ValueError: If ``samples`` is below 1, or the method has no such way to average.
         """
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
         known = ("readout",) if self.path_weights is None else ("path", "readout")
         if average not in (None, *known):
             raise ValueError(f"average must be {' or '.join(map(repr, known))}, got {average!r}")
         return average or known[0]
 
-    @abstractmethod
-    def prepare(self, x: Float[Tensor, "batch ..."]) -> Any:
-        """All that prediction takes from x, to be reused by any number of chains."""
-
-    @abstractmethod
+    @torch.no_grad()
     def predict(
         self,
         x: Float[Tensor, "batch ..."],
@@ -146,28 +181,51 @@ class Method(ABC):
         average: str | None = "readout",
         prepared: Any = None,
     ) -> Prediction:
-        """Class probabilities of a batch, from x and noise alone.
+        """Return class probabilities of a batch, from x and noise alone.
 
         One chain with noise (the paper's protocol) is one *sample* from p(y|x).
 
         Args:
-            x: inputs, normalised as in training.
-            generator: source of all noise, on the device of ``x``.
-            samples: K, how many chains to average; x's features are computed once for all of them.
-            noise: whether the chain draws; without, it is the mean chain from z_0 = 0.
-            average: ``readout`` for the readout of the chain's end; ``path``, where a method has
-                one, for the mean over chains and steps of the guesses on the way, weighted by
+            x: Inputs, normalised as in training.
+            generator: Source of all noise, on the device of ``x``.
+            samples: K, number of chains to average; the features of x are computed once for all.
+            noise: Whether the chains draw noise; without it, one mean chain runs from z_0 = 0.
+            average: ``readout`` for the readout at the end of the chain; ``path``, for a method
+                that has one, for the mean of the guesses over chains and steps, weighted by
                 ``path_weights``; None for the method's own default.
-            prepared: the result of :meth:`prepare`, where it is at hand.
+            prepared: The result of :meth:`prepare`, if it exists already.
 
         Raises:
             ValueError: If ``samples`` or ``average`` is out of range.
         """
+        average = self.check(samples, average)
+        if prepared is None:
+            prepared = self.prepare(x)
+        samples, source = (samples, generator) if noise else (1, None)
+        weight = self.embedding.weight
+        z = initial_latent(samples * x.shape[0], weight.shape[1], source, x.device)
+        stretches = 0 if self.path_weights is None else len(self.path_weights)
+        chains = Chains(samples, self.num_steps, z, source, stretches)
+        ends, evaluations = self.chain(chains, prepared)
+        probabilities, path = chains.mean(ends), chains.path
+        if average == "path":
+            assert path is not None
+            assert self.path_weights is not None
+            probabilities = torch.einsum("t,tbm->bm", self.path_weights.to(path), path)
+        return Prediction(
+            probabilities,
+            ends[: x.shape[0]],
+            path,
+            chains.kept_times * self.end_time,
+            chains.nearest(weight),
+            chains.latents,
+            evaluations,
+        )
 
     def control(self, generator: torch.Generator, prepared: Any) -> Int64[Tensor, " batch"] | None:
-        """What the last step alone answers on z ~ N(0, I), or None where that says nothing.
+        """Return the last step's answer on z ~ N(0, I), or None for a method without such a step.
 
-        A chain that works denoises step by step; one whose schedule runs backwards leaves all the
+        A chain that works denoises step by step. One whose schedule runs backwards leaves all the
         work to its last step, which this shows.
         """
         return None
@@ -180,12 +238,12 @@ class Method(ABC):
         *,
         prepared: Any = None,
     ) -> dict[str, float] | None:
-        """The terms of a bound on -log p(y|x) in nats, or None for a method that has none.
+        """Return the terms of a bound on -log p(y|x) in nats, or None for a method without one.
 
         ``prepared`` as for :meth:`predict`; with it the images are not read again.
         """
         return None
 
     def facts(self) -> dict[str, float | list[float]]:
-        """Numbers to log after every epoch beside the losses, such as those of a schedule."""
+        """Return numbers to log after every epoch with the losses, such as those of a schedule."""
         return {}

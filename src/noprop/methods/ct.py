@@ -1,6 +1,5 @@
 r"""NoProp-CT: one network that denoises at every time $t \in [0, 1]$ (Eq. 9, Algorithm 2)."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from noprop.continuous_schedules import ContinuousSchedule
 from noprop.diffusion import prior_kl, sample_latent, step_coefficients
 from noprop.embeddings import Embedding
-from noprop.methods.base import LossTerms, Method, Prediction, Unit
-from noprop.methods.chains import STRETCHES, start
-from noprop.methods.continuous import features, open_chains
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.chains import NUM_STRETCHES, Chains, initial_latent
 from noprop.networks import ContinuousBlock
 from noprop.objectives import (
     Objective,
@@ -136,65 +134,38 @@ class ContinuousNoProp(Method):
         steps: int = 1000,
         sampler: Literal["ancestral", "euler", "heun"] = "ancestral",
     ):
-        self.unit = unit
-        self.embedding = unit.embedding
-        self.shared: nn.Module = unit.embedding
-        self.schedule = unit.schedule
-        self.num_steps, self.sampler = steps, sampler
-        stretches = min(STRETCHES, steps)
-        self.path_weights = torch.full((stretches,), 1 / stretches)
-
-    @property
-    def units(self) -> Sequence[Unit]:
-        """``network`` alone."""
-        return [self.unit]
+        stretches = min(NUM_STRETCHES, steps)
+        super().__init__([unit], unit.embedding, steps=steps, stretches=stretches)
+        self.unit, self.schedule, self.sampler = unit, unit.schedule, sampler
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
         """What the network takes from x: the only part of prediction with convolutions."""
-        return features(self.unit.network, x)
+        return self.unit.network.context(x).float()
 
-    @torch.no_grad()
-    def predict(
-        self,
-        x: Float[Tensor, "batch ..."],
-        generator: torch.Generator,
-        *,
-        samples: int = 1,
-        noise: bool = True,
-        average: str | None = "readout",
-        prepared: Float[Tensor, "batch width"] | None = None,
-    ) -> Prediction:
-        """See :meth:`Method.predict`.
-
-        ``path`` averages the network's own probabilities over ten equal stretches of the chain.
-        """
-        average = self.averages(average)
-        network, weight = self.unit.network, self.embedding.weight
-        if prepared is None:
-            prepared = self.prepare(x)
-        chain = open_chains(
-            network, weight, prepared, generator, steps=self.num_steps, samples=samples, noise=noise
-        )
-        levels, record = self.schedule.levels(self.num_steps), chain.record
+    def chain(
+        self, chains: Chains, prepared: Float[Tensor, "batch width"]
+    ) -> tuple[Float[Tensor, "rows classes"], int]:
+        """See :meth:`Method.chain`; the path has ten stretches of equal length."""
+        network, weight, steps = self.unit.network, self.embedding.weight, self.num_steps
+        context, times = chains.repeat(prepared), network.time_context(chains.times)
 
         def denoise(i: int, z: Tensor) -> Tensor:
-            p = network(z, chain.context, chain.time_contexts[i : i + 1]).softmax(dim=1)
-            if i < self.num_steps:  # Heun asks once at t = 1
-                record.guess(i, p)
+            p = network(z, context, times[i : i + 1]).softmax(dim=1)
+            if i < steps:  # Heun's method evaluates once at t = 1
+                chains.guess(i, p)
             return p @ weight
 
+        levels = self.schedule.levels(steps)
         if self.sampler == "ancestral":
-            k = step_coefficients(levels).to(x.device, torch.float32)
-            z = ancestral(denoise, chain.z, k.a, k.b, k.c, chain.generator, record.observe)
+            k = step_coefficients(levels).to(context.device, torch.float32)
+            z = ancestral(denoise, chains.z, k.a, k.b, k.c, chains.generator, chains.observe)
         else:
-            gamma = levels.float().to(x.device)
+            gamma = levels.float().to(context.device)
             follow = euler if self.sampler == "euler" else heun
-            z = follow(probability_flow(denoise, gamma), chain.z, -gamma, record.observe)
-        ends = self.unit.readout(z, weight).softmax(dim=1)
-        path_weights = self.path_weights if average == "path" else None
-        evaluations = self.num_steps * (2 if self.sampler == "heun" else 1)
-        return record.prediction(ends, weight, path_weights, evaluations)
+            z = follow(probability_flow(denoise, gamma), chains.z, -gamma, chains.observe)
+        evaluations = 2 * steps if self.sampler == "heun" else steps
+        return self.unit.readout(z, weight).softmax(dim=1), evaluations
 
     @torch.no_grad()
     def control(
@@ -203,7 +174,7 @@ class ContinuousNoProp(Method):
         """The control: the network at the last step's time on z ~ N(0, I)."""
         t = torch.tensor([1 - 1 / self.num_steps], device=prepared.device)
         dim = self.embedding.weight.shape[1]
-        z = start(1, prepared.shape[0], dim, generator, prepared.device)
+        z = initial_latent(prepared.shape[0], dim, generator, prepared.device)
         return self.unit.network(z, prepared, self.unit.network.time_context(t)).argmax(dim=1)
 
     @torch.no_grad()

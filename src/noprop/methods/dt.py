@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from noprop.diffusion import denoising_weights, prior_kl, sample_latent, step_coefficients
 from noprop.embeddings import Embedding
-from noprop.methods.base import LossTerms, Method, Prediction, Unit
-from noprop.methods.chains import ChainRecord, check_samples, start
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import DiscreteBlock
 from noprop.objectives import Objective, Weighting, denoising_error, level_weight
 from noprop.readouts import Readout
@@ -141,8 +141,6 @@ class DiscreteNoProp(Method):
         objective: Objective = "l2",
         readout_passes: int = 1,
     ):
-        self.embedding = embedding
-        self.shared: nn.Module = embedding
         self.gamma = gamma
         self.coefficients = step_coefficients(gamma)
         self.blocks = [
@@ -152,12 +150,9 @@ class DiscreteNoProp(Method):
         ]
         self.readout = ReadoutUnit(readout, embedding, gamma)
         self.readout.passes = readout_passes
-        self.path_weights = torch.full((len(blocks),), 1 / len(blocks))
-
-    @property
-    def units(self) -> Sequence[Unit]:
-        """``block-1`` … ``block-T``, ``readout``."""
-        return [*self.blocks, self.readout]
+        units = [*self.blocks, self.readout]
+        length = len(blocks)
+        super().__init__(units, embedding, steps=length, stretches=length, end_time=length)
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch width"]]:
@@ -165,42 +160,24 @@ class DiscreteNoProp(Method):
         assert len(self.blocks) == len(self.coefficients), "prediction needs every block"
         return [b.network.context(x).float() for b in self.blocks]
 
-    @torch.no_grad()
-    def predict(
-        self,
-        x: Float[Tensor, "batch ..."],
-        generator: torch.Generator,
-        *,
-        samples: int = 1,
-        noise: bool = True,
-        average: str | None = "readout",
-        prepared: Sequence[Float[Tensor, "batch width"]] | None = None,
-    ) -> Prediction:
-        """See :meth:`Method.predict`; one block a step.
+    def chain(
+        self, chains: Chains, prepared: Sequence[Float[Tensor, "batch width"]]
+    ) -> tuple[Float[Tensor, "rows classes"], int]:
+        """See :meth:`Method.chain`; one block a step.
 
-        ``path`` averages the blocks' own probabilities. Differs from the paper: along a chain every
-        block's expected guess is the same p(y|x), so their mean estimates it with less variance.
+        Differs from the paper: the path average. Along a chain every block's expected guess is the
+        same p(y|x), so the mean of the guesses estimates it with less variance.
         """
-        check_samples(samples)
-        average = self.averages(average)
-        chains, draws = (samples, generator) if noise else (1, None)
         weight = self.embedding.weight
-        contexts = self.prepare(x) if prepared is None else prepared
-        record = ChainRecord(len(self.blocks), chains, x.shape[0], len(self.blocks))
 
-        def denoise(step: int, z: Tensor) -> Tensor:
-            context = contexts[step].repeat(chains, 1)
-            p = self.blocks[step].network(z, context).float().softmax(dim=1)
-            record.guess(step, p)
+        def denoise(i: int, z: Tensor) -> Tensor:
+            p = self.blocks[i].network(z, chains.repeat(prepared[i])).float().softmax(dim=1)
+            chains.guess(i, p)
             return p @ weight
 
-        k = self.coefficients.to(x.device, torch.float32)
-        z = start(chains, x.shape[0], weight.shape[1], draws, x.device)
-        z = ancestral(denoise, z, k.a, k.b, k.c, draws, record.observe)
-        ends = self.readout.readout(z, weight).softmax(dim=1)
-        path_weights = self.path_weights if average == "path" else None
-        blocks = len(self.blocks)
-        return record.prediction(ends, weight, path_weights, blocks, longest=blocks)
+        k = self.coefficients.to(chains.z.device, torch.float32)
+        z = ancestral(denoise, chains.z, k.a, k.b, k.c, chains.generator, chains.observe)
+        return self.readout.readout(z, weight).softmax(dim=1), self.num_steps
 
     @torch.no_grad()
     def control(
@@ -209,7 +186,7 @@ class DiscreteNoProp(Method):
         """The control: block T on z ~ N(0, I), its guess taken as the answer."""
         context = prepared[-1]
         dim = self.embedding.weight.shape[1]
-        z = start(1, context.shape[0], dim, generator, context.device)
+        z = initial_latent(context.shape[0], dim, generator, context.device)
         return self.blocks[-1].network(z, context).argmax(dim=1)
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 r"""NoProp-FM: flow matching from noise to the label's embedding (Eqs. 10-13, Algorithm 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from noprop.embeddings import Embedding
 from noprop.errors import ConfigError
 from noprop.flow import extrapolate, sample_path, target_velocity
-from noprop.methods.base import LossTerms, Method, Prediction, Unit
-from noprop.methods.chains import STRETCHES
-from noprop.methods.continuous import features, open_chains
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.chains import NUM_STRETCHES, Chains
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout, nearest_embedding_logits
 from noprop.samplers import euler, heun
@@ -106,77 +105,53 @@ class FlowNoProp(Method):
         sampler: Literal["euler", "heun", "dopri5"] = "euler",
         tolerance: float = 1e-4,
     ):
-        self.unit = unit
-        self.embedding = unit.embedding
-        self.shared: nn.Module = unit.embedding
         self.solve = _dopri5() if sampler == "dopri5" else None
-        self.num_steps = STRETCHES if self.solve else steps
-        self.sampler, self.tolerance = sampler, tolerance
-        stretches = min(STRETCHES, self.num_steps)
-        self.path_weights = torch.full((stretches,), 1 / stretches)
-
-    @property
-    def units(self) -> Sequence[Unit]:
-        """``network`` alone."""
-        return [self.unit]
+        steps = NUM_STRETCHES if self.solve else steps
+        stretches = min(NUM_STRETCHES, steps)
+        super().__init__([unit], unit.embedding, steps=steps, stretches=stretches)
+        self.unit, self.sampler, self.tolerance = unit, sampler, tolerance
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
         """What the network takes from x: the only part of prediction with convolutions."""
-        return features(self.unit.network, x)
+        return self.unit.network.context(x).float()
 
-    @torch.no_grad()
-    def predict(
-        self,
-        x: Float[Tensor, "batch ..."],
-        generator: torch.Generator,
-        *,
-        samples: int = 1,
-        noise: bool = True,
-        average: str | None = "readout",
-        prepared: Float[Tensor, "batch width"] | None = None,
-    ) -> Prediction:
-        r"""See :meth:`Method.predict`; the only noise is $z_0$.
+    def chain(
+        self, chains: Chains, prepared: Float[Tensor, "batch width"]
+    ) -> tuple[Float[Tensor, "rows classes"], int]:
+        r"""See :meth:`Method.chain`; the only noise is $z_0$.
 
-        Differs from the paper where σ is above 0: the chain starts from N(0, (1 + σ²) I), which is
+        Differs from the paper if σ is above 0: the chain starts from N(0, (1 + σ²) I), which is
         what Eq. 10 makes of t = 0, and not from N(0, I).
 
         The class of a chain is the embedding nearest to its end (Section 2.3.1), and its
-        probabilities are those of :func:`nearest_embedding_logits`. ``path`` averages the readout's
-        probabilities at $\tilde z_1$ over ten equal stretches of the chain.
+        probabilities are those of :func:`nearest_embedding_logits`. The path averages the readout's
+        probabilities at $\tilde z_1$ over ten stretches of equal length.
         """
-        average = self.averages(average)
-        network, weight = self.unit.network, self.embedding.weight
-        if prepared is None:
-            prepared = self.prepare(x)
-        chain = open_chains(
-            network, weight, prepared, generator, steps=self.num_steps, samples=samples, noise=noise
-        )
-        times, record = chain.times, chain.record
+        network, weight, steps = self.unit.network, self.embedding.weight, self.num_steps
+        context, times = chains.repeat(prepared), chains.times
+        time_contexts = network.time_context(times)
 
         def velocity(i: int, z: Tensor) -> Tensor:
-            v = network(z, chain.context, chain.time_contexts[i : i + 1]) @ weight
-            if i < self.num_steps:  # Heun asks once at t = 1
+            v = network(z, context, time_contexts[i : i + 1]) @ weight
+            if i < steps:  # Heun's method evaluates once at t = 1
                 guess = extrapolate(z, times[i], v)
-                record.guess(i, self.unit.readout(guess, weight).softmax(dim=1))
+                chains.guess(i, self.unit.readout(guess, weight).softmax(dim=1))
             return v
 
         # The path begins at N(z_0, σ²), so its first marginal is wider than the noise alone.
-        z = chain.z * (1 + self.unit.sigma**2) ** 0.5
-        evaluations = self.num_steps * (2 if self.sampler == "heun" else 1)
+        z = chains.z * (1 + self.unit.sigma**2) ** 0.5
         if self.sampler == "dopri5":
-            levels, evaluations = self._adaptive(z, chain.context, times)
+            levels, evaluations = self._adaptive(z, context, times)
             for i, level in enumerate(levels):
-                record.observe(i, level)
-                if i < self.num_steps:
+                chains.observe(i, level)
+                if i < steps:
                     velocity(i, level)
-            z, evaluations = levels[-1], evaluations + self.num_steps
+            z, evaluations = levels[-1], evaluations + steps
         else:
-            follow = euler if self.sampler == "euler" else heun
-            z = follow(velocity, z, times, record.observe)
-        ends = nearest_embedding_logits(z, weight).softmax(dim=1)
-        path_weights = self.path_weights if average == "path" else None
-        return record.prediction(ends, weight, path_weights, evaluations)
+            follow, evaluations = (euler, steps) if self.sampler == "euler" else (heun, 2 * steps)
+            z = follow(velocity, z, times, chains.observe)
+        return nearest_embedding_logits(z, weight).softmax(dim=1), evaluations
 
     def _adaptive(
         self,
