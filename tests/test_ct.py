@@ -13,18 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from differences import assert_gradient_is_that_of_differences
-from noprop.continuous_schedules import (
+from noprop.diffusion import draw_times
+from noprop.embeddings import Embedding, one_hot_embeddings, random_embeddings
+from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
+from noprop.networks import ContinuousBlock, sinusoidal_embedding
+from noprop.randomness import seeded
+from noprop.readouts import RadialReadout, SoftmaxReadout
+from noprop.schedules import (
     ContinuousSchedule,
     CosineSchedule,
     LearnedSchedule,
     LinearSchedule,
 )
-from noprop.embeddings import Embedding, one_hot_embeddings, random_embeddings
-from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
-from noprop.networks import ContinuousBlock, sinusoidal_embedding
-from noprop.objectives import draw_times
-from noprop.randomness import seeded
-from noprop.readouts import RadialReadout, SoftmaxReadout
 
 SAMPLERS = ["ancestral", "euler", "heun"]
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])  # p(y|x) of three x

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Independent, Normal, kl_divergence
 
-from noprop.continuous_schedules import CosineSchedule, LearnedSchedule, LinearSchedule
 from noprop.diffusion import (
     StepCoefficients,
     denoising_weights,
@@ -18,7 +17,13 @@ from noprop.diffusion import (
     sample_latent,
     step_coefficients,
 )
-from noprop.schedules import cosine_gamma, snr_slope
+from noprop.schedules import (
+    CosineSchedule,
+    LearnedSchedule,
+    LinearSchedule,
+    cosine_gamma,
+    snr_slope,
+)
 
 
 @st.composite

@@ -10,12 +10,6 @@ import torch
 from torch import Tensor
 
 from noprop.config import RunConfig, replace
-from noprop.continuous_schedules import (
-    ContinuousSchedule,
-    CosineSchedule,
-    LearnedSchedule,
-    LinearSchedule,
-)
 from noprop.data import Examples, Normalization, hold_out, load_dataset
 from noprop.embeddings import (
     Embedding,
@@ -46,7 +40,13 @@ from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.networks import ContinuousBlock, DiscreteBlock
 from noprop.randomness import derive_seed, generator, seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
-from noprop.schedules import cosine_gamma
+from noprop.schedules import (
+    ContinuousSchedule,
+    CosineSchedule,
+    LearnedSchedule,
+    LinearSchedule,
+    cosine_gamma,
+)
 
 __all__ = [
     "RunData",

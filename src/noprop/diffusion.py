@@ -7,6 +7,7 @@ $\gamma$ (see :mod:`noprop.schedules`).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,11 +15,20 @@ from torch import Tensor
 
 __all__ = [
     "StepCoefficients",
+    "TimeSampling",
+    "Weighting",
     "denoising_weights",
+    "draw_times",
+    "level_weight",
     "prior_kl",
     "sample_latent",
     "step_coefficients",
 ]
+
+Weighting = Literal["snr", "uniform", "min-snr"]
+TimeSampling = Literal["uniform", "stratified"]
+
+MIN_SNR_CLAMP = 5.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,28 @@ def denoising_weights(gamma: Float[Tensor, " levels"], eta: float) -> Float[Tens
     return step.shape[0] / 2 * eta * torch.exp(-gamma[1:]) * -torch.expm1(step)
 
 
+def level_weight(
+    weighting: Weighting, gamma: Float[Tensor, "*levels"], bound: Float[Tensor, "*levels"]
+) -> Float[Tensor, "*levels"]:
+    r"""Return the weight of the error at a level, before $\eta$.
+
+    The bound's own weight (Eqs. 8, 9) is the slope of the signal-to-noise ratio. Nearly all of it
+    lies where $z$ already tells the label; the other weights lie where there is something to learn.
+
+    Args:
+        weighting: ``snr`` for the bound's weight, ``uniform`` for ½ everywhere, ``min-snr`` for
+            ½ min(SNR, 5) (Hang et al., 2023).
+        gamma: -log SNR of the levels.
+        bound: The bound's own weights, $\frac12\mathrm{SNR}'(t)$ or
+            $\frac T2(\mathrm{SNR}(t)-\mathrm{SNR}(t-1))$.
+    """
+    if weighting == "snr":
+        return bound
+    if weighting == "uniform":
+        return torch.full_like(gamma, 0.5)
+    return 0.5 * torch.exp(-gamma).clamp(max=MIN_SNR_CLAMP)
+
+
 def prior_kl(u: Float[Tensor, "batch dim"], gamma: Float[Tensor, ""]) -> Float[Tensor, " batch"]:
     r"""$\mathrm{KL}(q(z_0 | y)\,\|\,\mathcal{N}(0, I))$ of each example, in nats (Eq. 8).
 
@@ -117,3 +149,23 @@ def prior_kl(u: Float[Tensor, "batch dim"], gamma: Float[Tensor, ""]) -> Float[T
     # log(1 - alpha_bar) = log sigmoid(gamma) = -log1p(exp(-gamma)).
     spread = -torch.nn.functional.logsigmoid(gamma) - alpha_bar
     return 0.5 * (alpha_bar * u.square().sum(dim=1) + u.shape[1] * spread)
+
+
+def draw_times(
+    batch: int, sampling: TimeSampling, generator: torch.Generator
+) -> Float[Tensor, " batch"]:
+    """Draw times t ~ U(0, 1), shape (B,), on the generator's device.
+
+    Args:
+        batch: B.
+        sampling: ``uniform`` draws each time separately (Algorithms 2, 3). ``stratified`` draws one
+            shift and spaces the batch evenly (Kingma et al., 2021): each t is still uniform, and
+            the mean over a batch varies less.
+        generator: Source of the draws.
+    """
+    device = generator.device
+    if sampling == "uniform":
+        return torch.rand(batch, generator=generator, device=device)
+    shift = torch.rand((), generator=generator, device=device)
+    t = (shift + torch.arange(batch, device=device) / batch).remainder(1)
+    return t[torch.randperm(batch, generator=generator, device=device)]

@@ -5,13 +5,18 @@ orthogonal or random, then trained), and prototypes, where a class starts at its
 training image.
 """
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 __all__ = [
     "Embedding",
+    "Objective",
     "class_medoids",
+    "denoising_error",
     "greatest_distance",
     "nearest_class",
     "one_hot_embeddings",
@@ -19,6 +24,8 @@ __all__ = [
     "random_embeddings",
     "separation",
 ]
+
+Objective = Literal["l2", "cross-entropy"]
 
 
 def one_hot_embeddings(num_classes: int) -> Float[Tensor, "classes dim"]:
@@ -148,6 +155,23 @@ class Embedding(nn.Module):
         # Autocast would round it to bf16, and with it every small error that a loss is made of.
         with torch.autocast(weights.device.type, enabled=False):
             return weights.to(self.weight.dtype) @ self.weight
+
+
+def denoising_error(
+    logits: Float[Tensor, "batch classes"],
+    y: Int64[Tensor, " batch"],
+    embedding: Embedding,
+    objective: Objective = "l2",
+) -> Float[Tensor, " batch"]:
+    r"""Return $\|\hat u - u_y\|^2$ of each example, or the cross-entropy of the logits in nats.
+
+    Differs from the paper: ``cross-entropy`` is not a term of the bound. Its minimiser is
+    $p(y|z, x)$, which also minimises the squared error: alone where the embeddings are affinely
+    independent, as one-hot ones are.
+    """
+    if objective == "cross-entropy":
+        return F.cross_entropy(logits.float(), y, reduction="none")
+    return (embedding.expectation(logits) - embedding(y)).square().sum(dim=1)
 
 
 def nearest_class(

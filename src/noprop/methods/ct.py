@@ -7,23 +7,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from noprop.continuous_schedules import ContinuousSchedule
-from noprop.diffusion import prior_kl, sample_latent, step_coefficients
-from noprop.embeddings import Embedding
+from noprop.diffusion import (
+    TimeSampling,
+    Weighting,
+    draw_times,
+    level_weight,
+    prior_kl,
+    sample_latent,
+    step_coefficients,
+)
+from noprop.embeddings import Embedding, Objective, denoising_error
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.methods.chains import NUM_STRETCHES, Chains, initial_latent
 from noprop.networks import ContinuousBlock
-from noprop.objectives import (
-    Objective,
-    TimeSampling,
-    Weighting,
-    denoising_error,
-    draw_times,
-    level_weight,
-)
 from noprop.readouts import Readout
 from noprop.samplers import ancestral, euler, heun, probability_flow
-from noprop.schedules import snr_slope
+from noprop.schedules import ContinuousSchedule, snr_slope
 
 __all__ = ["ContinuousNoProp", "DenoiserUnit"]
 

@@ -7,12 +7,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from noprop.diffusion import denoising_weights, prior_kl, sample_latent, step_coefficients
-from noprop.embeddings import Embedding
+from noprop.diffusion import (
+    Weighting,
+    denoising_weights,
+    level_weight,
+    prior_kl,
+    sample_latent,
+    step_coefficients,
+)
+from noprop.embeddings import Embedding, Objective, denoising_error
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import DiscreteBlock
-from noprop.objectives import Objective, Weighting, denoising_error, level_weight
 from noprop.readouts import Readout
 from noprop.samplers import ancestral
 

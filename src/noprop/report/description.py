@@ -7,13 +7,12 @@ import torch
 from noprop.build import Task, build_embedding, build_method, unit_names
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
-from noprop.diffusion import denoising_weights, step_coefficients
+from noprop.diffusion import denoising_weights, level_weight, step_coefficients
 from noprop.errors import ConfigError
 from noprop.method_config import AdjointConfig, DTConfig
 from noprop.methods.base import Unit
 from noprop.methods.ct import ContinuousNoProp
 from noprop.methods.dt import DiscreteNoProp
-from noprop.objectives import level_weight
 from noprop.schedules import alpha_bar, snr, snr_slope
 
 __all__ = ["describe"]
