@@ -19,6 +19,7 @@ from noprop.build import unit_names
 from noprop.config import RunConfig, replace
 from noprop.machine import describe_machine
 from noprop.recipes import find_recipe
+from noprop.training.events import Event, Started, Trained
 
 IMAGES = 4096
 COMMON = {"data.train_size": IMAGES, "train.epochs": 1, "train.checkpoint_every": 1e9}
@@ -30,7 +31,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def seconds(config: RunConfig, workers: int) -> float:
     """Training time of the slower of the processes."""
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     with tempfile.TemporaryDirectory() as folder:
         noprop.train_units(
             Path(folder) / "r",
@@ -38,9 +39,9 @@ def seconds(config: RunConfig, workers: int) -> float:
             replace(config, {"train.workers": workers}),
             emit=events.append,
         )
-    (started,) = [e for e in events if e["event"] == "started"]
-    assert started["workers"] == workers
-    return max(e["seconds"] for e in events if e["event"] == "trained")
+    (started,) = [e for e in events if isinstance(e, Started)]
+    assert started.workers == workers
+    return max(e.seconds for e in events if isinstance(e, Trained))
 
 
 def main() -> None:

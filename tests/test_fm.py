@@ -21,6 +21,7 @@ from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.networks import ContinuousBlock, sinusoidal_embedding
 from noprop.randomness import seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
+from noprop.training.events import Epoch, Event
 from noprop.training.loop import GroupTrainer
 
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])  # p(y|x) of three x
@@ -440,9 +441,9 @@ def test_without_the_anchor_learned_embeddings_collapse_and_with_it_they_do_not(
         method = build_method(config, task, build_embedding(config, task, None))
         found = [separation(method.embedding.weight)[1]]
 
-        def watch(event: dict[str, Any]) -> None:
-            if event["event"] == "epoch":
-                found.append(event["embedding"]["least_distance"])
+        def watch(event: Event) -> None:
+            if isinstance(event, Epoch) and event.embedding:
+                found.append(event.embedding["least_distance"])
 
         GroupTrainer(
             config, method, method.units, part, part.take(torch.arange(0)), task.normalization,

@@ -19,6 +19,7 @@ from noprop.cli import main
 from noprop.paper.tables import markdown
 from noprop.report.progress import ProgressReport
 from noprop.terminal import printable, readable_output, show
+from noprop.training.events import Found
 
 SOURCE = Path(noprop.__file__).parent
 # Escape codes, a bell, a newline with a table's bar, a right-to-left override, a formula, C1, bytes
@@ -114,7 +115,7 @@ def test_progress_takes_no_text_for_markup(monkeypatch, capsys):
     """On a terminal rich would read ``[/red]`` as the end of a colour, and fail."""
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
     report = ProgressReport(1)
-    report({"event": "found", "group": "[/red]\x1b[2J"})
+    report(Found("[/red]\x1b[2J"))
     report.close()
     assert r"[/red]\x1b[2J is trained already" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ labels = model.predict(images).argmax(dim=1)
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from noprop.run.runs import train_units as train_groups_of_run
 from noprop.run.torchrun import train_as_member
 from noprop.run.units import UnitState, choose_groups, survey
 from noprop.trained_model import TrainedModel
+from noprop.training.events import Created, Emit, Evaluated, Evaluating, print_nothing
 from noprop.training.layout import choose_layout
 
 __all__ = [
@@ -56,8 +57,6 @@ __all__ = [
     "train_units",
 ]
 
-Emit = Callable[[dict[str, Any]], None]
-
 
 def train(
     recipe: str | RunConfig = "digits-dt",
@@ -68,7 +67,7 @@ def train(
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
-    emit: Emit = lambda event: None,
+    emit: Emit = print_nothing,
 ) -> TrainedModel:
     """Train a recipe from its beginning, and evaluate it on the test part.
 
@@ -94,7 +93,7 @@ def train(
     with (engine or LocalEngine()).opened(config):
         path = Path(folder) if folder else make_free_folder(config.recipe)
         create_run(path, config, embedding)
-        emit({"event": "created", "run": str(path)})
+        emit(Created(str(path)))
         return _finish(path, config, data, emit, encoder, engine)
 
 
@@ -185,7 +184,7 @@ def train_together(
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
-    emit: Emit = lambda event: None,
+    emit: Emit = print_nothing,
 ) -> TrainedModel:
     """Train a run on all processes that torchrun started, each of which calls this.
 
@@ -250,7 +249,7 @@ def train_units(
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
-    emit: Emit = lambda event: None,
+    emit: Emit = print_nothing,
 ) -> list[UnitState]:
     """Train some units of a run, on any machine, at any time, in any order; :func:`assemble` ends.
 
@@ -311,7 +310,7 @@ def assemble(
     data_dir: Path | str | None = None,
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
-    emit: Emit = lambda event: None,
+    emit: Emit = print_nothing,
 ) -> TrainedModel:
     """Put a run's trained units together, fit the path weights, evaluate, and write the model.
 
@@ -334,7 +333,7 @@ def resume(
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
-    emit: Emit = lambda event: None,
+    emit: Emit = print_nothing,
 ) -> TrainedModel:
     """Go on with a run, wherever it was stopped: the result is that of a run never stopped.
 
@@ -367,14 +366,14 @@ def _assemble(
         remove_half_written(path, "evaluation.json", "model.safetensors", "model.json")
         clear_places(path)
         model = put_together(path, config, data, encoder)
-        emit({"event": "evaluating"})
+        emit(Evaluating())
         choose_weights(model, data.validation)
         results = evaluate(model, data.test) | {"part": "test"}
         if training := training_cost(path):
             results["training"] = training
         write_whole(path / "evaluation.json", _json(results))
         save_model(path, model)
-    emit({"event": "evaluated", "results": results})
+    emit(Evaluated(results))
     return TrainedModel(path, model)
 
 

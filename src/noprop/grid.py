@@ -5,12 +5,12 @@ evaluated as soon as its units are trained. One that is finished is not trained 
 stopped goes on, and one that fails does not stop the others.
 """
 
+import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,12 @@ from noprop.run.engines import Engine, LocalEngine
 from noprop.run.folder import join_run
 from noprop.run.groups import Work, groups_of, thread_count
 from noprop.run.runs import Training
+from noprop.training.events import Emit, Failed, Finished, Grid, print_nothing
 
 __all__ = ["GridRun", "summary", "train_grid"]
 
-Emit = Callable[[dict[str, Any]], None]
 
-
-@dataclass
+@dataclasses.dataclass
 class GridRun:
     """One run of a grid.
 
@@ -66,7 +65,7 @@ def train_grid(
     data_dir: Path | str | None = None,
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
-    emit: Emit = lambda event: None,
+    emit: Emit = print_nothing,
 ) -> list[GridRun]:
     """Train and evaluate every recipe with every seed.
 
@@ -89,7 +88,7 @@ def train_grid(
     """
     runs = _planned(recipes, seeds, Path(folder), overrides)
     grid = _Grid(runs, data_dir, encoder, engine or LocalEngine(), emit)
-    emit({"event": "grid", "runs": {run.name: groups_of(run.config) for run in runs}})
+    emit(Grid({run.name: groups_of(run.config) for run in runs}))
     with grid.engine.opened(max((run.config for run in runs), key=thread_count)):
         grid.train()
     return runs
@@ -179,12 +178,11 @@ class _Grid:
             run.error = error
 
     def _emit_of(self, run: GridRun) -> Emit:
-        return lambda event: self.emit({"run": run.name, **event})
+        return lambda event: self.emit(dataclasses.replace(event, run=run.name))
 
     def _told(self, run: GridRun) -> None:
-        kind = "finished" if run.error is None else "failed"
-        reason = {} if run.error is None else {"reason": str(run.error)}
-        self.emit({"event": kind, "run": run.name, **reason})
+        failed = run.error is not None
+        self.emit(Failed(str(run.error), run=run.name) if failed else Finished(run=run.name))
 
 
 def summary(runs: Sequence[GridRun]) -> dict[str, dict[str, Any]]:

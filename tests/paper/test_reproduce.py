@@ -13,6 +13,7 @@ from noprop.paper.queue import run_jobs
 from noprop.paper.records import read_records
 from noprop.paper.reproduce import Reproduction, plan, reproduce
 from noprop.paper.scale import Scale, parse_scale
+from noprop.training.events import Cells, Deadline, Progress, print_nothing
 
 LITTLE = "smoke,images=256,test=64,steps=3"
 
@@ -54,7 +55,7 @@ def test_each_cell_is_trained_once_and_a_failure_stops_no_other(tmp_path, real_d
     again = []
     _, failed = reproduce(w, beside=2, emit=again.append)
     assert not failed
-    assert list(next(e for e in again if e["event"] == "cells")["runs"]) == ["mnist-fm-seed-0"]
+    assert list(next(e for e in again if isinstance(e, Cells)).runs) == ["mnist-fm-seed-0"]
     assert [r["cell"] for r in read_records(w.records)] == ["mnist-ct", "mnist-fm"]
 
     (p, q) = plan(w)
@@ -76,7 +77,7 @@ def test_a_stopped_cell_goes_on_and_finds_what_it_would_have_found(tmp_path, rea
     stopped = wanted(tmp_path / "stopped", data, "mnist-ct", scale=scale)
 
     def stop(event):
-        if event["event"] == "progress":
+        if isinstance(event, Progress):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -93,7 +94,7 @@ def test_a_stopped_cell_goes_on_and_finds_what_it_would_have_found(tmp_path, rea
 
 def test_what_another_command_did_meanwhile_is_not_done_again(tmp_path):
     jobs = wanted(tmp_path, tmp_path, "mnist", "one-hot").jobs
-    ended = run_jobs(jobs, beside=2, emit=lambda event: None, is_done=lambda job: True)
+    ended = run_jobs(jobs, beside=2, emit=print_nothing, is_done=lambda job: True)
     assert list(ended) == [(job, None) for job in jobs]
     assert not list(tmp_path.iterdir())
 
@@ -103,7 +104,7 @@ def test_a_deadline_ends_it_and_says_what_is_left(tmp_path, real_data):
     events = []
     _, failed = reproduce(w, deadline=60.0, emit=events.append)
     assert not failed
-    assert events[-1] == {"event": "deadline", "left": 3}
+    assert events[-1] == Deadline(3)
     assert read_records(w.records) == []
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from noprop.report import progress
 from noprop.report.progress import ProgressReport
+from noprop.training.events import Progress, Started
 
 
 class Clock:
@@ -22,22 +23,21 @@ def clock(monkeypatch):
 
 def started(*groups: str) -> ProgressReport:
     report = ProgressReport(100, quiet=True)
-    report({"event": "started", "groups": list(groups), "workers": 1})
+    report(Started(groups, 1))
     return report
 
 
 def tell(report: ProgressReport, unit: str, work: int, of: int) -> None:
     report(
-        {
-            "event": "progress",
-            "unit": unit,
-            "epoch": 1,
-            "position": 2 * work,  # as many updates of the readout
-            "total": 2 * of,
-            "work": work,
-            "total_work": of,
-            "loss": 1.0,
-        }
+        Progress(
+            unit,
+            epoch=1,
+            position=2 * work,  # as many updates of the readout
+            total=2 * of,
+            work=work,
+            total_work=of,
+            loss=1.0,
+        )
     )
 
 

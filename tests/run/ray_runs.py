@@ -37,7 +37,6 @@ CONFIG = replace(
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 20}
 # Long enough to be met in the middle.
 LONG = replace(CONFIG, {"train.epochs": 12})
-Event = dict
 
 
 def trained(folder: Path, config: RunConfig, engine: RayEngine | None = None, **others) -> Path:
@@ -58,7 +57,7 @@ def assert_same(a: Path, b: Path, config: RunConfig, groups: Sequence[str] | Non
         assert not [name for name in x[0] if not torch.equal(x[0][name], y[0][name])]
 
 
-def told(folder: Path, kind: str) -> list[Event]:
+def told(folder: Path, kind: str) -> list[dict]:
     """What ``metrics.jsonl`` says of the training, without what the clock and the memory say."""
     apart = {"time", "seconds", "peak_memory_mb"}
     events = [e for e in read_metrics(folder) if e["event"] == kind]

@@ -16,12 +16,11 @@ from noprop.run.ray_engine import RayEngine
 from noprop.run.ray_queue import Tasks
 from noprop.run.runs import train_units
 from noprop.training.checkpoint import load_tensors
+from noprop.training.events import Epoch, Event, Progress, Started
 from ray_runs import CONFIG, LEARNED, LONG, Killer, assert_same, told, trained
 
-Event = dict
 
-
-def by_unit(events: list[Event]) -> list[Event]:
+def by_unit(events: list[dict]) -> list[dict]:
     return sorted(events, key=lambda e: (e.get("unit", ""), e.get("units", [])))
 
 
@@ -72,8 +71,8 @@ def test_kill_minus_9_in_the_middle_of_checkpoints(cluster, whole, tmp_path):
     folder, positions = tmp_path / "r", []
 
     def emit(event: Event) -> None:
-        if event["event"] == "progress" and event["unit"] == "block-1":
-            positions.append(event["position"])
+        if isinstance(event, Progress) and event.unit == "block-1":
+            positions.append(event.position)
 
     unit = folder / "units" / "block-1"
     killer = Killer(unit, ".checkpoint.*.tmp", 1, "checkpoint.safetensors")
@@ -112,7 +111,7 @@ def test_mail_that_is_lost_costs_no_event_that_counts(cluster, whole, tmp_path, 
             made.append(self)
 
     def emit(event: Event) -> None:
-        if event["event"] == "progress":
+        if isinstance(event, Progress):
             ray.kill(made[0].mail.actor)
 
     monkeypatch.setattr(ray_engine, "Tasks", Seen)
@@ -127,9 +126,9 @@ def test_a_machine_that_joins_late_is_used_at_once(cluster, whole, tmp_path):
     folder, machines, heard = tmp_path / "r", [], []
 
     def emit(event: Event) -> None:
-        heard.append((event["event"], time.monotonic()))
-        if event["event"] == "started":
-            assert event["workers"] == 0
+        heard.append((event.to_json()["event"], time.monotonic()))
+        if isinstance(event, Started):
+            assert event.workers == 0
             machines.append(cluster.add_node(num_cpus=3))
             heard.append(("joined", time.monotonic()))
 
@@ -150,7 +149,7 @@ def test_a_machine_that_is_lost_is_done_without(cluster, whole, tmp_path):
     folder, machines = tmp_path / "r", [cluster.add_node(num_cpus=3)]
 
     def emit(event: Event) -> None:
-        if event["event"] == "epoch" and len(machines) == 1:
+        if isinstance(event, Epoch) and len(machines) == 1:
             machines.append(cluster.add_node(num_cpus=3))
             cluster.remove_node(machines[0], allow_graceful=False)
 
@@ -173,7 +172,7 @@ def test_whoever_stops_the_driver_finds_checkpoints(cluster, whole, tmp_path):
     folder = tmp_path / "r"
 
     def stop(event: Event) -> None:
-        if event["event"] == "progress":
+        if isinstance(event, Progress):
             raise Stopped
 
     with pytest.raises(Stopped):

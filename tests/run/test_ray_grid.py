@@ -12,6 +12,7 @@ from noprop.errors import ConfigError, RunError
 from noprop.grid import summary
 from noprop.run.metrics import read_metrics
 from noprop.run.ray_engine import RayEngine
+from noprop.training.events import Event
 
 SMALL = {
     "method.num_blocks": 2,
@@ -46,7 +47,7 @@ def accuracies(folder: Path) -> dict[str, float]:
 def test_two_recipes_by_two_seeds_in_one_queue(cluster, tmp_path):
     """The results are those of runs one after the other; what is finished is not trained again."""
     local = noprop.train_grid(RECIPES, [0, 1], folder=tmp_path / "local")
-    events: list[dict] = []
+    events: list[Event] = []
     runs = noprop.train_grid(
         RECIPES, [0, 1], folder=tmp_path / "ray", engine=RayEngine(), emit=events.append
     )
@@ -55,7 +56,7 @@ def test_two_recipes_by_two_seeds_in_one_queue(cluster, tmp_path):
     assert not [run.error for run in runs if run.error]
     assert accuracies(tmp_path / "ray") == accuracies(tmp_path / "local")
     assert summary(runs) == summary(local)
-    kinds = [(e["run"], e["event"]) for e in events if "run" in e]
+    kinds = [(e.run, e.to_json()["event"]) for e in events if e.run]
     begun = [kinds.index((name, "started")) for name in names]
     assert max(begun) < min(i for i, (_, kind) in enumerate(kinds) if kind == "trained")
     assert {run for run, kind in kinds if kind == "finished"} == set(names)

@@ -12,6 +12,7 @@ from noprop.run.groups import checkpoint_path
 from noprop.run.ray_engine import RayEngine
 from noprop.run.storage import RunStorage, UnitStorage
 from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.events import Epoch, Event, Progress
 from noprop.training.generations import previous_of, save_generation
 from noprop.training.offload import read_checkpoint
 from ray_runs import CONFIG, LEARNED, LONG, Killer, assert_same, told, trained
@@ -121,8 +122,8 @@ def test_another_driver_goes_on_from_the_storage_and_from_its_folder(cluster, wh
     """The first is stopped and its folder lost; the second has block-2 trained by itself."""
     storage = f"file://{tmp_path}/there"
 
-    def stop(event: dict) -> None:
-        if event["event"] == "epoch":
+    def stop(event: Event) -> None:
+        if isinstance(event, Epoch):
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -135,10 +136,10 @@ def test_another_driver_goes_on_from_the_storage_and_from_its_folder(cluster, wh
     folder = trained(tmp_path / "r", LONG, groups=["block-2"])
     seen: list[int] = []
 
-    def listen(event: dict) -> None:
-        if event["event"] == "progress":
-            assert event["unit"] == "block-1"
-            seen.append(event["position"])
+    def listen(event: Event) -> None:
+        if isinstance(event, Progress):
+            assert event.unit == "block-1"
+            seen.append(event.position)
 
     engine = RayEngine(storage=storage)
     trained(folder, LONG, engine, emit=listen, groups=["block-1", "block-2"])

@@ -32,6 +32,7 @@ from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import RunError
 from noprop.run.member import Member
 from noprop.run.metrics import read_metrics
+from noprop.training.events import Epoch, Event, Found
 from noprop.training.offload import whole_checkpoint
 
 CONFIGS = {
@@ -289,11 +290,11 @@ def test_rank_0_shows_the_events_of_all_in_their_order():
     store, seen = HashStore(), []
     tell = Member(1, 2, 0, store).teller(lambda event: pytest.fail(str(event)))
     for n in range(3):
-        tell({"event": "epoch", "epoch": n})
+        tell(Found(f"block-{n}"))
     first = Member(0, 2, 0, store)
-    first.teller(seen.append)({"event": "started"})
+    first.teller(seen.append)(Found("readout"))
     first.listen(seen.append, now=True)
-    assert [e.get("epoch") for e in seen] == [None, 0, 1, 2]
+    assert seen == [Found(group) for group in ("readout", "block-0", "block-1", "block-2")]
     assert not store.check(["event/1/0"])
 
 
@@ -307,8 +308,8 @@ def test_a_finished_unit_whose_checkpoint_is_damaged_is_mended(whole, tmp_path):
     config = configured("one-hot", **{"train.checkpoint_every": 1e9})
     path = folder / "units/block-2/checkpoint.safetensors"
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == 2:
+    def stop(event: Event) -> None:
+        if isinstance(event, Epoch) and event.epoch == 2:
             raise Stopped
 
     with contextlib.suppress(Stopped):

@@ -22,6 +22,7 @@ from noprop.run.groups import checkpoint_path, groups_of
 from noprop.run.metrics import read_metrics
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors
+from noprop.training.events import Event, Progress
 from stops import Clock, Killed
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -77,7 +78,7 @@ class Run:
     kind: str
     config: RunConfig
     folder: Path
-    events: list[dict[str, Any]]
+    events: list[Event]
     trained: noprop.TrainedModel
 
     @property
@@ -135,9 +136,9 @@ def test_a_stop_and_a_resumption_change_no_bit(run, monkeypatch, tmp_path):
     at, positions = 4, []
 
     def stop(event):
-        if event["event"] == "progress":
-            positions.append(event["position"])
-            if event["position"] == at:
+        if isinstance(event, Progress):
+            positions.append(event.position)
+            if event.position == at:
                 raise Killed
 
     folder = tmp_path / "run"
@@ -145,10 +146,10 @@ def test_a_stop_and_a_resumption_change_no_bit(run, monkeypatch, tmp_path):
         noprop.train(run.config, folder=folder, emit=stop)
     assert positions == list(range(1, at + 1))
     assert not (folder / "model.json").exists()
-    resumed: list[dict[str, Any]] = []
+    resumed: list[Event] = []
     again = noprop.resume(folder, emit=resumed.append)
-    first = next(e for e in resumed if e["event"] == "progress")
-    assert first["position"] == at + 1  # nothing is trained twice
+    first = next(e for e in resumed if isinstance(e, Progress))
+    assert first.position == at + 1  # nothing is trained twice
     a, b = checkpoints(run.folder, run.config), checkpoints(folder, run.config)
     assert a.keys() == b.keys()
     assert not [name for name in a if not torch.equal(a[name], b[name])]

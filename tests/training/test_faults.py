@@ -28,6 +28,7 @@ from noprop.run.groups import checkpoint_path, groups_of
 from noprop.run.metrics import read_metrics
 from noprop.training import checkpoint as checkpoint_module
 from noprop.training.checkpoint import DamagedError, load_tensors, save_tensors
+from noprop.training.events import Damaged, Event, Progress
 from noprop.training.generations import newest, previous_of, save_generation
 from stops import Clock, Killed
 
@@ -49,7 +50,6 @@ CONFIG = replace(
 # Long enough to be met in the middle, and saved by no clock.
 SELDOM = {"train.checkpoint_every": 1e9}
 LONG = replace(CONFIG, {"train.epochs": 12, **SELDOM})
-Event = dict
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
     assert condition()
 
 
-def events(folder: Path, kind: str) -> list[Event]:
+def events(folder: Path, kind: str) -> list[dict]:
     return [e for e in read_metrics(folder) if e["event"] == kind]
 
 
@@ -106,7 +106,7 @@ def stopped_at(folder: Path, position: int, every: float = 0.5) -> Path:
     """
 
     def stop(event: Event) -> None:
-        if event["event"] == "progress" and event["position"] >= position:
+        if isinstance(event, Progress) and event.position >= position:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:  # every update is reported
@@ -160,7 +160,7 @@ def test_a_damaged_one_never_takes_the_place_of_a_good_one(tmp_path):
     cut(path)
 
     def stop(event: Event) -> None:
-        if event["event"] == "damaged":
+        if isinstance(event, Damaged):
             raise Killed
 
     with pytest.raises(Killed):

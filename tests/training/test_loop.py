@@ -20,6 +20,7 @@ from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.events import Epoch, Event, Progress, Trained
 from noprop.training.loop import GroupTrainer
 from noprop.training.optimizers import make_optimizer
 from noprop.training.updates import Update
@@ -41,7 +42,7 @@ DATA = Examples(
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
 
 
-def quiet(event: dict) -> None:
+def quiet(event: Event) -> None:
     """Listen to nothing."""
 
 
@@ -208,12 +209,12 @@ def test_learned_classes_stay_apart_through_the_last_block(tmp_path):
         "train.precision": "float32", "train.workers": 1, "evaluation.runs": 1,
         "evaluation.samples": 1,
     }  # fmt: skip
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     folder = tmp_path / "run"
     noprop.train("digits-dt", folder=folder, overrides=changes, emit=events.append)
-    epochs = [e for e in events if e["event"] == "epoch" and e["unit"] != "readout"]
-    assert [e["unit"] for e in epochs] == [f"block-{t}" for t in (1, 2, 3, 4)]
-    assert min(e["embedding"]["least_distance"] for e in epochs) > 0.3
+    epochs = [e for e in events if isinstance(e, Epoch) and e.unit != "readout"]
+    assert [e.unit for e in epochs] == [f"block-{t}" for t in (1, 2, 3, 4)]
+    assert min(e.embedding["least_distance"] for e in epochs if e.embedding) > 0.3
     modes = json.loads((folder / "evaluation.json").read_text())["modes"]
     assert modes["single"]["accuracy"] > 65
 
@@ -306,10 +307,10 @@ def test_the_losses_told_are_means_over_an_epoch_and_over_validation(tmp_path, m
         bf16=False, checkpoint=tmp_path / "c.safetensors", emit=events.append,
     ).run()  # fmt: skip
     assert seen == ([True] * 4 + [False] * 2) * 2
-    epochs = [e for e in events if e["event"] == "epoch"]
-    assert [e["loss"] for e in epochs] == [2.5, 6.5]
-    assert [e["terms"] for e in epochs] == [{"a": 4.0}, {"a": 8.0}]
-    assert [e["validation_loss"] for e in epochs] == pytest.approx([1 / 3] * 2)
+    epochs = [e for e in events if isinstance(e, Epoch)]
+    assert [e.loss for e in epochs] == [2.5, 6.5]
+    assert [e.terms for e in epochs] == [{"a": 4.0}, {"a": 8.0}]
+    assert [e.validation_loss for e in epochs] == pytest.approx([1 / 3] * 2)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ def test_stops_change_nothing(tmp_path, monkeypatch, order, embedding, optimizer
     positions = []
 
     def stop(event):
-        if event["event"] == "progress" and stops and event["position"] >= stops[0]:
+        if isinstance(event, Progress) and stops and event.position >= stops[0]:
             stops.pop(0)
             raise Killed
 
@@ -495,18 +496,18 @@ def test_the_seconds_of_training_are_those_of_every_process(tmp_path, monkeypatc
     ticks = iter(range(1_000_000))
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(ticks)))
 
-    def stop(event: dict) -> None:
-        if event["event"] == "epoch" and event["unit"] == "block-2" and event["epoch"] == 2:
+    def stop(event: Event) -> None:
+        if isinstance(event, Epoch) and event.unit == "block-2" and event.epoch == 2:
             raise Killed
 
     first = trainer(tmp_path, stop)
     with pytest.raises(Killed):
         first.run()
     spent = load_tensors(first.checkpoint)[1]["seconds"]
-    events: list[dict] = []
+    events: list[Event] = []
     second = trainer(tmp_path, events.append)
     second.resume()
     second.run()
     assert spent > 10
-    assert events[-1]["event"] == "trained"
-    assert events[-1]["seconds"] > spent
+    assert isinstance(events[-1], Trained)
+    assert events[-1].seconds > spent

@@ -29,6 +29,7 @@ from noprop.run.locks import hold
 from noprop.run.member import joined
 from noprop.run.workers import Seat
 from noprop.training import mesh
+from noprop.training.events import Epoch, Event, Progress, Started, Trained
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.mesh import MeshTeam, mesh_team
 from noprop.training.offload import read_checkpoint, whole_checkpoint
@@ -71,12 +72,12 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 def trained(folder: Path, data_dir: Path | None = None, /, **changes) -> Path:
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     config = configured(**changes)
     noprop.train_units(folder, unit_names(config), config, data_dir=data_dir, emit=events.append)
-    workers = [e["workers"] for e in events if e["event"] == "started"]
+    workers = [e.workers for e in events if isinstance(e, Started)]
     assert workers == [changes["train.workers"]]
-    units = sorted(unit for e in events if e["event"] == "trained" for unit in e["units"])
+    units = sorted(unit for e in events if isinstance(e, Trained) for unit in e.units)
     assert units == unit_names(config)
     return folder
 
@@ -137,9 +138,9 @@ def _member(folder: Path, changes: dict[str, Any], processes: int, rank: int, at
     layout = choose_layout(config, processes, shards=config.train.shards or 1)
     seen = 0
 
-    def emit(event: dict[str, Any]) -> None:
+    def emit(event: Event) -> None:
         nonlocal seen
-        seen += event["event"] == "epoch"
+        seen += isinstance(event, Epoch)
         if rank == processes - 1 and seen == at:
             raise SystemExit(1)
 
@@ -213,11 +214,11 @@ def test_two_along_data_are_one_with_two_shards(tmp_path):
     ct = {"method.name": "ct", "method.steps": 10, "train.shards": 2, "train.epochs": 1}
     runs = []
     for workers in (1, 2):
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         config = configured(**ct, **{"train.workers": workers})
         noprop.train(config, folder=tmp_path / str(workers), emit=events.append)
-        assert [e["workers"] for e in events if e["event"] == "started"] == [workers]
-        assert sum(e["event"] == "trained" for e in events) == 1
+        assert [e.workers for e in events if isinstance(e, Started)] == [workers]
+        assert sum(isinstance(e, Trained) for e in events) == 1
         runs.append(tmp_path / str(workers))
     assert_same(*runs)
 
@@ -231,8 +232,8 @@ def test_a_team_that_is_stopped_leaves_a_checkpoint(tmp_path):
     ct = {"method.name": "ct", "method.steps": 10, "train.shards": 2, "train.workers": 2}
     config = configured(**ct, **{"train.checkpoint_every": 1e9, "train.epochs": 1000})
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["event"] == "progress":
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress):
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -266,7 +267,7 @@ def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
     looker = threading.Thread(target=look)
     looker.start()
     held.wait()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     config = configured(**{"train.epochs": 1})
     data = load_data(config)
     weight = build_embedding(config, data.task, None).weight.detach()
@@ -274,7 +275,7 @@ def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
     material = Material(data.train, data.validation, weight)
     train_group(job, material, "readout", events.append)
     looker.join()
-    assert events[-1]["event"] == "trained"
+    assert isinstance(events[-1], Trained)
 
 
 def test_the_chain_adds_to_what_comes_from_before(monkeypatch):

@@ -1,5 +1,6 @@
 """Blocks that wait in files: the same bits, from any kill, in the memory of one block."""
 
+import dataclasses
 import gc
 import os
 import random
@@ -29,6 +30,7 @@ from noprop.run.groups import COUPLED, Job, Material, checkpoint_path, group_tra
 from noprop.run.runs import train_run
 from noprop.training import loop
 from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.events import Damaged, Epoch, Evaluated, Event, Found, Progress, Trained
 from noprop.training.generations import newest, previous_of
 from noprop.training.loop import GroupTrainer
 from noprop.training.offload import Shelf, Waiting, units_wait, whole_checkpoint
@@ -53,7 +55,7 @@ DATA = Examples(
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
 
 
-def quiet(event: dict) -> None:
+def quiet(event: Event) -> None:
     """Listen to nothing."""
 
 
@@ -104,20 +106,24 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 # -- the same bits -------------------------------------------------------------------------------
 
 
+def without_memory(event: Event) -> Event:
+    known = isinstance(event, Trained)
+    return dataclasses.replace(event, peak_memory_mb=0.0) if known else event
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_waiting_changes_no_bit(tmp_path, monkeypatch, optimizer):
     """Weights, statistics, optimizer state and every event, of convolutions in channels-last."""
-    events: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    events: dict[bool, list[Event]] = {False: [], True: []}
     found = {}
     for offload, seen in events.items():
         monkeypatch.setattr(loop, "time", Clock())
         changes = {"train.offload": offload, "train.optimizer": optimizer, "train.flip": True}
         found[offload] = trained(tmp_path / str(offload), seen.append, **changes)
-        for event in seen:
-            event.pop("peak_memory_mb", None)
     assert_same(found[False], found[True])
-    assert events[False] == events[True]
-    assert len([e for e in events[True] if e["event"] == "progress"]) == 2 * 3 * 4 * 2
+    same = {o: [without_memory(event) for event in seen] for o, seen in events.items()}
+    assert same[False] == same[True]
+    assert len([e for e in events[True] if isinstance(e, Progress)]) == 2 * 3 * 4 * 2
     assert not (tmp_path / "False" / "units" / "all" / "waiting").exists()
     assert waiting(tmp_path / "True") == listed(tmp_path / "True")
     assert waiting(tmp_path / "True") >= {f"block-{t}.{24 + 8 * t}.safetensors" for t in (1, 2, 3)}
@@ -160,11 +166,11 @@ def test_a_run_with_waiting_blocks_loads_and_predicts(tmp_path):
     x = load_data(b.config).test.x[:50]
     assert torch.equal(a.predict(x), b.predict(x))
     assert torch.equal(a.predict(x), noprop.load(b.folder).predict(x))
-    first, second = (e["results"] for e in events if e["event"] == "evaluated")
+    first, second = (e.results for e in events if isinstance(e, Evaluated))
     assert {**first, "training": 0} == {**second, "training": 0}
-    again: list[dict] = []
+    again: list[Event] = []
     noprop.resume(b.folder, emit=again.append)
-    assert again[0] == {"event": "found", "group": COUPLED}
+    assert again[0] == Found(COUPLED)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +209,8 @@ def test_a_stop_at_every_update_changes_nothing(tmp_path, monkeypatch):
     folder, total, taken_up = tmp_path / "parts", 2 * 3 * 4 * 2, set()
     for n in range(1, total + 1):
 
-        def stop(event: dict, n=n) -> None:
-            if event["event"] == "progress" and event["position"] >= n:
+        def stop(event: Event, n=n) -> None:
+            if isinstance(event, Progress) and event.position >= n:
                 raise Killed
 
         made = trainer(folder, stop)
@@ -432,7 +438,7 @@ def test_one_block_is_in_memory(tmp_path, monkeypatch, num_blocks):
     monkeypatch.setattr(Shelf, "take", take)
     peak = []
 
-    def listen(event: dict) -> None:
+    def listen(event: Event) -> None:
         note(made)
         peak.append(alive())
 
@@ -489,8 +495,8 @@ def test_a_training_begun_otherwise_is_refused(tmp_path, before):
     assert fingerprint(config, data.train) == fingerprint(other, data.train)
     create_run(folder, config)
 
-    def stop(event: dict) -> None:
-        if event["event"] == "epoch" and event["unit"] == "readout":
+    def stop(event: Event) -> None:
+        if isinstance(event, Epoch) and event.unit == "readout":
             raise Killed
 
     with pytest.raises(Killed):
@@ -501,9 +507,9 @@ def test_a_training_begun_otherwise_is_refused(tmp_path, before):
         train_run(folder, other, data, quiet)
     assert files == {p: p.read_bytes() for p in folder.glob("units/**/*.safetensors")}
     train_run(folder, config, data, quiet)
-    events: list[dict] = []
+    events: list[Event] = []
     train_run(folder, other, data, events.append)
-    assert events[0] == {"event": "found", "group": COUPLED}
+    assert events[0] == Found(COUPLED)
 
 
 @pytest.mark.parametrize("damage", ["cut", "of another run", "another architecture"])
@@ -553,12 +559,13 @@ def test_the_checkpoint_before_has_its_files_too(tmp_path, damage):
     content = bytearray(broken.read_bytes())
     content[-10] ^= 1
     broken.write_bytes(content) if damage != "missing" else broken.unlink()
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     again = trainer(folder, events.append)
     again.resume()
     assert again.position == 30
-    assert [e["event"] for e in events] == ["damaged"]
-    assert str(broken) in events[0]["reason"]
+    (event,) = events
+    assert isinstance(event, Damaged)
+    assert str(broken) in event.reason
     assert waiting(folder) == listed(folder)
     again.run()
     assert_same(whole, weights(folder))

@@ -39,6 +39,7 @@ from noprop.run.metrics import read_metrics, recorder
 from noprop.run.runs import train_run, train_units
 from noprop.run.workers import local_layout
 from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.events import Epoch, Event, Found, Progress, Started, Trained
 from stops import Killed
 
 SMALL = {
@@ -109,8 +110,8 @@ def test_a_checkpoint_of_half_a_training_on_other_data_is_refused(tmp_path):
     config = configured(**{"train.checkpoint_every": 0.0})
     data = load_data(config)
 
-    def stop(event: dict) -> None:
-        if event["event"] == "progress":
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress):
             raise Killed
 
     create_run(tmp_path / "run", config)
@@ -128,10 +129,10 @@ def test_how_and_where_a_run_goes_on_is_free(finished, tmp_path):
     folder, model, _ = finished
     shutil.copytree(folder, tmp_path / "run")
     changes = {"train.workers": 3, "train.checkpoint_every": 1.0, "evaluation.samples": 2}
-    events: list[dict] = []
+    events: list[Event] = []
     config = replace(model.config, {**changes, "recipe": "another"})
     train_run(tmp_path / "run", config, load_data(config), events.append)
-    assert [e["event"] for e in events] == ["found"] * 3 + ["started"]
+    assert list(map(type, events)) == [Found] * 3 + [Started]
 
 
 # Of the configurations of 6b751ba, with two images of 0..31: runs of that commit resume as long as
@@ -273,16 +274,16 @@ def test_a_unit_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
     refused, events = [], []
 
     def second(event):
-        if event["event"] == "epoch" and not refused:
+        if isinstance(event, Epoch) and not refused:
             refused.append(event)
             with pytest.raises(RunError, match="another process is training block-1, nothing"):
                 train_run(tmp_path / "r", config, load_data(config), events.append)
 
     seen = []
     train(tmp_path / "r", config, lambda event: (seen.append(event), second(event)))
-    assert [e["units"] for e in events if e["event"] == "trained"] == [["block-2"], ["readout"]]
-    assert [e["units"] for e in seen if e["event"] == "trained"] == [["block-1"]]
-    assert [e["group"] for e in seen if e["event"] == "found"] == ["block-2", "readout"]
+    assert [e.units for e in events if isinstance(e, Trained)] == [["block-2"], ["readout"]]
+    assert [e.units for e in seen if isinstance(e, Trained)] == [["block-1"]]
+    assert [e.group for e in seen if isinstance(e, Found)] == ["block-2", "readout"]
     train(tmp_path / "alone", config)
     assert_same(weights(tmp_path / "r", config), weights(tmp_path / "alone", config))
     assert not leftovers(tmp_path / "r")
@@ -298,13 +299,13 @@ def test_a_worker_passes_by_what_is_locked_and_comes_back_when_it_is_free(tmp_pa
 
     def let_go(event):
         seen.append(event)
-        if event["event"] == "trained" and len(seen) and event["units"] != ["block-1"]:
-            trained = [e["units"][0] for e in seen if e["event"] == "trained"]
+        if isinstance(event, Trained) and len(seen) and event.units != ["block-1"]:
+            trained = [e.units[0] for e in seen if isinstance(e, Trained)]
             if len(trained) == 2:
                 held.__exit__(None, None, None)
 
     train(tmp_path / "r", config, let_go)
-    order = [e["units"][0] for e in seen if e["event"] == "trained"]
+    order = [e.units[0] for e in seen if isinstance(e, Trained)]
     assert sorted(order[:2]) == ["block-2", "readout"]
     assert order[2] == "block-1"
 
@@ -316,12 +317,12 @@ def test_lines_of_several_processes_stay_whole(tmp_path):
 
     def write(number: int) -> None:
         for n in range(200):
-            writers[number]({"event": "epoch", "writer": number, "n": n, "text": "x" * 2000})
+            writers[number](Epoch("x" * 2000, n, float(number), {}, None))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
     events = read_metrics(tmp_path)
-    assert sorted((e["writer"], e["n"]) for e in events) == [
+    assert sorted((e["loss"], e["epoch"]) for e in events) == [
         (writer, n) for writer in range(4) for n in range(200)
     ]
 
@@ -355,7 +356,7 @@ def test_a_killed_worker_is_reported_and_the_others_are_saved(tmp_path):
     train(tmp_path / "whole", replace(config, {"train.workers": 1}))
 
     def kill(event):
-        if event["event"] == "progress":
+        if isinstance(event, Progress):
             mine = psutil.Process().children(recursive=True)
             worker = next(p for p in mine if "spawn_main" in " ".join(p.cmdline()))
             worker.kill()
@@ -433,7 +434,9 @@ def test_a_finished_run_has_its_files_and_events(finished):
     assert about["seed"] == 0
     assert about["device"] == "cpu"
     written = read_metrics(folder)
-    assert [e["event"] for e in written] == [e["event"] for e in events if e["event"] != "progress"]
+    assert [e["event"] for e in written] == [
+        e.to_json()["event"] for e in events if not isinstance(e, Progress)
+    ]
     epochs = [e for e in written if e["event"] == "epoch"]
     assert [e["unit"] for e in epochs] == ["block-1", "block-2", "readout"]
     assert all(e["loss"] > 0 and e["validation_loss"] > 0 for e in epochs)
@@ -444,7 +447,7 @@ def test_training_a_finished_run_again_does_nothing(finished):
     before = {p: p.read_bytes() for p in folder.glob("units/*/*")}
     events = []
     again = train(folder, configured(), events.append)
-    assert [e["event"] for e in events] == ["found", "found", "found", "started"]
+    assert list(map(type, events)) == [Found] * 3 + [Started]
     assert before == {p: p.read_bytes() for p in folder.glob("units/*/*")}
     for a, b in zip(again.method.units, model.method.units, strict=True):
         assert_same(a.module.state_dict(), b.module.state_dict())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import noprop
 from noprop.evaluate import evaluate
 from noprop.layers import ReLUDropout, keep_mask
+from noprop.training.events import Epoch
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,7 @@ def digits(folder, recipe="digits-dt", /, **changes):
         "train.precision": "float32", "evaluation.runs": 2, "evaluation.batch_size": 100, **changes,
     }  # fmt: skip
     model = noprop.train(recipe, folder=folder, overrides=overrides, emit=events.append)
-    return [e["loss"] for e in events if e["event"] == "epoch"], model
+    return [e.loss for e in events if isinstance(e, Epoch)], model
 
 
 @pytest.mark.parametrize("recipe", ["digits-dt", "digits-ct"])

@@ -27,6 +27,7 @@ from noprop.run.folder import make_free_folder
 from noprop.run.locks import hold
 from noprop.run.metrics import append_line, read_metrics
 from noprop.run.storage import RunStorage, UnitStorage
+from noprop.training.events import Created
 
 COMMANDS = {
     "resume": "train --resume run --quiet",
@@ -304,7 +305,7 @@ def test_a_new_run_says_where_it_is(monkeypatch, tmp_path):
     events = []
     folders = [noprop.train(config, emit=events.append).folder for _ in range(2)]
     assert [str(folder) for folder in folders] == ["runs/digits-dt", "runs/digits-dt-2"]
-    assert [e["run"] for e in events if e["event"] == "created"] == list(map(str, folders))
+    assert [e.folder for e in events if isinstance(e, Created)] == list(map(str, folders))
 
 
 def test_predictions_that_are_not_finite_are_an_error(trained_run):

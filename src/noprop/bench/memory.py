@@ -26,6 +26,7 @@ from noprop.errors import RunError
 from noprop.machine import malloc_keeps_memory, peak_memory
 from noprop.run.groups import Job, Material, groups_of, train_group
 from noprop.run.workers import end_with_parent
+from noprop.training.events import print_nothing
 
 __all__ = ["BLOCKS", "MODES", "measure_memory"]
 
@@ -80,7 +81,7 @@ def train(mode: str, blocks: int, dataset: str) -> None:
         if mode != NOTHING:
             with malloc_keeps_memory():
                 for group in groups_of(config):
-                    train_group(job, material, group, lambda event: None)
+                    train_group(job, material, group, print_nothing)
 
 
 if __name__ == "__main__":

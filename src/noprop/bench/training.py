@@ -21,6 +21,7 @@ from noprop.config import replace
 from noprop.data import Examples
 from noprop.machine import malloc_keeps_memory
 from noprop.run.groups import Job, Material, group_trainer
+from noprop.training.events import print_nothing
 from noprop.training.loop import GroupTrainer
 
 __all__ = [
@@ -115,7 +116,7 @@ def trainers(settings: Settings, method: str, units: list[str]) -> list[GroupTra
     weight = build_embedding(config, settings.task, None).weight.detach()
     material = Material(Examples(x, y), Examples(x[:0], y[:0]), weight)
     job = Job(config, settings.task, Path("unused"), "")
-    made = [group_trainer(job, material, name, lambda event: None) for name in units]
+    made = [group_trainer(job, material, name, print_nothing) for name in units]
     for trainer in made:
         for unit in trainer.units:
             unit.module.train()

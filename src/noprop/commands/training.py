@@ -20,6 +20,7 @@ from noprop.run.member import started_by_torchrun
 from noprop.run.units import UnitState, unfinished_text
 from noprop.run.workers import end_with_parent
 from noprop.terminal import printable, show, show_json, tell
+from noprop.training.events import Created, Event
 from noprop.training.signals import Terminated, answered_between_updates
 
 # Of --engine ray: argument of RayEngine, and option.
@@ -57,10 +58,10 @@ def train(arguments: argparse.Namespace) -> int:
     report = ProgressReport(config.train.batch_size, quiet=arguments.quiet or not first)
     states: list[UnitState] = []
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(event: Event) -> None:
         nonlocal folder
-        if event["event"] == "created":
-            folder = Path(event["run"])
+        if isinstance(event, Created):
+            folder = Path(event.folder)
         report(event)
 
     common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": listen}

@@ -21,6 +21,7 @@ from noprop.paper.measure import Job
 from noprop.randomness import generator
 from noprop.run.groups import Job as GroupJob
 from noprop.run.groups import Material, group_trainer, groups_of
+from noprop.training.events import print_nothing
 
 __all__ = ["Pace", "measure_pace", "rough_work", "seconds_of"]
 
@@ -95,7 +96,7 @@ def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
     total = 0.0
     groups = groups_of(config)
     for group in groups if len(groups) == 1 else [groups[0], groups[-1]]:
-        trainer = group_trainer(job, material, group, lambda event: None)
+        trainer = group_trainer(job, material, group, print_nothing)
         for unit in trainer.units:
             unit.module.train()
         synchronize = _synchronizer(trainer.device)

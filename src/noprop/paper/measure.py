@@ -21,11 +21,11 @@ from noprop.randomness import generator
 from noprop.run.kept import kept_epochs, kept_model
 from noprop.run.metrics import append_line, training_cost
 from noprop.trained_model import TrainedModel
+from noprop.training.events import Emit, Measuring
 
 __all__ = ["Job", "run_cell"]
 
 ENVIRONMENTS = "environments.jsonl"  # in a run
-Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
     config, data = api.prepare_run(wanted, None, job.data_dir)
     config = api.join(job.folder, config, data)  # or is it of another training?
     model = _trained(job.folder, config, data, emit)
-    emit({"event": "measuring"})
+    emit(Measuring())
     environment = json.loads(
         (job.folder / "environment.json").read_text(encoding="utf-8")
     ) | _hardware(config)

@@ -1,11 +1,13 @@
 """Cells under way, in lines on stderr: how far all are, what is left, and what each one found."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from noprop.paper.numbers import TABLE1, TABLE2
 from noprop.report.tables import duration
 from noprop.terminal import tell
+from noprop.training import events
 
 __all__ = ["CellReport"]
 
@@ -22,43 +24,43 @@ class CellReport:
 
     def __init__(self, *, quiet: bool = False):
         self.quiet, self.started, self.printed = quiet, time.monotonic(), time.monotonic()
-        self.work: dict[str, float] = {}
+        self.work: Mapping[str, float] = {}
         self.shares: dict[str, float] = {}
         self.before: dict[str, float] = {}  # shares of earlier processes
         self.groups: dict[str, dict[str, float]] = {}
         self.doing: dict[str, str] = {}
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Take one event."""
-        kind, run = event["event"], event.get("run", "")
-        if kind == "cells":
-            self.work = event["runs"]
-            there = f"; {event['done']} are done already" if event["done"] else ""
+        run = event.run
+        if isinstance(event, events.Cells):
+            self.work = event.runs
+            there = f"; {event.done} are done already" if event.done else ""
             self._line(f"{len(self.work)} cells to train and score{there}")
-        elif kind == "timing":
-            self._line(f"timing a step of {event['cell']}")
-        elif kind == "started":
+        elif isinstance(event, events.Timing):
+            self._line(f"timing a step of {event.cell}")
+        elif isinstance(event, events.Started):
             self.groups.setdefault(run, {})
-            self.groups[run] |= dict.fromkeys(event["groups"], 0.0)
+            self.groups[run] |= dict.fromkeys(event.groups, 0.0)
             self.doing[run] = "training"
-        elif kind == "progress":
-            self._heard(run, event["unit"], event["work"] / event["total_work"])
-        elif kind == "found":
-            self.groups.setdefault(run, {})[event["group"]] = 1.0
-        elif kind == "trained":
-            self._heard(run, event["units"][0], 1.0)
-        elif kind in ("evaluating", "measuring"):
+        elif isinstance(event, events.Progress):
+            self._heard(run, event.unit, event.work / event.total_work)
+        elif isinstance(event, events.Found):
+            self.groups.setdefault(run, {})[event.group] = 1.0
+        elif isinstance(event, events.Trained):
+            self._heard(run, event.units[0], 1.0)
+        elif isinstance(event, events.Evaluating | events.Measuring):
             self.doing[run] = "scoring"
             self.shares[run] = max(self.shares.get(run, 0.0), LAST_STRETCH)
-        elif kind == "cell":
+        elif isinstance(event, events.Scored):
             self._ended(run)
-            self._line(f"{self._count()} {run}: {_found(event['record'])}")
-        elif kind == "failed":
+            self._line(f"{self._count()} {run}: {_found(event.record)}")
+        elif isinstance(event, events.Failed):
             self._ended(run)
-            self._line(f"{self._count()} {run}: failed: {event['reason']}")
-        elif kind == "deadline":
+            self._line(f"{self._count()} {run}: failed: {event.reason}")
+        elif isinstance(event, events.Deadline):
             self._line(
-                f"the time is up: {event['left']} cells are left; what was under way goes on from "
+                f"the time is up: {event.left} cells are left; what was under way goes on from "
                 "its checkpoint with the same command"
             )
         if time.monotonic() - self.printed > EVERY:
@@ -100,7 +102,7 @@ class CellReport:
             tell(text)
 
 
-def _found(record: dict[str, Any]) -> str:
+def _found(record: Mapping[str, Any]) -> str:
     """Accuracy, ours and the paper's, and how long it took."""
     test = record["test"]
     one, ours = (test["modes"][mode]["accuracy"] for mode in ("single", test["default"]))

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -24,11 +25,11 @@ from noprop.files import write_whole
 from noprop.machine import malloc_keeps_memory
 from noprop.paper.measure import Job, run_cell
 from noprop.run.workers import deaf_children, end_with_parent
+from noprop.training.events import Emit, Event, Tick
 from noprop.training.signals import answered_between_updates
 
 __all__ = ["run_jobs"]
 
-Emit = Callable[[dict[str, Any]], None]
 # Seconds that a cell has to leave a checkpoint when it is asked to stop. An update of the adjoint
 # method, a thousand steps forward and backward, takes about ten.
 GRACE = 40.0
@@ -70,19 +71,16 @@ def run_jobs(
                 return
             heard = wait(list(running.jobs), min(TICK, left_s))
             if not heard:
-                emit({"event": "tick"})
+                emit(Tick())
             for connection in heard:
                 assert isinstance(connection, Connection)
                 job = running.jobs[connection]
-                event = _received(connection, job)
-                if event["event"] == "line":
-                    running.end(connection)
-                    yield job, event["line"]
-                elif event["event"] == "error":
-                    running.end(connection)
-                    yield job, event["error"]
+                message = _received(connection, job)
+                if isinstance(message, Event):
+                    emit(replace(message, run=job.name))
                 else:
-                    emit({"run": job.name, **event})
+                    running.end(connection)
+                    yield job, message
     finally:
         running.stop()
 
@@ -129,12 +127,13 @@ class _Running:
                 connection.close()
 
 
-def _received(connection: Connection, job: Job) -> dict[str, Any]:
+def _received(connection: Connection, job: Job) -> Event | dict[str, Any] | NoPropError:
+    """Return an event of a cell, or its end: its line, or what stopped it."""
     try:
         return connection.recv()
     except (EOFError, ConnectionError):
         reason = "its process ended unexpectedly (out of memory, or killed)"
-        return {"event": "error", "error": RunError(f"{job.name}: {reason}")}
+        return RunError(f"{job.name}: {reason}")
 
 
 def _serve(job: Job, connection: Connection) -> None:
@@ -147,17 +146,17 @@ def _serve(job: Job, connection: Connection) -> None:
             if hasattr(signal, "pthread_sigmask"):  # it was blocked while this process started
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             threading.Thread(target=_hear, args=(connection,), daemon=True).start()
-            connection.send({"event": "line", "line": run_cell(job, connection.send)})
+            connection.send(run_cell(job, connection.send))
     except (KeyboardInterrupt, BrokenPipeError):
         return
     except NoPropError as error:
-        connection.send({"event": "error", "error": error})
+        connection.send(error)
     except Exception as error:
         text = f"{job.name}: failed: {type(error).__name__}: {error}"
         with suppress(RunError):
             write_whole(job.folder / "error.txt", traceback.format_exc().encode())
             text += f"; where, is in {job.folder / 'error.txt'}"
-        connection.send({"event": "error", "error": RunError(text)})
+        connection.send(RunError(text))
 
 
 def _hear(connection: Connection) -> None:

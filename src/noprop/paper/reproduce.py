@@ -2,10 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from noprop.errors import ConfigError, NoPropError
 from noprop.machine import core_count
@@ -16,10 +15,9 @@ from noprop.paper.pages import write_pages
 from noprop.paper.queue import GRACE, run_jobs
 from noprop.paper.records import add_record, key_of, read_records
 from noprop.paper.scale import Scale
+from noprop.training.events import Cells, Deadline, Emit, Failed, Scored, Timing, print_nothing
 
 __all__ = ["Planned", "Reproduction", "plan", "reproduce"]
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def reproduce(
     *,
     beside: int | None = None,
     deadline: float | None = None,
-    emit: Emit = lambda event: None,
+    emit: Emit = print_nothing,
 ) -> tuple[list[Path], dict[str, NoPropError]]:
     """Train what is not done yet, and write a page for each experiment.
 
@@ -97,8 +95,9 @@ def reproduce(
         wanted: what.
         beside: cells at a time, each with one thread; as many as there are cores unless given.
         deadline: seconds from now by which this ends, with checkpoints of what is under way.
-        emit: called with every event; ``run`` says whose it is. ``cells`` comes first, ``cell``
-            with each line, ``failed`` with what stopped one, ``deadline`` if the time is up.
+        emit: called with every event; ``run`` says whose it is. ``Cells`` comes first,
+            ``Scored`` with each line, ``Failed`` with what stopped one, ``Deadline`` if the time is
+            up.
 
     Returns:
         The files written, and by run what stopped it.
@@ -118,7 +117,7 @@ def reproduce(
     done, every = wanted.done(), wanted.jobs
     jobs = [job for job in every if job.key not in done]
     there = len(every) - len(jobs)
-    emit({"event": "cells", "runs": {j.name: rough_work(j) for j in jobs}, "done": there})
+    emit(Cells({j.name: rough_work(j) for j in jobs}, there))
     failed: dict[str, NoPropError] = {}
     ended = 0
     try:
@@ -132,13 +131,13 @@ def reproduce(
             ended += 1
             if isinstance(outcome, NoPropError):
                 failed[job.name] = outcome
-                emit({"event": "failed", "run": job.name, "reason": str(outcome)})
+                emit(Failed(str(outcome), run=job.name))
             elif outcome is not None:
                 outcome |= {"beside": beside}
                 add_record(wanted.records, outcome)
-                emit({"event": "cell", "run": job.name, "record": outcome})
+                emit(Scored(outcome, run=job.name))
         if ended < len(jobs):
-            emit({"event": "deadline", "left": len(jobs) - ended})
+            emit(Deadline(len(jobs) - ended))
     finally:
         pages = write_pages(wanted.experiments, wanted.records, wanted.runs, wanted.out)
     return pages, failed
@@ -176,7 +175,7 @@ class Planned:
     seconds: float | None
 
 
-def plan(wanted: Reproduction, emit: Emit = lambda event: None) -> list[Planned]:
+def plan(wanted: Reproduction, emit: Emit = print_nothing) -> list[Planned]:
     """What would be trained, and how long it would take here, from measured steps.
 
     Args:
@@ -193,7 +192,7 @@ def plan(wanted: Reproduction, emit: Emit = lambda event: None) -> list[Planned]
         if len(finished) < len(jobs):
             kind = cell.dataset, cell.method, cell.embedding  # readouts cost next to nothing
             if kind not in paces:
-                emit({"event": "timing", "cell": cell.name})
+                emit(Timing(cell.name))
                 paces[kind] = measure_pace(cell, cell.config(wanted.scale, 0))
             seconds = seconds_of(jobs[0], paces[kind])
         planned.append(Planned(cell, tuple(job.seed for job in jobs), finished, seconds))

@@ -1,11 +1,12 @@
 """A grid of runs as a person reads it: its progress in lines, and its table at the end."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noprop.report.tables import duration, table
 from noprop.terminal import tell
+from noprop.training import events
 
 __all__ = ["GridReport", "grid_text"]
 
@@ -21,32 +22,32 @@ class GridReport:
 
     def __init__(self, *, quiet: bool = False):
         self.quiet, self.started, self.printed = quiet, time.monotonic(), 0.0
-        self.groups: dict[str, list[str]] = {}
+        self.groups: Mapping[str, Sequence[str]] = {}
         self.shares: dict[tuple[str, str], float] = {}
         self.before = 0.0  # what earlier processes did
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Take one event."""
-        kind, run = event["event"], event.get("run", "")
-        if kind == "grid":
-            self.groups = event["runs"]
+        run = event.run
+        if isinstance(event, events.Grid):
+            self.groups = event.runs
             units = sum(map(len, self.groups.values()))
             self._line(f"training {len(self.groups)} runs of {units} groups of units")
-        elif kind == "progress":
-            group = event["unit"] if event["unit"] in self.groups[run] else self.groups[run][0]
-            self._heard(run, group, event["position"] / event["total"])
-        elif kind in ("trained", "found"):
-            names = event["units"] if kind == "trained" else [event["group"]]
+        elif isinstance(event, events.Progress):
+            group = event.unit if event.unit in self.groups[run] else self.groups[run][0]
+            self._heard(run, group, event.position / event.total)
+        elif isinstance(event, events.Trained | events.Found):
+            names = event.units if isinstance(event, events.Trained) else [event.group]
             group = names[0] if names[0] in self.groups[run] else self.groups[run][0]
-            self._heard(run, group, 1.0, begun=1.0 if kind == "found" else 0.0)
-        elif kind == "restarted":
-            self._line(f"{run}: {event['group']} goes on from its last checkpoint, elsewhere")
-        elif kind == "damaged":
-            self._line(f"{run}: {event['reason']}; going on from the one before it")
-        elif kind in ("finished", "failed"):
+            self._heard(run, group, 1.0, begun=1.0 if isinstance(event, events.Found) else 0.0)
+        elif isinstance(event, events.Restarted):
+            self._line(f"{run}: {event.group} goes on from its last checkpoint, elsewhere")
+        elif isinstance(event, events.Damaged):
+            self._line(f"{run}: {event.reason}; going on from the one before it")
+        elif isinstance(event, events.Finished | events.Failed):
             for group in self.groups[run]:
                 self._heard(run, group, 1.0, begun=1.0)
-            how = "finished" if kind == "finished" else f"failed: {event['reason']}"
+            how = "finished" if isinstance(event, events.Finished) else f"failed: {event.reason}"
             self._line(f"{run}: {how}")
 
     def _heard(self, run: str, group: str, share: float, begun: float | None = None) -> None:

@@ -1,6 +1,7 @@
 """Progress of training, on stderr: a live display on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from noprop.report.tables import FACTS, duration
 from noprop.terminal import printable, tell
+from noprop.training import events
 
 __all__ = ["ProgressReport", "StepsReport"]
 
@@ -53,78 +55,77 @@ class ProgressReport:
         if self.live:
             self.live.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Take one event."""
-        kind = event["event"]
-        if kind == "started":
-            self.groups = max(1, sum(g != "readout" for g in event["groups"]))
-            self.alone = event["groups"] == ["readout"]
-            names, count = event["groups"], event["workers"]
+        if isinstance(event, events.Started):
+            self.groups = max(1, sum(g != "readout" for g in event.groups))
+            self.alone = event.groups == ["readout"]
+            names, count = event.groups, event.workers
             units = f"{len(names)} unit{'s' * (len(names) > 1)}"
-            if event.get("engine") == "ray":
+            if event.engine == "ray":
                 room = f"{count} at a time" if count else "waiting for a machine with room for one"
                 self._line(f"training {units} as tasks of Ray, {room}")
             elif names:
-                parts = f", mini-batches in {event['shards']} shards" if "shards" in event else ""
+                parts = f", mini-batches in {event.shards} shards" if event.shards > 1 else ""
                 self._line(f"training {units} on {count} worker{'s' * (count > 1)}{parts}")
-        elif kind == "found":
-            self._line(f"{event['group']} is trained already")
-        elif kind == "restarted":
+        elif isinstance(event, events.Found):
+            self._line(f"{event.group} is trained already")
+        elif isinstance(event, events.Restarted):
             self._line(
-                f"{event['group']}: its worker was lost; going on from its last checkpoint on "
-                f"{event['node']}"
+                f"{event.group}: its worker was lost; going on from its last checkpoint on "
+                f"{event.node}"
             )
-        elif kind == "damaged":
-            at = f"update {event['position']} of {event['total']}"
-            self._line(f"{event['reason']}; going on from the one before it, {at}")
-        elif kind == "progress":
+        elif isinstance(event, events.Damaged):
+            at = f"update {event.position} of {event.total}"
+            self._line(f"{event.reason}; going on from the one before it, {at}")
+        elif isinstance(event, events.Progress):
             self._progress(event)
-        elif kind == "epoch":
+        elif isinstance(event, events.Epoch):
             self._epoch(event)
-        elif kind == "trained":
+        elif isinstance(event, events.Trained):
             self._trained(event)
-        elif kind == "evaluating":
+        elif isinstance(event, events.Evaluating):
             if self.live:
                 self.live.stop()
                 self.live = None
             self._line("evaluating")
 
-    def _progress(self, event: dict[str, Any]) -> None:
-        unit, position = event["unit"], event["position"]
-        self.losses[unit] = event["loss"]
+    def _progress(self, event: events.Progress) -> None:
+        unit, position = event.unit, event.position
+        self.losses[unit] = event.loss
         if unit != "readout" or self.alone:
             group = unit if self.groups > 1 else "all"
-            self.begun.setdefault(group, event["work"])
-            self.latest[group], self.totals[group] = event["work"], event["total_work"]
-        note = f"epoch {event['epoch']}  loss {event['loss']:.4g}"
+            self.begun.setdefault(group, event.work)
+            self.latest[group], self.totals[group] = event.work, event.total_work
+        note = f"epoch {event.epoch}  loss {event.loss:.4g}"
         if self.live:
             if unit not in self.rows:
                 self.rows[unit] = self.live.add_task(unit, total=1.0, note="")
-            done = position / event["total"]
+            done = position / event.total
             self.live.update(self.rows[unit], completed=done, note=note)
             self.live.update(self.overall, completed=self.share, note=self.summary())
         elif time.monotonic() - self.printed > PLAIN_EVERY:
             self._line(f"{100 * self.share:3.0f} %  {unit} {note}  {self.summary()}")
 
-    def _epoch(self, event: dict[str, Any]) -> None:
+    def _epoch(self, event: events.Epoch) -> None:
         """Beside the loss: what the method tells of itself, and whether its embeddings collapse."""
-        told = [facts_text(event["facts"])] if event.get("facts") else []
-        if s := event.get("embedding"):
+        told = [facts_text(event.facts)] if event.facts else []
+        if s := event.embedding:
             told.append(
                 f"embeddings {s['least_distance']:.3g} apart at least, "
                 f"{s['least_length']:.3g} to {s['greatest_length']:.3g} long"
             )
         if told:
-            self._line(f"epoch {event['epoch']}, {event['unit']}: {'; '.join(told)}")
+            self._line(f"epoch {event.epoch}, {event.unit}: {'; '.join(told)}")
 
-    def _trained(self, event: dict[str, Any]) -> None:
-        for unit in event["units"]:
+    def _trained(self, event: events.Trained) -> None:
+        for unit in event.units:
             if self.live and unit in self.rows:
                 self.live.remove_task(self.rows.pop(unit))
-        if len(event["units"]) == 1:
-            unit = event["units"][0]
+        if len(event.units) == 1:
+            unit = event.units[0]
             self._line(
-                f"{unit} trained in {event['seconds']:.1f} s, loss {self.losses.get(unit, 0):.4g}"
+                f"{unit} trained in {event.seconds:.1f} s, loss {self.losses.get(unit, 0):.4g}"
             )
 
     @property
@@ -157,7 +158,7 @@ class ProgressReport:
             tell(text)
 
 
-def facts_text(facts: dict[str, Any]) -> str:
+def facts_text(facts: Mapping[str, Any]) -> str:
     """A method's numbers of one epoch in a line; long lists are for the plots."""
     shown = []
     for name, value in facts.items():

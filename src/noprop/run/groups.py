@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from noprop.machine import threads_per_process
 from noprop.methods.base import Method, Unit
 from noprop.run.locks import BusyError, hold, remove_half_written
 from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.events import Busy, Emit, Followed, Found
 from noprop.training.layout import Layout
 from noprop.training.loop import GroupTrainer
 from noprop.training.offload import Shelf, Waiting, units_apart, units_wait
@@ -45,7 +45,6 @@ __all__ = [
 COUPLED = "all"
 # Seconds that a group's lock is tried: whoever looks whether it is free holds it for a moment.
 PATIENCE = 0.5
-Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -205,18 +204,18 @@ def train_group(
     """
     if job.version != __version__:  # the package was replaced while its worker started
         raise RunError(f"worker: has noprop {__version__}, wanted {job.version} of its parent")
-    team, kind = team or Team(job.config.train.shards or 1), "busy"
+    team, end = team or Team(job.config.train.shards or 1), Busy(group)
     with ExitStack() as held:
         if team.share(not team.leads or _is_held(job.folder, group, held)):
             trainer = group_trainer(job, material, group, emit, team, saved)
             trainer.resume()
-            kind = "trained" if not trainer.is_finished else "found"
+            end = Found(group) if trainer.is_finished else None
             if not trainer.is_finished:
                 trainer.run()
-    if not team.speaks or (kind != "trained" and not team.leads):
-        emit({"event": "followed", "group": group})
-    elif kind != "trained":
-        emit({"event": kind, "group": group})
+    if not team.speaks or (end and not team.leads):
+        emit(Followed(group))
+    elif end:
+        emit(end)
 
 
 def _is_held(folder: Path, group: str, held: ExitStack) -> bool:

@@ -16,11 +16,11 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from noprop.errors import RunError
+from noprop.training.events import Emit, Event, event_of
 from noprop.training.mesh import keep_to_loopback, peers
 
 __all__ = ["Member", "joined", "started_by_torchrun"]
 
-Emit = Callable[[dict[str, Any]], None]
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 POLL = 0.5  # seconds between looks at what the others tell
 
@@ -92,13 +92,13 @@ class Member:
     def teller(self, emit: Emit) -> Emit:
         """What shows an event: on rank 0 by ``emit``, on others by telling rank 0."""
 
-        def tell(event: dict[str, Any]) -> None:
+        def tell(event: Event) -> None:
             if self.rank == 0:
                 emit(event)
                 self.listen(emit)
                 return
             try:
-                self.store.set(f"event/{self.rank}/{self.told}", json.dumps(event))
+                self.store.set(f"event/{self.rank}/{self.told}", json.dumps(event.to_json()))
                 self.told += 1
             except RuntimeError:  # rank 0 is gone; training is not in need of it
                 pass
@@ -115,7 +115,7 @@ class Member:
                 key = f"event/{rank}/{self.heard.get(rank, 0)}"
                 if not self.store.check([key]):
                     break
-                emit(json.loads(self.store.get(key)))
+                emit(event_of(json.loads(self.store.get(key))))
                 self.store.delete_key(key)
                 self.heard[rank] = self.heard.get(rank, 0) + 1
 

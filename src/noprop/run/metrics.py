@@ -7,26 +7,25 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from noprop.errors import RunError
 from noprop.files import open_in_place
+from noprop.training.events import Emit, Event, Progress
 
 __all__ = ["append_line", "read_metrics", "recorder", "training_cost"]
 
 LONGEST = 1 << 20  # bytes read of a line at once; an event has some thousands
-Emit = Callable[[dict[str, Any]], None]
 
 
 def recorder(folder: Path, emit: Emit) -> Emit:
     """What appends every event but mere progress to ``metrics.jsonl``, and passes it on."""
     path = folder / "metrics.jsonl"
 
-    def record(event: dict[str, Any]) -> None:
-        if event["event"] != "progress":
-            line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
+    def record(event: Event) -> None:
+        if not isinstance(event, Progress):
+            line = json.dumps({"time": round(time.time(), 3), **event.to_json()}) + "\n"
             try:  # an error of whoever listens, or trains, is not this file's
                 append_line(path, line.encode())
             except OSError as error:

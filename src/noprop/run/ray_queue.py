@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from noprop.errors import NoPropError, TrainingError
 from noprop.run.groups import Work
 from noprop.run.ray_cluster import reason_of, the_ray
-from noprop.run.ray_tasks import Outcome, Parcel, arrays_of, train_task
+from noprop.run.ray_tasks import Attempt, Outcome, Parcel, arrays_of, train_task
 from noprop.run.sending import sent_by_value
 from noprop.run.storage import RunStorage
+from noprop.training.events import Restarted
 from noprop.training.signals import named
 
 __all__ = ["Tasks"]
@@ -161,14 +162,14 @@ class Tasks:
         if ticket.over or (parcel.attempt, parcel.number) in ticket.seen:
             return
         ticket.seen.add((parcel.attempt, parcel.number))
-        if event["event"] == "attempt":
-            self._begun(ticket, parcel)
+        if isinstance(event, Attempt):
+            self._begun(ticket, parcel.attempt, event.node)
         else:
             ticket.work.emit(event)
 
-    def _begun(self, ticket: Ticket, parcel: Parcel) -> None:
+    def _begun(self, ticket: Ticket, attempt: str, node: str) -> None:
         """A task was started, for the first time or again."""
-        ticket.attempts.append(parcel.attempt)
+        ticket.attempts.append(attempt)
         if len(ticket.attempts) == 1:
             return
         if len(ticket.attempts) > self.retries + 1:  # Ray's own count leaves out lack of memory
@@ -177,8 +178,7 @@ class Tasks:
             for ref in [ref for ref, other in self.pending.items() if other is ticket]:
                 self._cancel(ref, ticket)
             return
-        about = {"group": ticket.group, "attempt": len(ticket.attempts)}
-        ticket.work.emit({"event": "restarted", **about, "node": parcel.event["node"]})
+        ticket.work.emit(Restarted(ticket.group, len(ticket.attempts), node))
 
     def cancel(self, number: int) -> None:
         """Stop the tasks of a work, with a checkpoint each."""

@@ -28,11 +28,23 @@ from noprop.machine import malloc_keeps_memory
 from noprop.run.folder import workplace
 from noprop.run.groups import Job, Material, checkpoint_path, train_group
 from noprop.run.storage import UnitStorage
+from noprop.training.events import Event, Progress
 from noprop.training.signals import Terminated, answered_between_updates
 
-__all__ = ["Outcome", "Parcel", "arrays_of", "train_task"]
+__all__ = ["Attempt", "Outcome", "Parcel", "arrays_of", "train_task"]
 
-Event = dict[str, Any]
+
+@dataclass(frozen=True)
+class Attempt(Event):
+    """A task has started on a worker; the driver keeps it to itself.
+
+    Attributes:
+        process: Number of the worker's process.
+        node: Name of its machine.
+    """
+
+    process: int
+    node: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class Reporter:
         """Send an event, and wait for nothing: the driver may be slow, or the mail gone."""
         parcel = Parcel(self.task, self.attempt, self.number, event)
         self.number += 1
-        if event["event"] != "progress":
+        if not isinstance(event, Progress):
             self.kept.append(parcel)
         with suppress(Exception):
             self.last = self.mail.actor.put_nowait.remote(parcel)
@@ -111,7 +123,7 @@ def train_task(
         What came of it. A user's mistake is returned, for Ray would start again what raises it.
     """
     report = Reporter(mail, task)
-    report({"event": "attempt", "process": os.getpid(), "node": os.uname().nodename})
+    report(Attempt(os.getpid(), os.uname().nodename))
     report.flush()  # or a worker that is soon lost would not have been there
     torch.set_num_threads(job.config.train.threads or 1)
     try:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from noprop.run.locks import is_free
 from noprop.run.metrics import recorder
 from noprop.run.units import condensed, survey, unfinished_text
 from noprop.training.checkpoint import DamagedError, check_fingerprint
+from noprop.training.events import Busy, Emit, Event, Found, Started
 from noprop.training.generations import newest
 from noprop.training.offload import read_checkpoint, whole_checkpoint
 
@@ -31,7 +32,6 @@ __all__ = [
     "train_units",
 ]
 
-Emit = Callable[[dict[str, Any]], None]
 # Seconds that a process which finds a group locked, and has nothing else to do, waits for it: so
 # long a worker may outlive a parent that was killed.
 PATIENCE = 2.0
@@ -130,8 +130,8 @@ class Training:
         """Say what is left, and how many are trained at the same time."""
         left = list(self.work.groups)
         workers = engine.workers(self.work.job.config, left)
-        where = {} if engine.name == "local" else {"engine": engine.name}
-        self.record({"event": "started", "groups": left, "workers": workers, **where})
+        where = "" if engine.name == "local" else engine.name
+        self.record(Started(left, workers, engine=where))
 
     def look_again(self, deadline: float) -> None:
         """After training: what is left are groups that other processes had in hand and let go of.
@@ -148,9 +148,9 @@ class Training:
         self.busy.clear()
         self.work = dataclasses.replace(self.work, groups=left)
 
-    def _listen(self, event: dict[str, Any]) -> None:
-        if event["event"] == "busy":
-            self.busy.append(event["group"])
+    def _listen(self, event: Event) -> None:
+        if isinstance(event, Busy):
+            self.busy.append(event.group)
         else:
             self.record(event)
 
@@ -158,7 +158,7 @@ class Training:
         left = []
         for group in among:
             if is_finished(self.folder, group, self.mark):
-                self.record({"event": "found", "group": group})
+                self.record(Found(group))
             else:
                 left.append(group)
         return left

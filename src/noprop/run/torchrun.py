@@ -31,11 +31,12 @@ from noprop.run.groups import (
     train_group,
 )
 from noprop.run.locks import is_free
-from noprop.run.member import Emit, Member
+from noprop.run.member import Member
 from noprop.run.metrics import recorder
 from noprop.run.runs import is_finished
 from noprop.run.units import condensed, state_of, survey
 from noprop.run.workers import threads_of
+from noprop.training.events import Busy, Emit, Event, Followed, Found, Started
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.mesh import mesh_team
 from noprop.training.team import PeerLostError
@@ -87,10 +88,7 @@ def train_as_member(
     layout = _agreed_layout(member, config, mark, left)
     tell = member.teller(emit)
     if member.rank == 0:
-        started = {"event": "started", "groups": left, "workers": layout.size}
-        if layout.shards > 1:
-            started["shards"] = layout.shards
-        recorder(folder, tell)(started)
+        recorder(folder, tell)(Started(left, layout.size, shards=layout.shards))
     with ExitStack() as held:
         held.enter_context(threads_of(config))
         held.enter_context(malloc_keeps_memory())
@@ -181,8 +179,8 @@ class _Crew:
             if group in share or not self._is_trained(group):
                 train_group(self.job, self.material, group, self._listen)
 
-    def _listen(self, event: dict[str, Any]) -> None:
-        if event["event"] not in ("followed", "busy", "found"):
+    def _listen(self, event: Event) -> None:
+        if not isinstance(event, Followed | Busy | Found):
             self.record(event)
 
     def wait_for_all(self) -> None:

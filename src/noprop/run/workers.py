@@ -8,14 +8,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
@@ -26,6 +25,7 @@ from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.machine import core_count, malloc_keeps_memory
 from noprop.run.folder import workplace
 from noprop.run.groups import COUPLED, Job, Material, share_of_groups, train_group
+from noprop.training.events import Busy, Emit, Event, Followed, Found, Trained
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.mesh import MeshTeam, keep_to_loopback, mesh_team
 from noprop.training.signals import ask
@@ -33,13 +33,7 @@ from noprop.training.team import PeerLostError
 
 __all__ = ["deaf_children", "end_with_parent", "local_layout", "threads_of", "train_groups"]
 
-ENDS = (
-    "trained",
-    "found",
-    "busy",
-    "followed",
-)  # events after which a worker is given its next group
-Emit = Callable[[dict[str, Any]], None]
+ENDS = Trained | Found | Busy | Followed  # events after which a worker is given its next group
 
 
 class StopRequestedError(Exception):
@@ -152,13 +146,13 @@ def _train_on_processes(
                 assert isinstance(connection, Connection)
                 event = _received(connection, job)
                 silent.discard(connection)
-                if event["event"] == "error":
-                    raise _first_cause(event["error"], busy - {connection}, job)
+                if isinstance(event, Exception):
+                    raise _first_cause(event, busy - {connection}, job)
                 if seats[0]:  # of a team some never say a word, but all have met once one does
                     silent.clear()
-                if event["event"] != "followed":
+                if not isinstance(event, Followed):
                     emit(event)
-                if event["event"] in ENDS:
+                if isinstance(event, ENDS):
                     if waiting[connection]:
                         connection.send(waiting[connection].pop(0))
                     else:
@@ -174,7 +168,7 @@ def _train_on_processes(
             raise
 
 
-def _received(connection: Connection, job: Job) -> dict[str, Any]:
+def _received(connection: Connection, job: Job) -> Event | Exception:
     try:
         return connection.recv()
     except (EOFError, ConnectionError):
@@ -194,9 +188,9 @@ def _first_cause(error: Exception, others: Iterable[Connection], job: Job) -> Ex
                 event = _received(connection, job)
             except TrainingError as ended:
                 return ended
-            if event["event"] == "error":
+            if isinstance(event, Exception):
                 left.remove(connection)
-                error = event["error"]
+                error = event
     return error
 
 
@@ -259,9 +253,9 @@ def _worker(job: Job, packed: Path, connection: Connection, seat: Seat | None) -
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(job.config.train.threads or 1)
 
-    def emit(event: dict[str, Any]) -> None:
+    def emit(event: Event) -> None:
         connection.send(event)
-        if connection.poll() and event["event"] not in ENDS:
+        if connection.poll() and not isinstance(event, ENDS):
             if seat is None:
                 raise StopRequestedError
             ask()  # all of the team stop after the same update
@@ -276,10 +270,10 @@ def _worker(job: Job, packed: Path, connection: Connection, seat: Seat | None) -
     except (StopRequestedError, KeyboardInterrupt, EOFError, BrokenPipeError):
         return
     except NoPropError as error:
-        connection.send({"event": "error", "error": error})
+        connection.send(error)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        connection.send({"event": "error", "error": RunError(f"a worker failed: {text}")})
+        connection.send(RunError(f"a worker failed: {text}"))
 
 
 def end_with_parent(parent: int) -> None:

@@ -9,7 +9,6 @@ optimizer state and n.
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -21,6 +20,7 @@ from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.machine import reset_peak
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
+from noprop.training.events import Damaged, Emit
 from noprop.training.gradients import Gradients, flat_gradient, scatter
 from noprop.training.offload import Shelf
 from noprop.training.reports import Reports
@@ -30,8 +30,6 @@ from noprop.training.team import SAVE, STOP, PeerStoppedError, Team
 from noprop.training.updates import Update, Updates
 
 __all__ = ["GroupTrainer"]
-
-Event = dict[str, Any]
 
 
 class GroupTrainer:
@@ -65,7 +63,7 @@ class GroupTrainer:
         *,
         bf16: bool,
         checkpoint: Path,
-        emit: Callable[[Event], None],
+        emit: Emit,
         fingerprint: str = "",
         shelf: Shelf | None = None,
         team: Team | None = None,
@@ -304,12 +302,5 @@ class GroupTrainer:
             return
         self.seconds = float(found.content.get("seconds", 0.0))
         if found.trouble and self.team.leads:
-            self.emit(
-                {
-                    "event": "damaged",
-                    "units": [unit.name for unit in self.units],
-                    "reason": found.trouble,
-                    "position": self.position,
-                    "total": self.updates.total,
-                }
-            )
+            names = [unit.name for unit in self.units]
+            self.emit(Damaged(names, found.trouble, self.position, self.updates.total))

@@ -1,7 +1,6 @@
 """What the training of a group says of itself, as events: progress, an epoch's end, its own end."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from noprop.errors import TrainingError
 from noprop.machine import peak_memory
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
+from noprop.training.events import Emit, Epoch, Event, Progress, Trained
 from noprop.training.generations import previous_of
 from noprop.training.gradients import Gradients
 from noprop.training.state import GroupState
@@ -20,8 +20,6 @@ from noprop.training.team import Team
 from noprop.training.updates import Update, Updates
 
 __all__ = ["Reports"]
-
-Event = dict[str, Any]
 
 
 class Reports:
@@ -47,7 +45,7 @@ class Reports:
         gradients: Gradients,
         validation: Examples,
         team: Team,
-        emit: Callable[[Event], None],
+        emit: Emit,
     ):
         self.c, self.method, self.state, self.updates = train, method, state, updates
         self.gradients, self.validation = gradients, validation
@@ -69,54 +67,46 @@ class Reports:
                 raise self.diverged(f"{name}: the loss is", position)
         unit = self.state.units[at.index]
         self._tell(
-            {
-                "event": "progress",
-                "unit": unit.name,
-                "epoch": at.epoch + 1,
-                "position": position,
-                "total": self.updates.total,
-                "work": self.updates.work(position),
-                "total_work": self.updates.work(self.updates.total),
-                "loss": torch.stack(list(running[unit.name])).mean().item(),
-            }
+            Progress(
+                unit.name,
+                epoch=at.epoch + 1,
+                position=position,
+                total=self.updates.total,
+                work=self.updates.work(position),
+                total_work=self.updates.work(self.updates.total),
+                loss=torch.stack(list(running[unit.name])).mean().item(),
+            )
         )
 
     def epoch(self, at: Update, losses: Tensor, terms: LossTerms) -> None:
         """A unit's losses in an epoch, on the validation part too, and what the method tells."""
         unit = self.state.units[at.index]
-        event: Event = {
-            "event": "epoch",
-            "unit": unit.name,
-            "epoch": at.epoch + 1,
-            "loss": losses.mean().item(),
-            "terms": {name: value.item() for name, value in terms.terms.items()},
-            "validation_loss": self._validation_loss(unit),
-        }
+        embedding = None
         if self.method.embedding.learned:
             lengths, least = separation(self.method.embedding.weight)
-            event["embedding"] = {
+            embedding = {
                 "least_length": lengths.min().item(),
                 "greatest_length": lengths.max().item(),
                 "least_distance": least,
             }
-        if facts := self.method.facts():
-            event["facts"] = facts
-        self._tell(event)
+        self._tell(
+            Epoch(
+                unit.name,
+                epoch=at.epoch + 1,
+                loss=losses.mean().item(),
+                terms={name: value.item() for name, value in terms.terms.items()},
+                validation_loss=self._validation_loss(unit),
+                embedding=embedding,
+                facts=self.method.facts() or None,
+            )
+        )
 
     def end(self, seconds: float) -> None:
         """That the group is trained, and what it took."""
         units = self.state.units
         names = [unit.name for index, unit in enumerate(units) if self.state.has(index)]
         memory, counter = peak_memory(self.validation.x.device)
-        self._tell(
-            {
-                "event": "trained",
-                "units": names,
-                "seconds": seconds,
-                "peak_memory_mb": memory,
-                "memory_counter": counter,
-            }
-        )
+        self._tell(Trained(names, seconds, peak_memory_mb=memory, memory_counter=counter))
 
     def diverged(self, what: str, position: int) -> TrainingError:
         """The error of what is not finite before update ``position``."""
