@@ -2,8 +2,8 @@
 
 Nothing of the image is read, and nothing is trained.
 
-    python benchmarks/noise_levels.py mnist            # each level, each kind of embeddings
-    python benchmarks/noise_levels.py --run RUN        # z_0 of a trained run of NoProp-CT
+    python studies/noise_levels.py mnist            # each level, each kind of embeddings
+    python studies/noise_levels.py --run RUN        # z_0 of a trained run of NoProp-CT
 """
 
 import argparse
