@@ -10,10 +10,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from noprop.build import Task
-from noprop.config import RunConfig, replace
+from noprop.config import METHODS, RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
-from noprop.method_config import METHODS
 from noprop.recipes import find_recipe
 
 __all__ = ["SHAPES", "Settings"]
