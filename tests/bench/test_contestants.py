@@ -9,22 +9,22 @@ from noprop.bench.contestants import Contestant, Timing, race, ratios
 from noprop.errors import RunError
 
 
-def sleeper(seconds):
+def sleeper(settings):
     def work(units):
-        time.sleep(seconds * units)
+        time.sleep(settings["seconds"] * units)
         return os.getpid()
 
     return work
 
 
-def failing():
+def failing(settings):
     def work(units):
         raise ValueError("no such thing")
 
     return work
 
 
-def dying():
+def dying(settings):
     os._exit(3)
 
 
@@ -61,7 +61,7 @@ def test_what_goes_wrong_in_a_process_is_said(build, words):
     contestants = {"bad": Contestant(build, {})}
     with pytest.raises(RunError, match=words):
         race(contestants, rounds=1, seconds=0.01)
-    assert all(not process.is_alive() for process, _ in contestants["bad"].processes)
+    assert all(not child.process.is_alive() for child in contestants["bad"].children)
 
 
 def test_rates_and_ratios():

@@ -8,12 +8,10 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -31,7 +29,6 @@ from noprop.files import write_whole
 from noprop.fingerprint import fingerprint
 from noprop.model import load_model, open_run, save_model
 from noprop.run import runs
-from noprop.run import workers as workers_module
 from noprop.run.folder import create_run, join_run, workplace
 from noprop.run.groups import checkpoint_path, group_lock, groups_of
 from noprop.run.locks import hold
@@ -357,61 +354,15 @@ def test_a_killed_worker_is_reported_and_the_others_are_saved(tmp_path):
 
     def kill(event):
         if isinstance(event, Progress):
-            mine = psutil.Process().children(recursive=True)
-            worker = next(p for p in mine if "spawn_main" in " ".join(p.cmdline()))
-            worker.kill()
+            multiprocessing.active_children()[0].kill()
 
     folder = tmp_path / "killed"
     with pytest.raises(TrainingError, match=r"worker process ended.*--resume") as caught:
         train(folder, config, kill)
     assert "\n" not in str(caught.value)
-    mine = psutil.Process().children(recursive=True)
-    assert not [p for p in mine if "spawn_main" in " ".join(p.cmdline())]
+    assert not multiprocessing.active_children()
     train(folder, replace(config, {"train.workers": 1}))
     assert_same(weights(tmp_path / "whole", config), weights(folder, config))
-
-
-def test_a_worker_killed_before_it_reads_is_reported_alike(monkeypatch, tmp_path):
-    """The system then says that the connection was reset, not that it ended."""
-
-    def die(job, connection):
-        raise AssertionError("runs in no process of this test")
-
-    class Fake(BaseProcess):
-        def __init__(self, **_):
-            pass  # starts nothing
-
-        def start(self):
-            pass
-
-        def is_alive(self):
-            return False
-
-        def join(self, timeout=None):
-            pass
-
-    class Reset(workers_module.Connection):
-        def __init__(self):
-            read, write = os.pipe()
-            os.close(write)
-            super().__init__(read)
-
-        def send(self, obj):
-            pass
-
-        def recv(self):
-            raise ConnectionResetError(104, "Connection reset by peer")
-
-    class Context:
-        Process = Fake
-
-        def Pipe(self):  # noqa: N802
-            return Reset(), Reset()
-
-    monkeypatch.setattr(workers_module, "_worker", die)
-    monkeypatch.setattr(workers_module.multiprocessing, "get_context", lambda _: Context())
-    with pytest.raises(TrainingError, match=r"worker process ended.*--resume"):
-        train(tmp_path / "r", configured(**{"train.workers": 2}))
 
 
 def test_workers_are_at_most_one_a_group():
@@ -467,51 +418,6 @@ def test_a_loaded_model_predicts_the_same_bits(finished):
         for m in (model, loaded)
     )
     assert torch.equal(a.probabilities, b.probabilities)
-
-
-def test_ctrl_c_while_a_worker_starts_is_for_the_parent_alone(capfd):
-    """The child of a spawn imports for seconds: blocked there, and delivered here after the start.
-
-    A child that prints what it has of SIGINT stands for the worker.
-    """
-    code = "import signal, os; print(signal.SIGINT in signal.pthread_sigmask(0, []))"
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        with workers_module.deaf_children():
-            child = subprocess.Popen([sys.executable, "-c", code], restore_signals=False)
-            os.kill(os.getpid(), signal.SIGINT)
-            child.send_signal(signal.SIGINT)
-            assert child.wait() == 0
-        pytest.fail("the parent heard nothing")
-    assert capfd.readouterr().out == "True\n"
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def test_a_worker_that_has_nothing_to_save_is_not_waited_for():
-    """One that still imports could not answer for seconds; one that trains is asked."""
-
-    class Busy(BaseProcess):
-        ended = ""
-
-        def __init__(self, connection):
-            self.connection = connection
-
-        def is_alive(self):
-            if not self.ended and self.connection is not None and self.connection.poll():
-                self.ended = "asked"
-            return not self.ended
-
-        def kill(self):
-            self.ended = "killed"
-
-        def join(self, timeout=None):
-            pass
-
-    pipes = [multiprocessing.Pipe() for _ in range(2)]
-    importing, training = Busy(None), Busy(pipes[1][1])
-    started = time.monotonic()
-    workers_module._stop({pipes[0][0]: importing, pipes[1][0]: training}, {pipes[0][0]})
-    assert time.monotonic() - started < 5
-    assert (importing.ended, training.ended) == ("killed", "asked")
 
 
 def test_the_error_of_whoever_listens_is_theirs(tmp_path):

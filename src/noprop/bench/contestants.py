@@ -1,127 +1,85 @@
-"""Contestants of a race: work that is built once in separate processes and runs on request.
+"""Contestants of a race: work that is built once in processes of its own and run when told to.
 
-A separate process has its own memory and threads, as in use. While one contestant runs, the others
-wait on a pipe and cost nothing. Rounds alternate, so that a busy machine slows all of them alike.
+A process of its own has its own memory and threads, as in use; while one contestant runs the others
+wait on a pipe and cost nothing. Rounds alternate, so that a busy machine slows all alike.
 """
 
-import multiprocessing
-import os
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
-from noprop.errors import NoPropError, RunError
-from noprop.run.workers import deaf_children, end_with_parent
+from noprop.run.processes import Child
 
-__all__ = ["Contestant", "Timing", "race", "ratios", "spread"]
+__all__ = ["Contestant", "Timing", "race", "ratios"]
 
-Build = Callable[..., Callable[[int], Any]]
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, least and greatest."""
-    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+Build = Callable[[dict[str, Any]], Callable[[int], Any]]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one contestant.
+    """Seconds of each round.
 
     Attributes:
-        seconds: Seconds of one unit of work, in every round.
-        answer: Last value that the work returned, in each of its processes.
+        seconds: of one unit of work, in every round.
+        answer: what the work returned last, in each of its processes.
     """
 
     seconds: list[float]
     answer: list[Any]
 
     def rate(self, items: float | int) -> dict[str, float]:
-        """Return items a second, for units of so many items: median, least and greatest."""
-        return spread([items / s for s in self.seconds])
-
-
-def ratios(faster: Timing, slower: Timing, scale: float | int = 1) -> dict[str, float]:
-    """Return how many times as fast one is, round by round: median, least and greatest.
-
-    Args:
-        faster: Timing whose seconds divide.
-        slower: Timing whose seconds are divided.
-        scale: Number of units of work of ``faster`` that equal one unit of ``slower``.
-    """
-    return spread([scale * b / a for a, b in zip(faster.seconds, slower.seconds, strict=True)])
+        """Items a second where a unit of work is so many: median, least and greatest."""
+        rates = [items / s for s in self.seconds]
+        return {"median": statistics.median(rates), "least": min(rates), "greatest": max(rates)}
 
 
 class Contestant:
     """One contestant, in one process or several that run at the same time.
 
     Args:
-        build: Function of a module. Each process calls it with its settings, and then calls the
-            function that it returned with the number of units of work to do.
-        settings: Keyword arguments of ``build`` in each process.
+        build: a function of a module, called in each process with the settings; what it returns is
+            called with how many units of work to do.
+        settings: of each process.
     """
 
     def __init__(self, build: Build, *settings: dict[str, Any]):
-        context = multiprocessing.get_context("spawn")
-        self.processes: list[tuple[BaseProcess, Connection]] = []
-        for chosen in settings:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(build, chosen, theirs), daemon=True)
-            with deaf_children():
-                process.start()
-            theirs.close()
-            self.processes.append((process, ours))
+        self.children = [Child(_serve, build, chosen, name="a benchmark") for chosen in settings]
 
     def run(self, units: int) -> tuple[float, list[Any]]:
-        """Do units of work in every process; return the seconds until the last ends, and answers.
+        """Do so many units of work in every process; seconds until the last is done, and answers.
 
         Raises:
             RunError: If a process failed.
         """
         began = time.perf_counter()
-        for _, connection in self.processes:
-            connection.send(units)
-        answers = [_answer(connection) for _, connection in self.processes]
+        for child in self.children:
+            child.send(units)
+        answers = [child.receive() for child in self.children]
         return time.perf_counter() - began, answers
 
     def close(self) -> None:
         """End the processes."""
-        for process, connection in self.processes:
-            connection.close()
-            process.kill()  # it has nothing to save
-            process.join()
+        for child in self.children:
+            child.kill()  # it has nothing to save
 
 
-def _answer(connection: Connection) -> Any:
+def _serve(connection: Connection, build: Build, settings: dict[str, Any]) -> None:
+    work = build(settings)
+    while True:
+        connection.send(work(connection.recv()))
+
+
+@contextmanager
+def _all(contestants: Sequence[Contestant]) -> Iterator[None]:
     try:
-        kind, value = connection.recv()
-    except (EOFError, ConnectionError):
-        raise RunError("a benchmark's process ended unexpectedly (out of memory?)") from None
-    if kind == "error":
-        raise value
-    return value
-
-
-def _serve(build: Build, settings: dict[str, Any], connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-    try:
-        work = build(**settings)
-        while True:
-            connection.send(("done", work(connection.recv())))
-    except (EOFError, ConnectionError):
-        return
-    except NoPropError as error:
-        connection.send(("error", error))
-    except Exception as error:
-        text = f"a benchmark failed: {type(error).__name__}: {error}"
-        connection.send(("error", RunError(text)))
+        yield
+    finally:
+        for contestant in contestants:
+            contestant.close()
 
 
 def race(
@@ -134,24 +92,35 @@ def race(
     """Time all contestants in alternating rounds, and end their processes.
 
     Args:
-        contestants: Contestants by name.
-        rounds: Number of rounds; each contestant is timed once in a round, after a warm-up.
-        seconds: Approximate duration of a run in a round; a run is at least one unit of work.
-        progress: Function that is called with a description of each finished step.
+        contestants: by name.
+        rounds: of which each is timed once; the warm-up before them is not counted.
+        seconds: about how long a contestant runs in a round; at least one unit of work.
+        progress: called with what was just done.
     """
-    with ExitStack() as stack:
-        for contestant in contestants.values():
-            stack.callback(contestant.close)
+    with _all(list(contestants.values())):
         units: dict[str, int] = {}
         for name, contestant in contestants.items():
             contestant.run(1)  # builds, allocates, chooses kernels
             taken, _ = contestant.run(1)
             units[name] = max(1, round(seconds / taken))
             progress(f"{name} is warm")
-        timings = {name: Timing([], []) for name in contestants}
+        times: dict[str, list[float]] = {name: [] for name in contestants}
+        answers: dict[str, list[Any]] = {}
         for number in range(1, rounds + 1):
             for name, contestant in contestants.items():
-                taken, timings[name].answer[:] = contestant.run(units[name])
-                timings[name].seconds.append(taken / units[name])
+                taken, answers[name] = contestant.run(units[name])
+                times[name].append(taken / units[name])
                 progress(f"{name}, round {number} of {rounds}")
-    return timings
+    return {name: Timing(times[name], answers[name]) for name in contestants}
+
+
+def ratios(faster: Timing, slower: Timing, scale: float | int = 1) -> dict[str, float]:
+    """How many times as fast, round by round: median, least and greatest.
+
+    Args:
+        faster: whose seconds divide.
+        slower: whose seconds are divided.
+        scale: units of work of ``faster`` that equal one of ``slower``.
+    """
+    values = [scale * b / a for a, b in zip(faster.seconds, slower.seconds, strict=True)]
+    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}

@@ -17,8 +17,8 @@ from noprop.report.progress import ProgressReport
 from noprop.report.tables import evaluation_text
 from noprop.run.engines import Engine
 from noprop.run.member import started_by_torchrun
+from noprop.run.processes import end_with_parent
 from noprop.run.units import UnitState, unfinished_text
-from noprop.run.workers import end_with_parent
 from noprop.terminal import printable, show, show_json, tell
 from noprop.training.events import Created, Event
 from noprop.training.signals import Terminated, answered_between_updates

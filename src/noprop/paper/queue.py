@@ -5,7 +5,6 @@ a process (a failure, a leak) is gone with it.
 """
 
 import math
-import multiprocessing
 import os
 import signal
 import threading
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from noprop.errors import NoPropError, RunError
 from noprop.files import write_whole
 from noprop.machine import malloc_keeps_memory
 from noprop.paper.measure import Job, run_cell
-from noprop.run.workers import deaf_children, end_with_parent
+from noprop.run.processes import Child, stop
 from noprop.training.events import Emit, Event, Tick
 from noprop.training.signals import answered_between_updates
 
@@ -56,89 +54,43 @@ def run_jobs(
 
     Closing the iterator, or an exception in it, stops what is under way with a checkpoint too.
     """
-    left, running = list(jobs), _Running()
+    left, running = list(jobs), dict[Connection, tuple[Job, Child]]()
     try:
-        while left or running.jobs:
-            while left and len(running.jobs) < beside:
+        while left or running:
+            while left and len(running) < beside:
                 if is_done(left[0]):
                     yield left.pop(0), None
                 else:
-                    running.start(left.pop(0))
-            if not running.jobs:
+                    job = left.pop(0)
+                    child = Child(_work, job, name=job.name, daemon=False)
+                    running[child.pipe] = job, child
+            if not running:
                 return
             left_s = math.inf if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
                 return
-            heard = wait(list(running.jobs), min(TICK, left_s))
+            heard = wait(list(running), min(TICK, left_s))
             if not heard:
                 emit(Tick())
             for connection in heard:
                 assert isinstance(connection, Connection)
-                job = running.jobs[connection]
-                message = _received(connection, job)
+                job, child = running[connection]
+                try:
+                    message = child.receive()
+                except NoPropError as error:
+                    message = error
                 if isinstance(message, Event):
                     emit(replace(message, run=job.name))
                 else:
-                    running.end(connection)
+                    del running[connection]
+                    child.join()
                     yield job, message
     finally:
-        running.stop()
+        stop([child for _, child in running.values()], GRACE)
 
 
-class _Running:
-    """The processes under way, by the connection to each."""
-
-    def __init__(self) -> None:
-        self.jobs: dict[Connection, Job] = {}
-        self.processes: dict[Connection, BaseProcess] = {}
-
-    def start(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(job, theirs), name=job.name)
-        with deaf_children():
-            process.start()
-        theirs.close()
-        self.jobs[ours], self.processes[ours] = job, process
-
-    def end(self, connection: Connection) -> None:
-        del self.jobs[connection]
-        self.processes.pop(connection).join()
-        connection.close()
-
-    def stop(self) -> None:
-        """Have all leave a checkpoint and end; after a while, make them."""
-        try:
-            for connection in self.jobs:
-                with suppress(OSError):
-                    connection.send(None)
-            deadline = time.monotonic() + GRACE
-            for connection, process in self.processes.items():
-                while process.is_alive() and time.monotonic() < deadline:
-                    with suppress(EOFError, OSError):  # what it says would fill the pipe
-                        while connection.poll(0.05):
-                            connection.recv()
-                    process.join(0.05)
-        finally:  # a second Ctrl-C comes here at once
-            for connection, process in self.processes.items():
-                if process.is_alive():
-                    process.kill()
-                process.join()
-                connection.close()
-
-
-def _received(connection: Connection, job: Job) -> Event | dict[str, Any] | NoPropError:
-    """Return an event of a cell, or its end: its line, or what stopped it."""
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionError):
-        reason = "its process ended unexpectedly (out of memory, or killed)"
-        return RunError(f"{job.name}: {reason}")
-
-
-def _serve(job: Job, connection: Connection) -> None:
-    """Run a cell in this process; whoever started it hears Ctrl-C, and asks."""
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+def _work(connection: Connection, job: Job) -> None:
+    """Run a cell in this process; it stops by SIGTERM, which the parent's word becomes."""
     torch.set_num_threads(1)
     try:
         with answered_between_updates(), malloc_keeps_memory():
@@ -147,16 +99,14 @@ def _serve(job: Job, connection: Connection) -> None:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             threading.Thread(target=_hear, args=(connection,), daemon=True).start()
             connection.send(run_cell(job, connection.send))
-    except (KeyboardInterrupt, BrokenPipeError):
-        return
-    except NoPropError as error:
-        connection.send(error)
+    except (NoPropError, BrokenPipeError):
+        raise
     except Exception as error:
         text = f"{job.name}: failed: {type(error).__name__}: {error}"
         with suppress(RunError):
             write_whole(job.folder / "error.txt", traceback.format_exc().encode())
             text += f"; where, is in {job.folder / 'error.txt'}"
-        connection.send(RunError(text))
+        raise RunError(text) from None
 
 
 def _hear(connection: Connection) -> None:

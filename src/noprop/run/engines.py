@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from noprop.config import RunConfig
 from noprop.errors import NoPropError
 from noprop.run.groups import Work
-from noprop.run.workers import local_layout, train_groups
+from noprop.run.workers import expect_workers, local_layout, train_groups
 
 __all__ = ["Ended", "Engine", "LocalEngine"]
 
@@ -21,6 +21,9 @@ class Engine(ABC):
     """Trains groups, each from its last checkpoint, so that any engine may go on with a run."""
 
     name: str
+
+    def expect(self, config: RunConfig) -> None:  # noqa: B027
+        """Begin what takes a while, such as starting processes, before the data are loaded."""
 
     @abstractmethod
     def opened(self, config: RunConfig) -> AbstractContextManager[object]:
@@ -58,6 +61,10 @@ class LocalEngine(Engine):
     """Processes of this machine, ``train.workers`` of them; one run after the other."""
 
     name = "local"
+
+    def expect(self, config: RunConfig) -> None:
+        """Start the process that workers are forked from, where there will be several."""
+        expect_workers(config)
 
     def opened(self, config: RunConfig) -> AbstractContextManager[object]:
         """Nothing is needed."""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling_model.cluster import Machine, Workload, all_reduce, bubble, slowest
-from scaling_model.failures import (
+from noprop.bench.cluster import Machine, Workload, all_reduce, bubble, slowest
+from noprop.bench.failures import (
     Recovery,
     daly_interval,
     expected_seconds,
@@ -18,7 +18,7 @@ from scaling_model.failures import (
     simulate,
     young_interval,
 )
-from scaling_model.methods import (
+from noprop.bench.scaling import (
     best_pipeline,
     data_parallel,
     noprop_fixed,
