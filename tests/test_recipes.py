@@ -8,7 +8,7 @@ from noprop.build import Task, build_embedding, build_method, unit_names
 from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
-from noprop.recipes import NAMES, RECIPES, find_recipe
+from noprop.recipes import RECIPE_NAMES, RECIPES, find_recipe
 
 SHAPES = {
     "digits": ((1, 8, 8), 10),
@@ -105,7 +105,7 @@ def test_recipes_can_be_changed_without_changing_them():
 
 def test_the_names_that_are_told_are_those_there_are():
     """What --help and an error say of recipes: every one of them is there, and no other."""
-    datasets, methods, kinds = NAMES.partition(" of ")[2].split("; ")
+    datasets, methods, kinds = RECIPE_NAMES.partition(" of ")[2].split("; ")
     told = {f"{d}-{m}" for d in datasets.split(", ") for m in methods.split(", ")}
     groups = kinds.replace("and ", "").replace("prototype (not adjoint)", "prototype")
     all_but_adjoint, best, radial = (g.strip(", ").split(", ") for g in splits(groups))

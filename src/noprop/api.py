@@ -23,7 +23,7 @@ from noprop.build import (
     unit_names,
 )
 from noprop.config import RunConfig, replace
-from noprop.data import lasting_name
+from noprop.data import absolute_name
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
@@ -114,7 +114,7 @@ def prepare_run(
         engine.expect(config)
     if data is None:
         data = load_data(config, Path(data_dir) if data_dir else None)
-        config = replace(config, {"data.dataset": lasting_name(config.data.dataset)})
+        config = replace(config, {"data.dataset": absolute_name(config.data.dataset)})
     choose_device(config.train.device)
     if len(data.train) < 2:
         raise DataError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from noprop.config import fields_of
-from noprop.recipes import NAMES, find_recipe
+from noprop.recipes import RECIPE_NAMES, find_recipe
 from noprop.terminal import printable
 from noprop.version import __version__
 
@@ -118,7 +118,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             "recipe",
             nargs="?",
             metavar="RECIPE",
-            help=f"{NAMES} [{DEFAULT_RECIPE}, whose values are shown below]",
+            help=f"{RECIPE_NAMES} [{DEFAULT_RECIPE}, whose values are shown below]",
         )
         sub.add_argument("--config", type=_path, metavar="FILE", help="a TOML file of fields")
         sub.add_argument(
@@ -184,7 +184,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _add_grid(parser: Parser) -> None:
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help=NAMES)
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help=RECIPE_NAMES)
     parser.add_argument(
         "--seeds", default="0..4", metavar="LIST", help="such as 0..4 or 0,3,7 [0..4]"
     )

@@ -6,7 +6,7 @@ from typing import Any
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
 
-__all__ = ["BEST", "EMBEDDINGS", "NAMES", "RECIPES", "find_recipe"]
+__all__ = ["BEST", "EMBEDDINGS", "RECIPE_NAMES", "RECIPES", "find_recipe"]
 
 # Epochs of Table 4. It has none of Fashion-MNIST and Tiny ImageNet: theirs are those of the data
 # set most like them.
@@ -35,8 +35,8 @@ BEST: dict[str, dict[str, Any]] = {
     "fm": {"method.anchor": "always"},
 }
 # Where the label is hard to tell from x, more of the time belongs to the noise.
-NOISY = {"method.gamma_clean": -2.0, "method.gamma_room": 1.0}
-HARD = ("cifar10", "cifar100", "tiny-imagenet")
+NOISY_END = {"method.gamma_clean": -2.0, "method.gamma_room": 1.0}
+HARD_DATASETS = ("cifar10", "cifar100", "tiny-imagenet")
 
 
 def _recipe(name: str, dataset: str, method: str, epochs: int, **changes: Any) -> RunConfig:
@@ -68,7 +68,7 @@ def _family(dataset: str, epochs: dict[str, int]) -> list[RunConfig]:
                 radial = embedding | {"method.readout": "radial"}
                 made.append(_recipe(f"{name}-radial", dataset, method, count, **radial))
         if method in BEST:
-            best = BEST[method] | (NOISY if method == "ct" and dataset in HARD else {})
+            best = BEST[method] | (NOISY_END if method == "ct" and dataset in HARD_DATASETS else {})
             made.append(_recipe(f"{dataset}-{method}-best", dataset, method, count, **best))
     return made
 
@@ -90,7 +90,7 @@ _ALL = [
 
 RECIPES: dict[str, RunConfig] = {config.recipe: config for config in _ALL}
 
-NAMES = (
+RECIPE_NAMES = (
     f"DATASET-METHOD or DATASET-METHOD-KIND, of {', '.join(['digits', *EPOCHS])}; "
     f"{', '.join(DIGITS_EPOCHS)}; d20, prototype (not adjoint), best (dt, ct, fm), and radial, "
     "d20-radial, prototype-radial (dt)"
@@ -109,4 +109,4 @@ def find_recipe(name: str) -> RunConfig:
     hint = f"; did you mean {near[0]}?" if near else "."
     if name.endswith(".toml"):
         hint = f"; did you mean --config {name}?"
-    raise ConfigError(f"unknown recipe {name!r}{hint} A recipe is {NAMES}")
+    raise ConfigError(f"unknown recipe {name!r}{hint} A recipe is {RECIPE_NAMES}")

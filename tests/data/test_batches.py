@@ -46,7 +46,7 @@ def test_features_are_normalised_one_by_one_and_keep_their_digits_far_from_zero(
 def test_statistics_do_not_depend_on_the_chunks(monkeypatch):
     x = pixels(103, 2, 4, 4)
     whole = Normalization.of(x)
-    monkeypatch.setattr("noprop.data.batches.CHUNK", 64)
+    monkeypatch.setattr("noprop.data.batches.NUMBERS_AT_A_TIME", 64)
     pieces = Normalization.of(x)
     assert pieces.mean == whole.mean  # sums of whole numbers are exact
     assert pieces.std == pytest.approx(whole.std, rel=1e-12)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from noprop.data.formats import array_names, read_arrays, read_cifar, read_idx, read_npz
+from noprop.data.formats import read_cifar, read_idx
+from noprop.data.numpy_files import array_names, read_arrays, read_npz
 from noprop.errors import DataError
 
 RNG = np.random.default_rng(0)

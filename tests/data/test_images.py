@@ -176,12 +176,12 @@ def test_many_blank_images_are_refused_as_a_bomb(tmp_path, monkeypatch):
 
 def test_only_large_images_take_turns(tmp_path, monkeypatch, write_image):
     """Photographs of a telephone, 4032x3024, are decoded at once."""
-    assert images.LARGE >= 4032 * 3024
+    assert images.PIXELS_DECODED_ALONE >= 4032 * 3024
     write_image(tmp_path / "a.png", 8, 8)
     turn = MagicMock()
     monkeypatch.setattr(images, "_one_large_image", turn)
     for limit, turns in ((64, 0), (63, 1)):
-        monkeypatch.setattr(images, "LARGE", limit)
+        monkeypatch.setattr(images, "PIXELS_DECODED_ALONE", limit)
         read_images([tmp_path / "a.png"], (4, 4), 3)
         assert turn.__enter__.call_count == turns
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noprop.data import SOURCES, inspect_sources, lasting_name, load_dataset, search_path
+from noprop.data import SOURCES, absolute_name, inspect_sources, load_dataset, search_path
 from noprop.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -154,11 +154,11 @@ def test_paths_become_absolute_and_names_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     for name in ("digits", "mnist", "tiny-imagenet"):
-        assert lasting_name(name) == name
+        assert absolute_name(name) == name
     for name in ("birds", "./birds", str(tmp_path / "birds")):
-        assert lasting_name(name) == str(tmp_path / "birds")
-    assert lasting_name("./mnist") == str(tmp_path / "mnist")  # a folder that is called so
-    assert lasting_name("~/birds.npz") == "/home/me/birds.npz"
+        assert absolute_name(name) == str(tmp_path / "birds")
+    assert absolute_name("./mnist") == str(tmp_path / "mnist")  # a folder that is called so
+    assert absolute_name("~/birds.npz") == "/home/me/birds.npz"
 
 
 @pytest.mark.parametrize(

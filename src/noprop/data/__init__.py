@@ -1,10 +1,10 @@
 """Data sets as tensors: found or downloaded, read whole or not at all, split, normalised, batched.
 
-The floors, lowest first: :mod:`~noprop.data.arrays` (what a data set is),
-:mod:`~noprop.data.batches` (what training does with one), :mod:`~noprop.data.formats`,
-:mod:`~noprop.data.images` and :mod:`~noprop.data.folders` (files to tensors),
-:mod:`~noprop.data.sources` (the catalogue), :mod:`~noprop.data.download` and
-:mod:`~noprop.data.loading` (from a name to a data set).
+:mod:`~noprop.data.arrays` says what a data set is, and :mod:`~noprop.data.batches` what training
+does with one. :mod:`~noprop.data.formats`, :mod:`~noprop.data.numpy_files`,
+:mod:`~noprop.data.images` and :mod:`~noprop.data.folders` turn files into tensors. The catalogue is
+:mod:`~noprop.data.sources`; :mod:`~noprop.data.download` and :mod:`~noprop.data.loading` lead from
+a name to a data set.
 """
 
 from noprop.data.arrays import Dataset, Examples, Splits, hold_out, stratified_split
@@ -13,8 +13,8 @@ from noprop.data.images import read_inputs
 from noprop.data.loading import (
     FileStatus,
     SourceStatus,
+    absolute_name,
     inspect_sources,
-    lasting_name,
     load_dataset,
     search_path,
 )
@@ -32,7 +32,7 @@ __all__ = [
     "batch_indices",
     "hold_out",
     "inspect_sources",
-    "lasting_name",
+    "absolute_name",
     "load_dataset",
     "read_inputs",
     "search_path",

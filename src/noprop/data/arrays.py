@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 MAX_CLASSES = 10_000  # one-hot embeddings are the square of it: 400 MB
-MAX_NAME = 255  # what a folder's name can have
+MAX_NAME_LENGTH = 255  # what a folder's name can have
 TEST_FRACTION = 0.2
 TEST_SEED = 0  # never the seed of a run: the test part is the same for all of them
 
@@ -97,10 +97,10 @@ class Dataset:
         if not 2 <= self.num_classes <= MAX_CLASSES:
             count = f"{self.num_classes} class{'es' * (self.num_classes != 1)}"
             raise DataError(f"{self.name}: has {count}, wanted 2 to {MAX_CLASSES:,}")
-        if long := [name for name in self.class_names if len(name) > MAX_NAME]:
+        if long := [name for name in self.class_names if len(name) > MAX_NAME_LENGTH]:
             raise DataError(
                 f"{self.name}: a class name has {len(long[0])} characters, wanted at most "
-                f"{MAX_NAME}: {long[0][:40]!r}…"
+                f"{MAX_NAME_LENGTH}: {long[0][:40]!r}…"
             )
         for part, examples in (("training", self.train), ("test", self.test)):
             if len(examples) == 0:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["Normalization", "augment", "batch_indices"]
 
-CHUNK = 2**19  # numbers converted to float64 at a time: 4 MiB, which caches hold
+NUMBERS_AT_A_TIME = 2**19  # numbers converted to float64 at a time: 4 MiB, which caches hold
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def augment(
 
 def _chunks(x: Shaped[Tensor, "n channels *rest"]) -> Iterator[Float64[Tensor, "k channels rest"]]:
     """All of ``x``, a few examples at a time, in float64 on the CPU: not every device has that."""
-    for chunk in x.split(max(1, CHUNK // x[0].numel())):
+    for chunk in x.split(max(1, NUMBERS_AT_A_TIME // x[0].numel())):
         yield chunk.cpu().double().view(len(chunk), x.shape[1], -1)
 
 

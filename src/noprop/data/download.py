@@ -22,7 +22,7 @@ from noprop.files import open_regular
 
 __all__ = ["digest_of", "fetch"]
 
-TIMEOUT = 30  # seconds without an answer
+TIMEOUT_SECONDS = 30  # seconds without an answer
 
 
 def fetch(source: Source, root: Path) -> None:
@@ -67,7 +67,7 @@ def _retrieve(item: Download, folder: Path) -> Path:
     # Pooch takes any object with a progress bar's methods; its annotations do not say so.
     downloader = pooch.HTTPDownloader(
         progressbar=_Progress(item.file_name) if sys.stderr.isatty() else False,  # pyright: ignore[reportArgumentType]
-        timeout=TIMEOUT,
+        timeout=TIMEOUT_SECONDS,
     )
     try:
         path = pooch.retrieve(

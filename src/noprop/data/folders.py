@@ -18,8 +18,11 @@ from noprop.errors import DataError
 __all__ = ["COLORS", "read_class_folders", "read_tiny_imagenet"]
 
 COLORS = ("auto", "grey", "rgb")
-TINY_SIZE = (64, 64)
-LITTER = {"thumbs.db", "desktop.ini"}  # left by file managers; dot files are passed over too
+TINY_IMAGENET_SIZE = (64, 64)
+FILE_MANAGER_FILES = {
+    "thumbs.db",
+    "desktop.ini",
+}  # left by file managers; dot files are passed over too
 
 
 def read_class_folders(folder: Path, image_size: int | None = None, color: str = "auto") -> Dataset:
@@ -92,9 +95,9 @@ def read_tiny_imagenet(folder: Path) -> Dataset:
         odd = sorted(present.symmetric_difference(annotated)) or ["(a file named twice)"]
         raise DataError(f"{annotations}: does not match the files of val/images, see {odd[0]}")
 
-    x = read_images(files, TINY_SIZE, 3, resize=False)
+    x = read_images(files, TINY_IMAGENET_SIZE, 3, resize=False)
     test_files = [folder / "val" / "images" / name for name in annotated]
-    test_x = read_images(test_files, TINY_SIZE, 3, resize=False)
+    test_x = read_images(test_files, TINY_IMAGENET_SIZE, 3, resize=False)
     return Dataset(
         "tiny-imagenet",
         Examples(x, torch.tensor(labels)),
@@ -165,7 +168,9 @@ def _files_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; wanted the images of a class there")
     found = sorted(
-        p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in LITTER
+        p
+        for p in folder.iterdir()
+        if not p.name.startswith(".") and p.name.lower() not in FILE_MANAGER_FILES
     )
     for path in found:
         if path.is_dir():

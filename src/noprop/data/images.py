@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from noprop.data.formats import array_names, name_some, open_data, read_arrays, to_inputs
+from noprop.data.formats import open_data
+from noprop.data.numpy_files import array_names, name_some, read_arrays, to_inputs
 from noprop.errors import DataError
 from noprop.files import RATIO, may_unpack
 
@@ -38,15 +39,15 @@ __all__ = [
 
 # What Pillow may take a file for, whatever its name. Of the others some start a program: EPS starts
 # Ghostscript. JPEG has MPO in it, PPM has PBM and PGM.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
 MAX_PIXELS = 50_000_000  # a few kilobytes can claim to be gigapixels; no photograph is larger
 # Decoding takes some 12 bytes a pixel, so larger ones take turns; photographs of 4032x3024 do not.
-LARGE = 12_500_000
+PIXELS_DECODED_ALONE = 12_500_000
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16L", "I;16B")
-ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-ORIENTATION = 0x0112
-SPAN = 128  # files a thread decodes before it takes the next ones
+ROTATED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+ORIENTATION_TAG = 0x0112
+FILES_AT_A_TIME = 128  # files a thread decodes before it takes the next ones
 
 
 _one_large_image = threading.Lock()
@@ -70,10 +71,10 @@ def read_header(path: Path) -> ImageHeader:
     with _open(path) as image:
         width, height = image.size
         try:
-            orientation = image.getexif().get(ORIENTATION)
+            orientation = image.getexif().get(ORIENTATION_TAG)
         except Exception as error:  # a PNG may note it behind its pixels; see read_image
             raise DataError(f"{path}: truncated or damaged image: {error}") from error
-        if orientation in ROTATED:
+        if orientation in ROTATED_ORIENTATIONS:
             width, height = height, width
         return ImageHeader(height, width, image.mode in GREY_MODES)
 
@@ -146,7 +147,7 @@ def read_images(
         ) from error
 
     def decode(start: int) -> None:
-        for i in range(start, min(start + SPAN, len(files))):
+        for i in range(start, min(start + FILES_AT_A_TIME, len(files))):
             image = read_image(files[i], size if resize else None, channels)
             if tuple(image.shape[1:]) != size:
                 raise DataError(
@@ -157,7 +158,7 @@ def read_images(
 
     _pillow()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        tasks = [pool.submit(decode, start) for start in range(0, len(files), SPAN)]
+        tasks = [pool.submit(decode, start) for start in range(0, len(files), FILES_AT_A_TIME)]
         try:
             for task in tasks:
                 task.result()
@@ -225,11 +226,11 @@ def _open(path: Path) -> "Iterator[Image]":
     pillow = _pillow()
     with open_data(path) as file, ExitStack() as stack:
         try:
-            image = stack.enter_context(pillow.open(file, formats=FORMATS))
+            image = stack.enter_context(pillow.open(file, formats=PILLOW_FORMATS))
         except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
             raise DataError(f"{path}: too large an image: {error}") from error
         except pillow.UnidentifiedImageError as error:
-            known = ", ".join(FORMATS)
+            known = ", ".join(PILLOW_FORMATS)
             raise DataError(f"{path}: not a readable image of {known}") from error
         except Exception as error:  # as in read_image
             raise DataError(f"{path}: not a readable image: {error}") from error
@@ -241,7 +242,7 @@ def _open(path: Path) -> "Iterator[Image]":
         # Cameras store previews as further frames of an MPO, a JPEG with extra pictures behind it.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise DataError(f"{path}: it is animated or has several pages; give one image per file")
-        with _one_large_image if pixels > LARGE else nullcontext():
+        with _one_large_image if pixels > PIXELS_DECODED_ALONE else nullcontext():
             yield image
 
 

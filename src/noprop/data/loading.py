@@ -11,7 +11,7 @@ import torch
 from noprop.data.arrays import Dataset, Examples, split_off_test
 from noprop.data.download import digest_of, fetch
 from noprop.data.folders import read_class_folders
-from noprop.data.formats import read_npz
+from noprop.data.numpy_files import read_npz
 from noprop.data.sources import DIGITS, SOURCES, Source
 from noprop.errors import DataError
 
@@ -19,7 +19,7 @@ __all__ = [
     "FileStatus",
     "SourceStatus",
     "inspect_sources",
-    "lasting_name",
+    "absolute_name",
     "load_dataset",
     "search_path",
 ]
@@ -50,7 +50,7 @@ def _expanded(path: Path | str) -> Path:
         raise DataError(f"{path}: there is no such user, or no home folder") from None
 
 
-def lasting_name(name: str) -> str:
+def absolute_name(name: str) -> str:
     """The name as it is understood in any working folder: paths become absolute."""
     is_name = name == "digits" or name in SOURCES
     return name if is_name else str(_expanded(name).absolute())
