@@ -14,15 +14,14 @@ from noprop.build import (
     build_method,
     choose_device,
     load_data,
-    settle_method,
+    resolve_auto,
     unit_names,
     use_bf16,
 )
-from noprop.config import RunConfig, replace
+from noprop.config import METHODS, RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, DataError
 from noprop.layers import ReLUDropout
-from noprop.method_config import METHODS
 from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import ContinuousBlock
 from noprop.recipes import find_recipe
@@ -127,10 +126,10 @@ def test_distances_are_measured_only_where_they_set_the_noise(monkeypatch):
     for name, noise in (("digits-fm", ""), ("digits-dt", ""), ("digits-ct", 6.0)):
         config = find_recipe(name)
         config = replace(config, {"method.gamma_noise": noise} if noise else {})
-        settle_method(config, build_embedding(config, TASK, None))
+        resolve_auto(config, build_embedding(config, TASK, None))
     assert not measured
     config = find_recipe("digits-ct")
-    settle_method(config, build_embedding(config, TASK, None))
+    resolve_auto(config, build_embedding(config, TASK, None))
     assert measured == [10]
 
 
@@ -305,8 +304,8 @@ def test_the_readout_starts_at_random_with_learned_embeddings():
     found = []
     for changes in (learned, fixed, {}, learned | {"method.readout_start": "nearest"}):
         config = replace(RunConfig(), changes)
-        settled = settle_method(config, build_embedding(config, TASK, None))
-        assert settle_method(settled, build_embedding(config, TASK, None)) == settled
+        settled = resolve_auto(config, build_embedding(config, TASK, None))
+        assert resolve_auto(settled, build_embedding(config, TASK, None)) == settled
         found.append(settled.method.readout_start)
     assert found == ["random", "nearest", "nearest", "nearest"]
 
@@ -330,7 +329,7 @@ def test_embeddings_take_the_length_of_the_prototypes():
 @pytest.mark.parametrize("kind", ["one-hot", "prototype"])
 def test_embeddings_with_a_length_of_their_own_take_no_other(kind):
     changes = {"method.embedding": kind, "method.embedding_norm": 2.0}
-    with pytest.raises(ConfigError, match=rf"embedding_norm: {kind} embeddings have the length"):
+    with pytest.raises(ConfigError, match=rf"embedding_norm: {kind} embeddings have a length"):
         replace(RunConfig(), changes)
 
 

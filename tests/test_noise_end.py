@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noprop.build import Task, build_embedding, build_method, load_data, settle_method
+from noprop.build import Task, build_embedding, build_method, load_data, resolve_auto
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.embeddings import Embedding, greatest_distance
@@ -126,7 +126,7 @@ def is_chance(accuracy: float, classes: int) -> bool:
 
 def noise_end(config: RunConfig, task: Task, embedding: Embedding, monkeypatch) -> float:
     """Bayes' accuracy from z_0 alone under the run's settled configuration."""
-    config = settle_method(replace(config, LIGHT), embedding)
+    config = resolve_auto(replace(config, LIGHT), embedding)
     name = "block-1" if config.method.name == "dt" else "network"
     method: Any = build_method(config, task, embedding, only=name)
     weight, y = in_their_span(embedding.weight.detach()), labels(task.num_classes)
@@ -171,7 +171,7 @@ def test_the_cosine_schedule_of_dt_tells_the_label_of_prototypes_at_level_1(
         mean = torch.sigmoid(-gamma).sqrt() * weight[y]
         return bayes_accuracy(mean + torch.sigmoid(gamma).sqrt() * noise, y, weight, gamma)
 
-    method: Any = settle_method(replace(config, {"method.gamma_shift": "auto"}), embedding).method
+    method: Any = resolve_auto(replace(config, {"method.gamma_shift": "auto"}), embedding).method
     shift = method.gamma_shift
     assert (accuracy(0.0) > 0.8) == (kind == "-prototype")
     assert accuracy(shift) < 0.25
@@ -182,10 +182,10 @@ def test_the_noise_end_follows_the_embeddings_and_an_explicit_value_wins(embeddi
     for recipe in ("digits-ct", "digits-ct-d20", "digits-ct-prototype"):
         config = RECIPES[recipe]
         embedding = embedding_of(config)
-        auto: Any = settle_method(config, embedding).method
+        auto: Any = resolve_auto(config, embedding).method
         assert auto.gamma_noise == pytest.approx(
             6 + 2 * math.log(greatest_distance(embedding.weight)), abs=1e-5
         )
         given = replace(config, {"method.gamma_noise": 8.5})
-        explicit: Any = settle_method(given, embedding).method
+        explicit: Any = resolve_auto(given, embedding).method
         assert explicit.gamma_noise == 8.5

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from noprop.build import (
-    SETTLED,
     RunData,
     build_embedding,
     build_method,
     choose_device,
     load_data,
-    settle_method,
     unit_names,
+)
+from noprop.build import (
+    resolve_auto as resolve_method_auto,
 )
 from noprop.config import RunConfig, replace
 from noprop.data import absolute_name
@@ -51,7 +52,7 @@ __all__ = [
     "load",
     "prepare_run",
     "resume",
-    "settled",
+    "resolve_auto",
     "train",
     "train_together",
     "train_units",
@@ -89,7 +90,7 @@ def train(
     """
     config = find_recipe(recipe) if isinstance(recipe, str) else recipe
     config, data = prepare_run(config, overrides, data_dir, data, encoder, engine or LocalEngine())
-    config, embedding = _settled_and_tried(config, None, data, encoder)
+    config, embedding = _resolved_and_tried(config, None, data, encoder)
     with (engine or LocalEngine()).opened(config):
         path = Path(folder) if folder else make_free_folder(config.recipe)
         create_run(path, config, embedding)
@@ -130,7 +131,7 @@ def prepare_run(
     return config, data
 
 
-def settled(
+def resolve_auto(
     config: RunConfig,
     there: RunConfig | None = None,
     embedding: Embedding | None = None,
@@ -152,29 +153,29 @@ def settled(
     threads = config.train.threads or (there and there.train.threads) or thread_count(config)
     config = replace(config, {"train.threads": threads})
     if embedding is not None:
-        config = settle_method(config, embedding)
+        config = resolve_method_auto(config, embedding)
     if there is not None:
-        autos = [name for name in SETTLED if getattr(config.method, name, None) == "auto"]
+        autos = config.method.auto_fields
         has = {f"method.{name}": getattr(there.method, name, "auto") for name in autos}
         config = replace(config, has)
     return config
 
 
-def _settled_and_tried(
+def _resolved_and_tried(
     config: RunConfig,
     there: RunConfig | None,
     data: RunData,
     encoder: EncoderFactory | None,
     shards: int = 1,
 ) -> tuple[RunConfig, Embedding | None]:
-    """The settled configuration, and W_Embed of a new run.
+    """The configuration without ``auto``, and W_Embed of a new run.
 
     A configuration that cannot be built raises its error here, before a run folder is made.
     """
     if there is not None:
-        return settled(config, there, shards=shards), None
+        return resolve_auto(config, there, shards=shards), None
     embedding = build_embedding(config, data.task, data.train)
-    config = settled(config, embedding=embedding, shards=shards)
+    config = resolve_auto(config, embedding=embedding, shards=shards)
     build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
     return config, embedding
 
@@ -214,7 +215,7 @@ def train_together(
     def make() -> list[int]:
         there = open_run(path) if (path / "config.toml").exists() else None
         shards = choose_layout(config, member.world, shards=config.train.shards).shards
-        made, embedding = _settled_and_tried(config, there, data, encoder, shards)
+        made, embedding = _resolved_and_tried(config, there, data, encoder, shards)
         join_run(path, made, embedding)
         return [made.train.threads, made.train.shards]
 
@@ -225,7 +226,7 @@ def train_together(
             "in a folder that all machines share"
         )
     config = replace(config, {"train.threads": threads, "train.shards": shards})
-    config = settled(config, open_run(path))
+    config = resolve_auto(config, open_run(path))
     train_as_member(member, path, config, data, emit, encoder)
     model = _assemble(path, config, data, emit, encoder) if member.rank == 0 else None
     member.part()
@@ -302,7 +303,7 @@ def join(
         NoPropError: If it is the folder of another training, or what is wanted cannot be built.
     """
     there = open_run(folder) if (folder / "config.toml").exists() else None
-    config, embedding = _settled_and_tried(config, there, data, encoder)
+    config, embedding = _resolved_and_tried(config, there, data, encoder)
     join_run(folder, config, embedding)
     return config
 
@@ -401,7 +402,7 @@ def load(
         device: another device than it was trained on.
         encoder: as given to :func:`train`, for a run with an encoder of one's own.
         overrides: of fields that change no weight, such as ``{"method.steps": 100}`` of CT and FM;
-            see :func:`noprop.config.reading_fields`.
+            see :func:`noprop.config.inference_fields`.
     """
     path = Path(folder)
     if open_run(path).method.encoder == "custom" and encoder is None:

@@ -1,15 +1,26 @@
-"""The one place where configuration becomes objects: data, networks, units, methods, devices."""
+"""The one place where a configuration becomes objects: data, networks, units, methods, devices."""
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from noprop.config import RunConfig, replace
+from noprop.config import (
+    MAX_ABS_GAMMA,
+    AdjointConfig,
+    BackpropConfig,
+    CTConfig,
+    DTConfig,
+    FMConfig,
+    MethodConfig,
+    RunConfig,
+    replace,
+)
 from noprop.data import Examples, Normalization, hold_out, load_dataset
 from noprop.embeddings import (
     Embedding,
@@ -22,15 +33,6 @@ from noprop.embeddings import (
 )
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError
-from noprop.method_config import (
-    GREATEST_GAMMA,
-    AdjointConfig,
-    BackpropConfig,
-    CTConfig,
-    DTConfig,
-    FMConfig,
-    MethodConfig,
-)
 from noprop.methods.adjoint import NeuralODE, SolverUnit
 from noprop.methods.backprop import BackpropChain, ChainUnit
 from noprop.methods.base import Method
@@ -50,16 +52,17 @@ from noprop.schedules import (
 
 __all__ = [
     "RunData",
-    "SETTLED",
     "Task",
     "build_embedding",
     "build_method",
     "choose_device",
     "load_data",
-    "settle_method",
+    "resolve_auto",
     "unit_names",
     "use_bf16",
 ]
+
+Block = TypeVar("Block", DiscreteBlock, ContinuousBlock)
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,8 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 def unit_names(config: RunConfig) -> list[str]:
-    """``block-1`` … ``block-T`` and ``readout`` for DT, ``network`` for every other method."""
-    if isinstance(config.method, DTConfig):
-        return [f"block-{t}" for t in range(1, config.method.num_blocks + 1)] + ["readout"]
-    return ["network"]
+    """Return ``block-1`` … ``block-T`` and ``readout`` for DT, ``network`` for other methods."""
+    return config.method.unit_names
 
 
 def build_embedding(config: RunConfig, task: Task, train: Examples | None) -> Embedding:
@@ -227,17 +228,8 @@ def _prototypes(task: Task, train: Examples | None) -> Tensor:
     return torch.stack(rows)
 
 
-# At this γ above the log of the greatest squared distance D², D² SNR = e^-6: the means of any two
-# classes are 0.05 standard deviations apart.
-QUIET = 6.0
-
-
-# The fields of a method that :func:`settle_method` gives a value where they are auto.
-SETTLED = ("readout_start", "gamma_noise", "gamma_shift")
-
-
-def settle_method(config: RunConfig, embedding: Embedding) -> RunConfig:
-    """The configuration with a value in place of each ``auto`` of its method.
+def resolve_auto(config: RunConfig, embedding: Embedding) -> RunConfig:
+    """Return the configuration with a value for each ``auto`` of its method.
 
     The paper gives no γ(0). Here it is 6 + log of the greatest squared distance between two
     embeddings, so that z_0 does not tell the label whatever their length. The readout starts at
@@ -245,30 +237,29 @@ def settle_method(config: RunConfig, embedding: Embedding) -> RunConfig:
     has no gradient that keeps them apart, and the denoising losses draw them together.
 
     Args:
-        config: the run.
+        config: The run.
         embedding: W_Embed before training.
 
     Raises:
-        ConfigError: If the embeddings are too far apart or too near for any γ that there is.
+        ConfigError: If the embeddings are too far apart or too close for any allowed γ.
     """
     c, changes = config.method, dict[str, Any]()
     if c.readout_start == "auto":
         changes["method.readout_start"] = "random" if c.learned else "nearest"
-    if isinstance(c, CTConfig) and c.gamma_noise == "auto":
-        changes["method.gamma_noise"] = _above_distance("gamma_noise", embedding, QUIET)
-    if isinstance(c, DTConfig) and c.gamma_shift == "auto":
-        changes["method.gamma_shift"] = _above_distance("gamma_shift", embedding, -math.log(2))
+    for name, gamma in c.gamma_over_distance.items():
+        if getattr(c, name) == "auto":
+            changes[f"method.{name}"] = _gamma_over_distance(name, embedding, gamma)
     return replace(config, changes) if changes else config
 
 
-def _above_distance(name: str, embedding: Embedding, gamma: float) -> float:
-    """The log of the greatest squared distance of two embeddings, plus ``gamma``."""
+def _gamma_over_distance(name: str, embedding: Embedding, gamma: float) -> float:
+    """Return the log of the greatest squared distance of two embeddings, plus ``gamma``."""
     distance = greatest_distance(embedding.weight)
     value = round(2 * math.log(distance) + gamma, 6)  # processors may round in different ways
-    if abs(value) > GREATEST_GAMMA:
+    if abs(value) > MAX_ABS_GAMMA:
         raise ConfigError(
             f"method.{name}: embeddings {distance:.4g} apart want {value:.2f}, and γ lies in "
-            f"-{GREATEST_GAMMA}..{GREATEST_GAMMA}; give a value, or another method.embedding_norm"
+            f"-{MAX_ABS_GAMMA}..{MAX_ABS_GAMMA}; give a value, or another method.embedding_norm"
         )
     return value
 
@@ -294,31 +285,17 @@ def build_method(
     Raises:
         ConfigError: If the settings do not fit together or do not suit the data.
     """
-    config = settle_method(config, embedding)
+    config = resolve_auto(config, embedding)
     parts = _Parts(config, task, embedding, factory, only)
-    c = config.method
     try:
-        if isinstance(c, DTConfig):
-            return _discrete(c, parts)
-        if isinstance(c, CTConfig):
-            return _continuous(c, parts)
-        if isinstance(c, FMConfig):
-            return _flow(c, parts)
-        if isinstance(c, BackpropConfig):
-            blocks = [parts.discrete_block(f"block-{t}") for t in range(1, c.num_blocks + 1)]
-            unit = ChainUnit(blocks, parts.readout(), embedding, mixing=c.mixing)
-            return BackpropChain(unit)
-        assert isinstance(c, AdjointConfig)
-        network = parts.continuous_block(c.time_scale, latent_dropout=0.0)
-        solver = SolverUnit(network, parts.readout(), embedding, steps=c.steps, gradient=c.gradient)
-        return NeuralODE(solver)
+        return BUILDERS[type(config.method)](config.method, parts)
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
 
 
 def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:
     assert c.gamma_shift != "auto"
-    names = unit_names(parts.config)[:-1]
+    names = c.unit_names[:-1]
     return DiscreteNoProp(
         [parts.discrete_block(n) if parts.only in (None, n) else None for n in names],
         parts.embedding,
@@ -364,6 +341,26 @@ def _flow(c: FMConfig, parts: "_Parts") -> FlowNoProp:
     return FlowNoProp(unit, steps=c.steps, sampler=c.sampler, tolerance=c.tolerance)
 
 
+def _backprop(c: BackpropConfig, parts: "_Parts") -> BackpropChain:
+    blocks = [parts.discrete_block(f"block-{t}") for t in range(1, c.num_blocks + 1)]
+    return BackpropChain(ChainUnit(blocks, parts.readout(), parts.embedding, mixing=c.mixing))
+
+
+def _adjoint(c: AdjointConfig, parts: "_Parts") -> NeuralODE:
+    network = parts.continuous_block(c.time_scale, latent_dropout=0.0)
+    readout, embedding = parts.readout(), parts.embedding
+    return NeuralODE(SolverUnit(network, readout, embedding, steps=c.steps, gradient=c.gradient))
+
+
+BUILDERS: Mapping[type[MethodConfig], Callable[[Any, "_Parts"], Method]] = {
+    DTConfig: _discrete,
+    CTConfig: _continuous,
+    FMConfig: _flow,
+    BackpropConfig: _backprop,
+    AdjointConfig: _adjoint,
+}
+
+
 @dataclass(frozen=True)
 class _Parts:
     """Networks and readouts as a configuration wants them, each seeded by its own name."""
@@ -383,40 +380,33 @@ class _Parts:
         return shape if as_large or kind == "prototype" else (dim,)
 
     def discrete_block(self, name: str) -> DiscreteBlock:
-        """A block of Fig. 5, left."""
-        c: MethodConfig = self.config.method
-        with seeded(derive_seed(self.config.train.seed, "init", block=name)):
-            return DiscreteBlock(
-                self.task.shape,
-                self.latent_shape,
-                self.task.num_classes,
-                encoder=c.encoder,
-                dropout=c.dropout,
-                dropout_kind=c.dropout_kind,
-                factory=self.factory,
-            )
+        """Return a block of Fig. 5, left."""
+        return self._network(DiscreteBlock, name)
 
     def continuous_block(
         self, time_scale: float, latent_dropout: float | None = None
     ) -> ContinuousBlock:
-        """The network of Fig. 5, right."""
-        c: MethodConfig = self.config.method
-        with seeded(derive_seed(self.config.train.seed, "init", block="network")):
-            return ContinuousBlock(
+        """Return the network of Fig. 5, right."""
+        options = {"time_scale": time_scale, "latent_dropout": latent_dropout}
+        return self._network(ContinuousBlock, "network", **options)
+
+    def _network(self, kind: Callable[..., Block], name: str, **options: Any) -> Block:
+        c = self.config.method
+        with seeded(derive_seed(self.config.train.seed, "init", block=name)):
+            return kind(
                 self.task.shape,
                 self.latent_shape,
                 self.task.num_classes,
                 encoder=c.encoder,
                 dropout=c.dropout,
                 dropout_kind=c.dropout_kind,
-                latent_dropout=latent_dropout,
-                time_scale=time_scale,
                 factory=self.factory,
+                **options,
             )
 
     def readout(self) -> Readout:
         """The readout as it is before training."""
-        c: MethodConfig = self.config.method
+        c = self.config.method
         weight = self.embedding.weight.detach()
         with seeded(derive_seed(self.config.train.seed, "init", block="readout")):
             assert c.readout_start != "auto"

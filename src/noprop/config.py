@@ -1,188 +1,440 @@
-"""What a run is made of: frozen, validated dataclasses, and their way to and from TOML.
+"""The configuration of a run: frozen, validated dataclasses, and their way to and from TOML.
 
-A component knows nothing of these; ``build.py`` turns them into objects. Every field's docstring
-here is also its help on the command line.
+A component knows nothing of these; ``build.py`` turns them into objects. Defaults are the paper's
+values. The text of every field is also its help on the command line. This module imports no torch.
 """
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tomli_w
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from noprop.errors import ConfigError
 from noprop.files import open_regular
-from noprop.method_config import (
-    MAX_SAMPLES,
-    METHODS,
-    STRICT,
-    AdjointConfig,
-    BackpropConfig,
-    CTConfig,
-    DTConfig,
-    FMConfig,
-    Positive,
-    Steps,
-    Text,
-    described,
-)
 
 __all__ = [
+    "MAX_ABS_GAMMA",
+    "MAX_SAMPLES",
+    "METHODS",
+    "AdjointConfig",
+    "BackpropConfig",
+    "CTConfig",
+    "DTConfig",
     "DataConfig",
     "EvaluationConfig",
+    "FMConfig",
+    "MethodConfig",
     "RunConfig",
     "TrainConfig",
     "fields_of",
     "from_mapping",
     "from_toml",
+    "inference_fields",
     "methods_with",
     "parse_value",
-    "reading_fields",
     "replace",
     "to_mapping",
     "to_toml",
 ]
 
-AnyMethod = Annotated[
-    DTConfig | CTConfig | FMConfig | BackpropConfig | AdjointConfig, Field(discriminator="name")
-]
+MAX_SAMPLES = 1000  # chains run at the same time
+MAX_FILE_BYTES = 2**14  # of a configuration
+# Beyond ±20 the noise or the signal is under float32's digits, and SNR' overflows soon after.
+MAX_ABS_GAMMA = 20
+READOUT_COST = 0.01  # of a block's pass: Fig. 5 on MNIST, T = 10 (docs/speed.md)
 
-
+# Every number has two ends: a larger one is a slip, and would end in an overflow or without memory.
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Dimension = Annotated[int, Field(ge=1, le=200_000)]  # an image of 3·256² has 196,608
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+Blocks = Annotated[int, Field(ge=1, le=10_000)]
 Count = Annotated[
     int, Field(ge=0, le=1024), BeforeValidator(lambda value: 0 if value == "auto" else value)
 ]
+Gamma = Annotated[float, Field(ge=-MAX_ABS_GAMMA, le=MAX_ABS_GAMMA, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]+$")]
+Weighting = Literal["snr", "uniform", "min-snr"]
+Objective = Literal["l2", "cross-entropy"]
+NO_OTHER_FIELDS = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, config=STRICT)
+def option(default: Any, text: str, *, inference: bool = False) -> Any:
+    """Declare a field with a default and the text of ``--help``.
+
+    ``inference`` marks a field that changes no weight, only what a trained method predicts.
+    """
+    return field(default=default, metadata={"help": text, "inference": inference})
+
+
+# -- methods ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class MethodConfig:
+    """What every method has: embeddings, a readout and the networks' image path.
+
+    Attributes:
+        one_network: Whether one network serves every step of a chain.
+        trains_chain: Whether one mini-batch of training runs the whole chain.
+        gamma_over_distance: Fields for which ``auto`` means the log of the greatest squared
+            distance between two embeddings, plus the number given here.
+        chain_end: What gives the class at the end of a chain.
+    """
+
+    one_network: ClassVar[bool] = False
+    trains_chain: ClassVar[bool] = False
+    gamma_over_distance: ClassVar[Mapping[str, float]] = types.MappingProxyType({})
+    chain_end: ClassVar[str] = "the readout of z_T"
+
+    name: str = option("", "the method")
+    embedding: Literal["one-hot", "orthogonal", "random", "prototype"] = option(
+        "one-hot", "class embeddings, or what learned ones start from"
+    )
+    learned: bool = option(False, "train the embeddings (all kinds but one-hot)")
+    dim: Dimension | None = option(
+        None, "d of orthogonal and random embeddings; 20 unless given. At C·H·W, z is an image too"
+    )
+    readout: Literal["softmax", "radial"] = option("softmax", "kind of readout (Eqs. 14-16)")
+    embedding_norm: Annotated[float, Field(ge=1e-6, le=1e6)] | Literal["prototype"] = option(
+        1.0,
+        "length of orthogonal embeddings and mean length of random ones; prototype: the mean "
+        "length of the prototypes",
+    )
+    readout_start: Literal["auto", "nearest", "random"] = option(
+        "auto",
+        "initial readout: the nearest-embedding classifier, or torch's random default; auto: "
+        "nearest for fixed embeddings, random for learned ones",
+    )
+    sigma: AboveZero | None = option(None, "σ of the radial readout")
+    encoder: Literal["auto", "conv", "small", "mlp", "custom"] = option(
+        "auto", "image path: Fig. 5, small convolutions, MLP, or a function given as encoder"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "probability of dropping a feature")
+    dropout_kind: Literal["feature", "channel"] = option(
+        "feature", "what convolutions drop at once: one feature, or a channel of an image"
+    )
+
+    def __post_init__(self) -> None:
+        if self.embedding == "one-hot" and self.learned:
+            raise ConfigError("method.learned: one-hot embeddings are fixed; use orthogonal")
+        if self.dim is not None and self.embedding in ("one-hot", "prototype"):
+            raise ConfigError(
+                f"method.dim: {self.embedding} embeddings have a dimension of their own"
+            )
+        if self.embedding_norm != 1 and self.embedding in ("one-hot", "prototype"):
+            raise ConfigError(
+                f"method.embedding_norm: {self.embedding} embeddings have a length of their own, "
+                f"got {self.embedding_norm}"
+            )
+
+    @property
+    def unit_costs(self) -> dict[str, float]:
+        """Names of the units, and the time of one pass over the training set; 1 for a network."""
+        return {"network": 1.0}
+
+    @property
+    def unit_names(self) -> list[str]:
+        """Names of the units, in the order of Algorithm 1."""
+        return list(self.unit_costs)
+
+    @property
+    def auto_fields(self) -> tuple[str, ...]:
+        """Fields that are ``auto`` until a run is created."""
+        names = ("readout_start", *self.gamma_over_distance)
+        return tuple(name for name in names if getattr(self, name) == "auto")
+
+    @property
+    def keeps_chain(self) -> bool:
+        """Whether the backward pass of training needs every step of the chain in memory."""
+        return self.trains_chain
+
+    @property
+    def noise_at_every_step(self) -> bool:
+        """Whether a chain of inference draws noise after z_0."""
+        return False
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class BlocksConfig(MethodConfig):
+    """A method whose steps have networks of their own."""
+
+    num_blocks: Blocks = option(10, "T, blocks of the chain")
+
+    @property
+    def chain_length(self) -> int:
+        """T of inference."""
+        return self.num_blocks
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class OneNetworkConfig(MethodConfig):
+    """A method with one network for all times."""
+
+    one_network = True
+
+    steps: Steps = option(1000, "T, steps of inference", inference=True)
+    time_scale: AboveZero = option(
+        1000.0, "what t in 0..1 is multiplied by in the sinusoidal time embedding"
+    )
+
+    @property
+    def chain_length(self) -> int:
+        """T of inference."""
+        return self.steps
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class DTConfig(BlocksConfig):
+    """NoProp with discrete time."""
+
+    gamma_over_distance = types.MappingProxyType({"gamma_shift": -math.log(2)})
+
+    name: Literal["dt"] = option("dt", "the method")
+    eta: AboveZero = option(0.1, "weight of the denoising terms (Eq. 8)")
+    weighting: Weighting = option(
+        "snr", "of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
+    )
+    objective: Objective = option(
+        "l2", "denoising error: of the embedding, or cross-entropy of the logits"
+    )
+    offset: Annotated[float, Field(gt=0, lt=1)] = option(0.008, "s of the cosine schedule")
+    epsilon: Annotated[float, Field(gt=0, lt=0.5)] = option(1e-6, "bound on ᾱ and 1 - ᾱ")
+    gamma_shift: Gamma | Literal["auto"] = option(
+        0.0,
+        "added to γ at every level; auto: log of half the greatest squared distance between two "
+        "embeddings, 0 for one-hot",
+    )
+
+    @property
+    def unit_costs(self) -> dict[str, float]:
+        """``block-1`` … ``block-T`` and ``readout``, which reads no images."""
+        blocks = {f"block-{t}": 1.0 for t in range(1, self.num_blocks + 1)}
+        return blocks | {"readout": READOUT_COST}
+
+    @property
+    def noise_at_every_step(self) -> bool:
+        """Always: see Eq. 3."""
+        return True
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class CTConfig(OneNetworkConfig):
+    """NoProp with continuous time."""
+
+    # D² SNR = e^-6 at t = 0: the means of any two classes are 0.05 standard deviations apart.
+    gamma_over_distance = types.MappingProxyType({"gamma_noise": 6.0})
+
+    name: Literal["ct"] = option("ct", "the method")
+    eta: AboveZero = option(1.0, "weight of the denoising term (Eq. 9)")
+    weighting: Weighting = option(
+        "snr", "of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
+    )
+    objective: Objective = option(
+        "l2", "denoising error: of the embedding, or cross-entropy of the logits"
+    )
+    schedule: Literal["learned", "cosine", "linear"] = option(
+        "learned", "γ(t) of Appendix B, or a fixed one"
+    )
+    gamma_noise: Gamma | Literal["auto"] = option(
+        "auto",
+        "γ at t = 0, in -20..20, the initial value of a learned schedule; auto: 6 + log of the "
+        "greatest squared distance between two embeddings",
+    )
+    gamma_clean: Gamma = option(-6.0, "γ at t = 1, in -20..20; a learned schedule starts there")
+    gamma_room: AboveZero = option(3.0, "how far learned endpoints may move")
+    time_sampling: Literal["uniform", "stratified"] = option(
+        "uniform", "t of a batch: drawn apart, or spread evenly with one random shift"
+    )
+    sampler: Literal["ancestral", "euler", "heun"] = option(
+        "ancestral", "inference: the stochastic chain, or the probability-flow ODE", inference=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        room = 2 * self.gamma_room if self.schedule == "learned" else 0.0
+        if self.gamma_noise != "auto" and not self.gamma_noise - self.gamma_clean > room:
+            raise ConfigError(
+                "method.gamma_noise: must exceed gamma_clean"
+                + (" by more than twice gamma_room" if room else "")
+                + f", got {self.gamma_noise} and {self.gamma_clean}"
+            )
+
+    @property
+    def noise_at_every_step(self) -> bool:
+        """Whether the chain is stochastic, rather than an ODE."""
+        return self.sampler == "ancestral"
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class FMConfig(OneNetworkConfig):
+    """NoProp with flow matching."""
+
+    chain_end = "the nearest embedding"
+
+    name: Literal["fm"] = option("fm", "the method")
+    path_sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
+        0.0, "σ of the Gaussian path (Eq. 10)"
+    )
+    anchor: Literal["learned", "always", "never"] = option(
+        "learned", "when the cross-entropy of Eq. 13 trains the network: with learned embeddings"
+    )
+    sampler: Literal["euler", "heun", "dopri5"] = option(
+        "euler", "inference: fixed steps, or dopri5 with its own", inference=True
+    )
+    # Below 1e-6 float32 cannot tell a step's error, and dopri5 would not end.
+    tolerance: Annotated[float, Field(ge=1e-6, le=1)] = option(
+        1e-4, "of dopri5, relative and absolute, at least 1e-6", inference=True
+    )
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class BackpropConfig(BlocksConfig):
+    """The baseline: DT's blocks in a chain, trained by back-propagation through the whole chain."""
+
+    trains_chain = True
+
+    name: Literal["backprop"] = option("backprop", "the method")
+    mixing: Annotated[float, Field(gt=0, lt=1)] = option(
+        0.5, "α of Eq. 18 before training, the same in every block"
+    )
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class AdjointConfig(OneNetworkConfig):
+    """The baseline: CT's network as an ODE, trained by the adjoint method."""
+
+    trains_chain = True
+
+    name: Literal["adjoint"] = option("adjoint", "the method")
+    steps: Steps = option(1000, "T, Euler steps in training and inference")
+    gradient: Literal["adjoint", "autograd"] = option(
+        "adjoint", "of the solver: a second ODE backwards in time, or through every step"
+    )
+
+    @property
+    def keeps_chain(self) -> bool:
+        """Whether the gradient goes through every step."""
+        return self.gradient == "autograd"
+
+
+AnyMethod = DTConfig | CTConfig | FMConfig | BackpropConfig | AdjointConfig
+METHODS = {cls.name: cls for cls in typing.get_args(AnyMethod)}
+
+
+# -- a run --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class DataConfig:
     """Which examples, and how they are divided."""
 
-    dataset: Text = described("digits", "name, folder of class folders, or .npz file")
-    image_size: Annotated[int, Field(ge=1, le=1024)] | None = described(
+    dataset: Text = option("digits", "name, folder of class folders, or .npz file")
+    image_size: Annotated[int, Field(ge=1, le=1024)] | None = option(
         None, "side in pixels that a folder's images are resized to"
     )
-    color: Literal["auto", "grey", "rgb"] = described("auto", "how a folder's images are read")
-    validation: Annotated[float, Field(ge=0, lt=1)] = described(
+    color: Literal["auto", "grey", "rgb"] = option("auto", "how a folder's images are read")
+    validation: Annotated[float, Field(ge=0, lt=1)] = option(
         0.1, "fraction of the training set held out for choosing, stratified"
     )
-    train_size: Positive | None = described(
+    train_size: Positive | None = option(
         None, "train on so many examples only, stratified; validation and test stay whole"
     )
-    test_size: Positive | None = described(
+    test_size: Positive | None = option(
         None, "score on so many test examples only, stratified, the same for every seed"
     )
-    normalization: Literal["standard", "unit", "symmetric"] = described(
+    normalization: Literal["standard", "unit", "symmetric"] = option(
         "standard", "inputs: mean 0 and deviation 1 of each channel, or pixels in 0..1 or -1..1"
     )
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class TrainConfig:
     """How the units are trained."""
 
-    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = described(5, "passes over the training set")
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = described(128, "examples a step")
-    order: Literal["sequential", "parallel"] = described(
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = option(5, "passes over the training set")
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = option(128, "examples a step")
+    order: Literal["sequential", "parallel"] = option(
         "sequential", "Algorithm 1 (block after block in each epoch), or all blocks on each batch"
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = described("adamw", "one of these for each unit")
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = described(1e-3, "learning rate")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = described(
-        1e-3, "weight decay"
-    )
-    crop_padding: Annotated[int, Field(ge=0, le=256)] = described(
+    optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "one of these for each unit")
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(1e-3, "learning rate")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(1e-3, "weight decay")
+    crop_padding: Annotated[int, Field(ge=0, le=256)] = option(
         0, "augment: random crops, padded by this"
     )
-    flip: bool = described(False, "augment: mirror half of the images")
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = described(0, "of everything random")
-    device: Text = described("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "float32", "bf16"] = described(
+    flip: bool = option(False, "augment: mirror half of the images")
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = option(0, "of everything random")
+    device: Text = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "float32", "bf16"] = option(
         "auto", "bf16 where the device has instructions for it"
     )
-    channels_last: bool = described(True, "memory order of images; faster on CPU and CUDA")
-    shards: Count = described(
+    channels_last: bool = option(True, "memory order of images; faster on CPU and CUDA")
+    shards: Count = option(
         0,
         "parts of a mini-batch, each batch-normalised by itself; auto, or 0: one, and under "
         "torchrun as many as processes share a unit",
     )
-    workers: Count = described(0, "worker processes; auto, or 0, takes one a core")
-    threads: Count = described(
+    workers: Count = option(0, "worker processes; auto, or 0, takes one a core")
+    threads: Count = option(
         0, "threads of each process; auto, or 0: one, and all where a method is a single unit"
     )
-    offload: bool = described(
+    offload: bool = option(
         False, "learned embeddings: keep one block in memory, the others in files of the run"
     )
-    checkpoint_every: Annotated[float, Field(ge=0, allow_inf_nan=False)] = described(
+    checkpoint_every: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
         20.0, "seconds of training between checkpoints"
     )
-    keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = described(
+    keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = option(
         0,
         "epochs between copies of the weights that stay, the last one too; 0 keeps none",
     )
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class EvaluationConfig:
     """How the trained chain is read."""
 
-    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = described(5, "K, chains to average")
-    runs: Steps = described(5, "inference runs behind each mean ± standard error")
-    batch_size: Annotated[int, Field(ge=1, le=100_000)] = described(500, "examples at a time")
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = option(5, "K, chains to average")
+    runs: Steps = option(5, "inference runs behind each mean ± standard error")
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = option(500, "examples at a time")
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class RunConfig:
     """Everything a run depends on."""
 
     # It names a folder, and must not lead out of the one that this is in.
-    recipe: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)] = described(
+    recipe: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)] = option(
         "custom", "the recipe it began as"
     )
     data: DataConfig = field(default_factory=DataConfig)
-    method: AnyMethod = field(default_factory=DTConfig)
+    method: Annotated[AnyMethod, Field(discriminator="name")] = field(default_factory=DTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if self.method.embedding == "one-hot" and self.method.learned:
-            raise ConfigError("method.learned: one-hot embeddings are fixed; use orthogonal")
-        if self.method.dim is not None and self.method.embedding in ("one-hot", "prototype"):
-            raise ConfigError(
-                f"method.dim: {self.method.embedding} embeddings have the dimension they have"
-            )
-        if self.method.embedding_norm != 1 and self.method.embedding in ("one-hot", "prototype"):
-            raise ConfigError(
-                f"method.embedding_norm: {self.method.embedding} embeddings have the length they "
-                f"have, got {self.method.embedding_norm}"
-            )
         if self.train.batch_size < 2 * self.train.shards:
             raise ConfigError(
                 f"train.shards: each of {self.train.shards} wants two examples at least, and "
                 f"train.batch_size is {self.train.batch_size}"
             )
-        if self.train.offload and self.train.order == "parallel":
-            if isinstance(self.method, DTConfig) and self.method.learned:
-                raise ConfigError(
-                    "train.offload: with method.learned and train.order=parallel every mini-batch "
-                    "visits every block, so none can wait in a file; use train.order=sequential"
-                )
-        if isinstance(self.method, CTConfig):
-            room = 2 * self.method.gamma_room if self.method.schedule == "learned" else 0.0
-            noise = self.method.gamma_noise
-            if noise != "auto" and not noise - self.method.gamma_clean > room:
-                raise ConfigError(
-                    "method.gamma_noise: must exceed gamma_clean"
-                    + (" by more than twice gamma_room" if room else "")
-                    + f", got {noise} and {self.method.gamma_clean}"
-                )
+        blocks_wait = self.method.learned and len(self.method.unit_costs) > 1
+        if self.train.offload and self.train.order == "parallel" and blocks_wait:
+            raise ConfigError(
+                "train.offload: with method.learned and train.order=parallel every mini-batch "
+                "needs every block, so no block can wait in a file; use train.order=sequential"
+            )
 
 
 # -- fields by dotted name ----------------------------------------------------------------------
@@ -217,9 +469,9 @@ def methods_with(name: str) -> list[str]:
     return [m for m, cls in METHODS.items() if name in {f.name for f in dataclasses.fields(cls)}]
 
 
-def reading_fields(config: RunConfig) -> list[str]:
-    """Fields that change no weight, only how the trained method is read: free after training."""
-    own = [f.name for f in dataclasses.fields(config.method) if f.metadata.get("reading")]
+def inference_fields(config: RunConfig) -> list[str]:
+    """Return the fields that change no weight, only what a trained method predicts."""
+    own = [f.name for f in dataclasses.fields(config.method) if f.metadata["inference"]]
     read = [f.name for f in dataclasses.fields(config.evaluation)]
     return [f"method.{name}" for name in own] + [f"evaluation.{name}" for name in read]
 
@@ -275,7 +527,8 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"method.name: wanted one of {', '.join(METHODS)}, got {_short(method)}")
     if method != config.method.name:
         # Another method: what was chosen goes with it, where it has such a field; defaults do not.
-        chosen = {f.name for f in dataclasses.fields(config.method) if _differs(config.method, f)}
+        method_fields = dataclasses.fields(config.method)
+        chosen = {f.name for f in method_fields if getattr(config.method, f.name) != f.default}
         own = {f.name for f in dataclasses.fields(METHODS.get(method, DTConfig))}
         mapping["method"] = {k: v for k, v in mapping["method"].items() if k in chosen & own}
     for name, value in changes.items():
@@ -287,10 +540,6 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
             table = table.setdefault(part, {})
         table[last] = value
     return from_mapping(mapping)
-
-
-def _differs(config: Any, f: Any) -> bool:
-    return getattr(config, f.name) != f.default
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
@@ -355,9 +604,6 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(to_mapping(config))
 
 
-LONGEST = 2**14  # bytes of a configuration file
-
-
 def from_toml(path: Path) -> RunConfig:
     """Read a configuration file; fields it does not mention have their defaults.
 
@@ -366,9 +612,9 @@ def from_toml(path: Path) -> RunConfig:
     """
     try:
         with open_regular(path) as file:
-            content = file.read(LONGEST + 1)
-        if len(content) > LONGEST:  # reading some takes a time that grows with the square
-            raise ConfigError(f"{path}: is no configuration: it has more than {LONGEST} bytes")
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:  # reading some takes a time that grows with the square
+            raise ConfigError(f"{path}: a configuration has at most {MAX_FILE_BYTES} bytes")
         return from_mapping(tomllib.loads(content.decode()), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None

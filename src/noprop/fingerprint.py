@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from noprop.config import RunConfig, fields_of, reading_fields, to_mapping
+from noprop.config import RunConfig, fields_of, inference_fields, to_mapping
 from noprop.data import Examples
 
 __all__ = ["difference", "fingerprint"]
@@ -30,7 +30,7 @@ def difference(there: RunConfig, asked: RunConfig) -> tuple[str, str, str] | Non
     fingerprint of each checkpoint, but how many are wanted is told sooner.
     """
     free = {f"{section}.{name}" for section, names in FREE.items() for name in names if section}
-    free |= {"recipe", "data.dataset", "data.test_size", *reading_fields(there)}
+    free |= {"recipe", "data.dataset", "data.test_size", *inference_fields(there)}
     for name, *_ in fields_of():
         section, _, field = name.partition(".")
         a, b = (to_mapping(c).get(section, {}) for c in (there, asked))
@@ -53,7 +53,9 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
     """
     mapping = to_mapping(config)
     c = config.method
-    assert "auto" not in (getattr(c, "gamma_noise", 0), getattr(c, "gamma_shift", 0)), "not settled"
+    assert not any(getattr(c, name) == "auto" for name in c.gamma_over_distance), (
+        "auto is unresolved"
+    )
     if config.train.shards <= 1:  # as before there were any
         del mapping["train"]["shards"]
     for name, _, default, _ in fields_of():
@@ -65,7 +67,7 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
     for section, names in FREE.items():
         for name in names:
             (mapping[section] if section else mapping).pop(name)
-    for name in reading_fields(config):
+    for name in inference_fields(config):
         section, _, field = name.partition(".")
         mapping.get(section, {}).pop(field, None)
     digest = hashlib.blake2b(json.dumps(mapping, sort_keys=True).encode(), digest_size=16)

@@ -158,7 +158,7 @@ class _Grid:
     def _begin(self, run: GridRun) -> Training | None:
         """Make or join a run's folder; None if it is finished, and its results are there."""
         if (run.folder / "model.json").is_file() and (run.folder / "evaluation.json").is_file():
-            join_run(run.folder, api.settled(run.config, open_run(run.folder)))
+            join_run(run.folder, api.resolve_auto(run.config, open_run(run.folder)))
             run.results = read_evaluation(run.folder)
             return None
         config, data = api.prepare_run(run.config, None, self.data_dir, None, self.encoder)

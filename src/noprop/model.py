@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from noprop.build import Task, build_embedding, build_method, choose_device, use_bf16
-from noprop.config import RunConfig, from_mapping, from_toml, reading_fields, replace, to_mapping
+from noprop.config import RunConfig, from_mapping, from_toml, inference_fields, replace, to_mapping
 from noprop.data import Normalization
 from noprop.data.arrays import MAX_CLASSES
 from noprop.encoders import EncoderFactory
@@ -83,7 +83,7 @@ def load_model(
         folder: the run.
         device: another device than it was trained on.
         factory: the user's own encoder, where it was trained with one; a run never names code.
-        changes: other values of :func:`reading_fields`. A chain cut into another number of
+        changes: other values of :func:`inference_fields`. A chain cut into another number of
             stretches has uniform path weights, for those that were fitted are of the other.
 
     Raises:
@@ -194,7 +194,7 @@ def _read_otherwise(
     model: Model, changes: Mapping[str, Any], factory: EncoderFactory | None, source: Path
 ) -> Model:
     """The same weights, with another number of steps or the like."""
-    free = reading_fields(model.config)
+    free = inference_fields(model.config)
     for name in changes:
         if name not in free:
             raise ConfigError(

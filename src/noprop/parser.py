@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from noprop.bench import SUITES
 from noprop.config import fields_of
 from noprop.recipes import RECIPE_NAMES, find_recipe
 from noprop.terminal import printable
@@ -239,13 +240,13 @@ def _add_bench(parser: Parser) -> None:
         "suites",
         nargs="*",
         metavar="SUITE",
-        help="training, prediction, scaling, memory, accuracy [all but accuracy, which needs the "
-        "data and takes the longest]",
+        help="; ".join(f"{name}: {text}" for name, text in SUITES.items())
+        + " [all except accuracy, which needs the data and takes the longest]",
     )
     numbers = {
         "blocks": (10, "T of dt and backprop"),
         "steps": (1000, "T of prediction of the others"),
-        "images": (2000, "images of a measurement of prediction"),
+        "images": (2000, "images in a measurement of prediction"),
         "rounds": (5, "of each measurement; contestants alternate"),
         "workers": (None, "processes of dt, threads of the others and of prediction [all cores]"),
     }
@@ -254,7 +255,7 @@ def _add_bench(parser: Parser) -> None:
     )
     parser.add_argument(
         "--methods",
-        help="a list with commas; scaling and memory are always of dt [all that can be had: "
+        help="a comma-separated list; scaling and memory always use dt [all that are installed: "
         "dt,ct,fm,backprop,adjoint]",
     )
     for name, (default, text) in numbers.items():
@@ -263,21 +264,21 @@ def _add_bench(parser: Parser) -> None:
             f"--{name}", type=whole_number, default=default, metavar="N", help=f"{text}{shown}"
         )
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="that each contestant runs in a round [3]"
+        "--seconds", type=float, default=3.0, help="duration of a contestant's run in a round [3]"
     )
     parser.add_argument(
         "--target",
         type=float,
         default=99.0,
-        help="of the suite accuracy, percent [99]",
+        help="accuracy that the suite accuracy aims at, in percent [99]",
     )
-    parser.add_argument("--quick", action="store_true", help="one round of 0.2 seconds of each")
+    parser.add_argument("--quick", action="store_true", help="one round of 0.2 seconds each")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument(
         "--out",
         type=_path,
         metavar="DIR",
-        help="where results go [bench, bench-2, …]",
+        help="folder for the results [bench, bench-2, …]",
     )
 
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noprop.build import load_data
+from noprop.config import MAX_SAMPLES
 from noprop.data import Examples
 from noprop.errors import ConfigError, DataError
 from noprop.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
 from noprop.machine import map_in_threads
-from noprop.method_config import MAX_SAMPLES
 from noprop.model import Model
 from noprop.randomness import generator
 

@@ -9,22 +9,22 @@ from noprop.bench.contestants import Contestant, Timing, race, ratios
 from noprop.errors import RunError
 
 
-def sleeper(settings):
+def sleeper(seconds):
     def work(units):
-        time.sleep(settings["seconds"] * units)
+        time.sleep(seconds * units)
         return os.getpid()
 
     return work
 
 
-def failing(settings):
+def failing():
     def work(units):
         raise ValueError("no such thing")
 
     return work
 
 
-def dying(settings):
+def dying():
     os._exit(3)
 
 

@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from noprop.bench.figures import draw_bench
+from noprop.bench import SUITES
 from noprop.bench.memory import BLOCKS
+from noprop.bench.scaling import worker_counts
 from noprop.bench.settings import SHAPES, Settings
-from noprop.bench.suites import SUITES, bench_text, run_suites, step_count
-from noprop.bench.training import worker_counts
+from noprop.bench.suites import Suite, bench_text, draw_bench, run_suites, step_count
 from noprop.cli import main
 from noprop.errors import ConfigError
 
@@ -37,7 +39,7 @@ def noprop(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["--workers", "-2"], "--workers must be at least 1, got -2"),
         (["--seconds", "inf"], "--seconds must lie in 0..3600, got inf"),
         (["--methods", "dt,,ct"], "--methods: an empty name is none of dt"),
-        (["--methods", "dt,dt"], "--methods: dt stands there twice"),
+        (["--methods", "dt,dt"], "--methods: dt is given twice"),
         (["--target", "101"], "--target must lie in 0..100, got 101"),
     ],
 )
@@ -95,7 +97,7 @@ def test_workers_are_counted_in_powers_of_two_up_to_the_most():
 def test_a_folder_with_results_is_not_written_over(tmp_path, capsys):
     (tmp_path / "bench.json").write_text("{}")
     assert main(["bench", "scaling", "--out", str(tmp_path)]) == 1
-    assert "has a bench.json already" in capsys.readouterr().err
+    assert "already has a bench.json" in capsys.readouterr().err
     assert main(["bench", "scaling", "--out", "/proc/nowhere"]) == 1
     assert "--out: /proc/nowhere cannot be made" in capsys.readouterr().err
 
@@ -138,6 +140,37 @@ def test_no_suite_is_left_out_of_the_count():
     assert all(step_count(QUICK, (suite,)) > 1 for suite in SUITES)
     with pytest.raises(ConfigError, match="SUITE"):
         step_count(QUICK, ("speed",))
+
+
+def test_a_suite_is_one_file_and_its_name(monkeypatch, tmp_path):
+    """Its steps, check, measurement, table and figure are found through the name alone."""
+
+    def check(settings):
+        if settings.blocks > 2:
+            raise ConfigError("too many")
+
+    def measure(settings, results, progress):
+        results["toy"] = {"rates": sorted(results["rates"])}
+        progress("toy")
+
+    toy = Suite(
+        steps=lambda settings: 1,
+        measure=measure,
+        table=lambda results: f"a toy with {results['toy']}",
+        figures={"toys": lambda figure, results: figure.suptitle(str(results["toy"]))},
+        check=check,
+    )
+    monkeypatch.setitem(sys.modules, "noprop.bench.toy", SimpleNamespace(SUITE=toy))
+    monkeypatch.setitem(SUITES, "toy", "help")
+    rates = {"float32": 2e11, "copy": 5e10}
+    monkeypatch.setattr("noprop.bench.suites.measure_rates", lambda workers: rates)
+    assert step_count(QUICK, ["toy"]) == 2
+    results = run_suites(QUICK, ["toy"], lambda text: None)
+    assert "a toy with {'rates': ['copy', 'float32']}" in bench_text(results)
+    assert [path.name for path in draw_bench(results, tmp_path)] == ["toys.png"]
+    monkeypatch.setattr("noprop.bench.suites.measure_rates", lambda workers: pytest.fail("late"))
+    with pytest.raises(ConfigError, match="too many"):
+        run_suites(replace(QUICK, blocks=3), ["toy"], lambda text: None)
 
 
 def test_memory_and_accuracy_are_told_and_drawn(tmp_path):

@@ -1,52 +1,46 @@
-"""Time to an accuracy: recipes trained anew with ever more epochs until one reaches it.
+"""Suite ``accuracy``: time to an accuracy, by recipes trained for more and more epochs.
 
-A recipe's blocks are trained one after the other, so a run shows its accuracy only at its end; each
-row is a run of its own, from its first update to its last. The accuracy that counts is of the
+A recipe's blocks are trained one after the other, so a run has an accuracy only at its end; each
+row is a separate run, from its first update to its last. The accuracy that counts is that of the
 validation part, by the default prediction.
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from noprop.api import load_data, train
+from noprop.bench.display import INK
 from noprop.bench.settings import Settings
+from noprop.bench.suites import Progress, Results, Suite
 from noprop.config import replace
 from noprop.recipes import find_recipe
+from noprop.report.tables import duration, table
 from noprop.run.metrics import read_metrics
 
-__all__ = ["EPOCHS", "measure_accuracy"]
+__all__ = ["SUITE"]
 
 EPOCHS = (1, 2, 3, 5, 8, 12)
-Progress = Callable[[str], None]
 
 
-def measure_accuracy(
-    settings: Settings,
-    target: float,
-    data_dir: Path | None,
-    found: dict[str, Any],
-    progress: Progress,
-) -> None:
-    """Of each method: epochs, seconds of training and accuracy of the runs up to the target's.
+def check(settings: Settings) -> None:
+    """Load the data, so that missing data is reported before anything is measured."""
+    for method in settings.methods:
+        load_data(settings.config(method), settings.data_dir)
 
-    ``images_seen`` is how many images passed through every block, by which the plain loop's time
-    can be told from its speed.
 
-    Args:
-        settings: the benchmark's.
-        target: accuracy to reach, percent.
-        data_dir: the first place to look for data.
-        found: filled with the rows.
-        progress: called with what is being done.
+def measure(settings: Settings, results: Results, progress: Progress) -> None:
+    """Measure epochs, seconds of training and accuracy of runs up to the first on target.
+
+    ``images_seen`` is the number of images that passed through every block; it gives the plain
+    loop's time from its speed.
     """
-    found |= {"target": target, "methods": {}}
+    found = results["accuracy"] = {"target": settings.target, "methods": {}}
     for method in settings.methods:
         rows: list[dict[str, Any]] = []
         found["methods"][method] = rows
         config = find_recipe(f"{settings.dataset}-{method}")
-        data = load_data(config, data_dir)
+        data = load_data(config, settings.data_dir)
         for epochs in EPOCHS:
             progress(f"accuracy {method}: {epochs} epochs")
             with tempfile.TemporaryDirectory() as folder:
@@ -54,26 +48,65 @@ def measure_accuracy(
                 few = {"train.epochs": epochs, "train.device": "cpu", "evaluation.runs": 1}
                 changes = {**few, "train.workers": settings.workers}
                 model = train(replace(config, changes), folder=run, data=data)
-                results = model.evaluate(data_dir, "validation")
-                test = model.evaluate(data_dir)
+                validation = model.evaluate(settings.data_dir, "validation")
+                test = model.evaluate(settings.data_dir)
                 seconds = training_seconds(run)
-            mode = results["default"]
+            mode = validation["default"]
             rows.append(
                 {
                     "epochs": epochs,
                     "seconds": seconds,
-                    "validation_accuracy": results["modes"][mode]["accuracy"],
+                    "validation_accuracy": validation["modes"][mode]["accuracy"],
                     "test_accuracy": test["modes"][mode]["accuracy"],
                     "prediction": mode,
                     "images_seen": epochs * len(data.train),
                 }
             )
             progress(f"accuracy {method}: {rows[-1]['validation_accuracy']:.2f} %")
-            if rows[-1]["validation_accuracy"] >= target:
+            if rows[-1]["validation_accuracy"] >= settings.target:
                 break
 
 
 def training_seconds(run: Path) -> float:
-    """From the start of the workers to the end of the last."""
+    """Return the time from the start of the workers to the end of the last one."""
     times = {e["event"]: e["time"] for e in read_metrics(run)}  # the last of each kind
     return times["trained"] - times["started"]
+
+
+def text(results: Results) -> str:
+    """Return a row for each run, with the plain loop's time if ``training`` was measured too."""
+    found, rows = results["accuracy"], []
+    trained = results.get("training", {})
+    for method, runs in found["methods"].items():
+        for run in runs:
+            plain = "-"
+            if method in trained:
+                speed = trained[method]["images_per_second"]["plain"]["median"]
+                plain = duration(run["images_seen"] / speed)
+            star = " *" * (run["validation_accuracy"] >= found["target"])
+            accuracies = f"{run['validation_accuracy']:.2f}{star}", f"{run['test_accuracy']:.2f}"
+            rows.append([method, str(run["epochs"]), duration(run["seconds"]), plain, *accuracies])
+    head = ["method", "epochs", "training", "plain, by its speed", "validation %", "test %"]
+    return f"time to {found['target']:g} % of the validation part (*)\n{table(head, rows)}"
+
+
+def figure(figure: Any, results: Results) -> None:
+    """Draw the accuracy over the time of training."""
+    axes, found = figure.subplots(), results["accuracy"]
+    for method, runs in found["methods"].items():
+        seconds = [run["seconds"] for run in runs]
+        axes.plot(seconds, [run["validation_accuracy"] for run in runs], "o-", label=method)
+    axes.axhline(found["target"], color=INK["plain"], linewidth=1)
+    axes.set_xlabel("seconds of training, each point a run of its own")
+    axes.set_ylabel("validation accuracy, %")
+    axes.set_title(f"time to {found['target']:g} %")
+    axes.legend()
+
+
+SUITE = Suite(
+    steps=lambda settings: 2 * len(EPOCHS) * len(settings.methods),
+    measure=measure,
+    table=text,
+    figures={"accuracy": figure},
+    check=check,
+)

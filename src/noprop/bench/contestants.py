@@ -1,56 +1,71 @@
-"""Contestants of a race: work that is built once in processes of its own and run when told to.
+"""Contestants of a race: work that is built once in separate processes and runs on request.
 
-A process of its own has its own memory and threads, as in use; while one contestant runs the others
-wait on a pipe and cost nothing. Rounds alternate, so that a busy machine slows all alike.
+A separate process has its own memory and threads, as in use. While one contestant runs, the others
+wait on a pipe and cost nothing. Rounds alternate, so that a busy machine slows all of them alike.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from noprop.run.processes import Child
 
-__all__ = ["Contestant", "Timing", "race", "ratios"]
+__all__ = ["Contestant", "Timing", "race", "ratios", "spread"]
 
-Build = Callable[[dict[str, Any]], Callable[[int], Any]]
+Build = Callable[..., Callable[[int], Any]]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, least and greatest."""
+    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each round.
+    """Times of one contestant.
 
     Attributes:
-        seconds: of one unit of work, in every round.
-        answer: what the work returned last, in each of its processes.
+        seconds: Seconds of one unit of work, in every round.
+        answer: Last value that the work returned, in each of its processes.
     """
 
     seconds: list[float]
     answer: list[Any]
 
     def rate(self, items: float | int) -> dict[str, float]:
-        """Items a second where a unit of work is so many: median, least and greatest."""
-        rates = [items / s for s in self.seconds]
-        return {"median": statistics.median(rates), "least": min(rates), "greatest": max(rates)}
+        """Return items a second, for units of so many items: median, least and greatest."""
+        return spread([items / s for s in self.seconds])
+
+
+def ratios(faster: Timing, slower: Timing, scale: float | int = 1) -> dict[str, float]:
+    """Return how many times as fast one is, round by round: median, least and greatest.
+
+    Args:
+        faster: Timing whose seconds divide.
+        slower: Timing whose seconds are divided.
+        scale: Number of units of work of ``faster`` that equal one unit of ``slower``.
+    """
+    return spread([scale * b / a for a, b in zip(faster.seconds, slower.seconds, strict=True)])
 
 
 class Contestant:
     """One contestant, in one process or several that run at the same time.
 
     Args:
-        build: a function of a module, called in each process with the settings; what it returns is
-            called with how many units of work to do.
-        settings: of each process.
+        build: Function of a module. Each process calls it with its settings, and then calls the
+            function that it returned with the number of units of work to do.
+        settings: Keyword arguments of ``build`` in each process.
     """
 
     def __init__(self, build: Build, *settings: dict[str, Any]):
         self.children = [Child(_serve, build, chosen, name="a benchmark") for chosen in settings]
 
     def run(self, units: int) -> tuple[float, list[Any]]:
-        """Do so many units of work in every process; seconds until the last is done, and answers.
+        """Do units of work in every process; return the seconds until the last ends, and answers.
 
         Raises:
             RunError: If a process failed.
@@ -68,18 +83,9 @@ class Contestant:
 
 
 def _serve(connection: Connection, build: Build, settings: dict[str, Any]) -> None:
-    work = build(settings)
+    work = build(**settings)
     while True:
         connection.send(work(connection.recv()))
-
-
-@contextmanager
-def _all(contestants: Sequence[Contestant]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for contestant in contestants:
-            contestant.close()
 
 
 def race(
@@ -92,35 +98,24 @@ def race(
     """Time all contestants in alternating rounds, and end their processes.
 
     Args:
-        contestants: by name.
-        rounds: of which each is timed once; the warm-up before them is not counted.
-        seconds: about how long a contestant runs in a round; at least one unit of work.
-        progress: called with what was just done.
+        contestants: Contestants by name.
+        rounds: Number of rounds; each contestant is timed once in a round, after a warm-up.
+        seconds: Approximate duration of a run in a round; a run is at least one unit of work.
+        progress: Function that is called with a description of each finished step.
     """
-    with _all(list(contestants.values())):
+    with ExitStack() as stack:
+        for contestant in contestants.values():
+            stack.callback(contestant.close)
         units: dict[str, int] = {}
         for name, contestant in contestants.items():
             contestant.run(1)  # builds, allocates, chooses kernels
             taken, _ = contestant.run(1)
             units[name] = max(1, round(seconds / taken))
             progress(f"{name} is warm")
-        times: dict[str, list[float]] = {name: [] for name in contestants}
-        answers: dict[str, list[Any]] = {}
+        timings = {name: Timing([], []) for name in contestants}
         for number in range(1, rounds + 1):
             for name, contestant in contestants.items():
-                taken, answers[name] = contestant.run(units[name])
-                times[name].append(taken / units[name])
+                taken, timings[name].answer[:] = contestant.run(units[name])
+                timings[name].seconds.append(taken / units[name])
                 progress(f"{name}, round {number} of {rounds}")
-    return {name: Timing(times[name], answers[name]) for name in contestants}
-
-
-def ratios(faster: Timing, slower: Timing, scale: float | int = 1) -> dict[str, float]:
-    """How many times as fast, round by round: median, least and greatest.
-
-    Args:
-        faster: whose seconds divide.
-        slower: whose seconds are divided.
-        scale: units of work of ``faster`` that equal one of ``slower``.
-    """
-    values = [scale * b / a for a, b in zip(faster.seconds, slower.seconds, strict=True)]
-    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+    return timings

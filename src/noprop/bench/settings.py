@@ -1,7 +1,8 @@
-"""What a benchmark is made with, and the made-up images that it runs on."""
+"""The settings of a benchmark, and the generated images that it runs on."""
 
 import importlib.util
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,15 +10,14 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from noprop.build import Task
-from noprop.config import RunConfig, replace
+from noprop.config import METHODS, RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
-from noprop.method_config import METHODS
 from noprop.recipes import find_recipe
 
 __all__ = ["SHAPES", "Settings"]
 
-# Of data sets whose images Fig. 5 is drawn for; speed does not depend on what the images show.
+# Data sets for whose images Fig. 5 is drawn; speed does not depend on the content of the images.
 SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
     "mnist": ((1, 28, 28), 10),
     "fashion-mnist": ((1, 28, 28), 10),
@@ -30,18 +30,21 @@ MOST = {"blocks": 10_000, "steps": 100_000, "images": 100_000, "workers": 1024, 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a benchmark is run.
+    """Settings of a benchmark.
 
     Attributes:
-        dataset: whose images and recipes; a name of :data:`SHAPES`.
-        methods: which are measured.
+        dataset: Data set of the images' shape and of the recipes; a name of :data:`SHAPES`.
+        methods: Methods to measure.
         blocks: T of ``dt`` and ``backprop``.
-        steps: T of inference of the others.
-        solver_steps: T of ``adjoint`` in training.
-        images: of a measurement of inference.
-        workers: most processes of NoProp-DT, and threads of the other methods and of prediction.
-        rounds: of every measurement.
-        seconds: about how long a contestant runs in a round.
+        steps: T in prediction of the other methods.
+        solver_steps: T in training of ``adjoint``.
+        images: Number of images of a measurement of prediction.
+        workers: Greatest number of processes of NoProp-DT; threads of the other methods and of
+            prediction.
+        rounds: Rounds of every measurement.
+        seconds: Approximate duration of a contestant's run in a round, in seconds.
+        target: Accuracy that the suite ``accuracy`` aims at, in percent.
+        data_dir: First folder in which the suite ``accuracy`` looks for data.
     """
 
     dataset: str = "mnist"
@@ -53,6 +56,8 @@ class Settings:
     workers: int = 1
     rounds: int = 5
     seconds: float = 3.0
+    target: float = 99.0
+    data_dir: Path | None = None
 
     def __post_init__(self) -> None:
         if self.dataset not in SHAPES:
@@ -62,7 +67,7 @@ class Settings:
                 what = f"{method!r} is" if method else "an empty name is"
                 raise ConfigError(f"--methods: {what} none of {', '.join(METHODS)}")
             if self.methods.count(method) > 1:
-                raise ConfigError(f"--methods: {method} stands there twice")
+                raise ConfigError(f"--methods: {method} is given twice")
         if "adjoint" in self.methods and importlib.util.find_spec("torchdiffeq") is None:
             raise ConfigError("--methods: adjoint needs torchdiffeq: pip install 'noprop[ode]'")
         for name, most in MOST.items():
@@ -72,15 +77,17 @@ class Settings:
                 raise ConfigError(f"--{name} must be at most {most:,}, got {value:,}")
         if not 0 < self.seconds <= 3600:
             raise ConfigError(f"--seconds must lie in 0..3600, got {self.seconds}")
+        if not 0 < self.target <= 100:
+            raise ConfigError(f"--target must lie in 0..100, got {self.target:g}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """Shape of an image, (C, H, W)."""
         return SHAPES[self.dataset][0]
 
     @property
     def classes(self) -> int:
-        """M."""
+        """Number of classes, m."""
         return SHAPES[self.dataset][1]
 
     @property
@@ -90,20 +97,25 @@ class Settings:
         normalization = Normalization((0.5,) * channels, (0.25,) * channels)
         return Task(self.shape, tuple(map(str, range(self.classes))), normalization)
 
+    def race_steps(self, contestants: int) -> int:
+        """Return the number of steps of a race: a warm-up and the rounds of each contestant."""
+        return contestants * (1 + self.rounds)
+
     def config(self, method: str) -> RunConfig:
-        """The recipe of a method on this data set, on the CPU, with these lengths of chain."""
+        """Return a method's recipe for this data set, on the CPU, with these lengths of chain."""
         recipe = find_recipe(f"{self.dataset}-{method}")
-        length = {"method.num_blocks": self.blocks} if method in ("dt", "backprop") else {}
-        if not length:
+        if method in ("dt", "backprop"):
+            length = {"method.num_blocks": self.blocks}
+        else:
             length = {"method.steps": self.solver_steps if method == "adjoint" else self.steps}
         return replace(recipe, {"train.device": "cpu", "train.epochs": 1_000_000, **length})
 
     def data(self, count: int) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
-        """Made-up images and labels, the same every time."""
+        """Generate images and labels, the same for every call."""
         g = torch.Generator().manual_seed(0)
         x = torch.randint(256, (count, *self.shape), dtype=torch.uint8, generator=g)
         return x, torch.randint(self.classes, (count,), generator=g)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, and for another process."""
-        return asdict(self)
+        """Return the fields for JSON; the results of ``accuracy`` state its target themselves."""
+        return {k: v for k, v in asdict(self).items() if k not in ("target", "data_dir")}

@@ -1,4 +1,4 @@
-"""Training: a mini-batch of each method, ours against the plain loop, over workers, and its bound.
+"""Suite ``training``: a mini-batch of each method, compared with the plain loop and with a bound.
 
 For NoProp-DT a *turn* is one mini-batch for every block, with a step of the readout beside each;
 for the other methods it is one step.
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from noprop.bench.contestants import Contestant, race, ratios
+from noprop.bench.display import compared_figure, compared_table
 from noprop.bench.plain import BATCH, plain_training
 from noprop.bench.rates import product_kind
 from noprop.bench.roofline import Work, count
 from noprop.bench.settings import Settings
+from noprop.bench.suites import Progress, Results, Suite
 from noprop.build import build_embedding, unit_names
 from noprop.config import replace
 from noprop.data import Examples
@@ -24,28 +26,25 @@ from noprop.run.groups import Job, Material, group_trainer
 from noprop.training.events import print_nothing
 from noprop.training.loop import GroupTrainer
 
-__all__ = [
-    "measure_scaling",
-    "measure_training",
-    "trainers",
-    "worker_counts",
-]
+__all__ = ["SUITE", "count_turn", "most_workers", "ours"]
 
 EXAMPLES = 4096
-Progress = Callable[[str], None]
 
 
-def measure_training(
-    settings: Settings, rates: dict[str, float], found: dict[str, Any], progress: Progress
-) -> None:
-    """Of each method: images a second of both, how many times as fast ours is, share of the bound.
+def measure(settings: Settings, results: Results, progress: Progress) -> None:
+    """Measure images a second of both, how many times as fast ours is, and the share of the bound.
 
     NoProp-DT has ``settings.workers`` processes of one thread, other methods one process of as many
-    threads; the plain loop has one process, and as many threads as torch takes by itself.
+    threads. The plain loop has one process, and as many threads as torch takes by default.
     """
+    rates = results["rates"]
+    found = results["training"] = {}
     for method in settings.methods:
         timings = race(
-            {"ours": ours(settings, method, settings.workers), "plain": plain(settings, method)},
+            {
+                "ours": ours(settings, method, settings.workers),
+                "plain": Contestant(_build_plain, {"bench": settings, "method": method}),
+            },
             rounds=settings.rounds,
             seconds=settings.seconds,
             progress=lambda text, method=method: progress(f"training {method}: {text}"),
@@ -68,49 +67,42 @@ def measure_training(
         }
 
 
-def measure_scaling(settings: Settings, found: dict[str, Any], progress: Progress) -> None:
-    """NoProp-DT on 1, 2, 4, … workers: images a second, and how many times as fast as on one."""
-    timings = race(
-        {str(n): ours(settings, "dt", n) for n in worker_counts(settings)},
-        rounds=settings.rounds,
-        seconds=settings.seconds,
-        progress=lambda text: progress(f"workers: {text}"),
-    )
-    found["workers"] = {
-        name: {"images_per_second": t.rate(BATCH), "over_one": ratios(t, timings["1"])}
-        for name, t in timings.items()
-    }
-
-
-def worker_counts(settings: Settings) -> list[int]:
-    """1, 2, 4, … and the most that NoProp-DT's units can use."""
-    most = most_workers(settings, "dt")
-    return sorted({1, *(2**k for k in range(20) if 2**k < most), most})
-
-
 def most_workers(settings: Settings, method: str) -> int:
-    """Cores that ours uses of those it may: at most one a unit where there are several."""
+    """Return the workers that ours can use: at most one for each unit if there are several."""
     units = len(unit_names(settings.config(method)))
     return settings.workers if units == 1 else min(settings.workers, units)
 
 
 def ours(settings: Settings, method: str, workers: int) -> Contestant:
-    """Training as ``noprop train`` does it: NoProp-DT's units dealt over workers in turn."""
+    """Return the training of ``noprop train``: NoProp-DT's units dealt over workers in turn."""
     names = unit_names(settings.config(method))
-    common = {"bench": settings.as_dict(), "method": method}
+    common = {"bench": settings, "method": method}
     if len(names) == 1:
-        return Contestant(_build_trainers, {**common, "units": names, "threads": workers})
+        return Contestant(_build_ours, {**common, "units": names, "threads": workers})
     dealt = [names[i::workers] for i in range(min(workers, len(names)))]
-    return Contestant(_build_trainers, *({**common, "units": d, "threads": 1} for d in dealt))
+    return Contestant(_build_ours, *({**common, "units": d, "threads": 1} for d in dealt))
 
 
-def plain(settings: Settings, method: str) -> Contestant:
-    """The plain loop."""
-    return Contestant(_build_loop, {"bench": settings.as_dict(), "method": method})
+def _build_ours(
+    bench: Settings, method: str, units: list[str], threads: int
+) -> Callable[[int], None]:
+    torch.set_num_threads(threads)
+    kept = ExitStack()  # as long as the process lives
+    kept.enter_context(malloc_keeps_memory())
+    made = trainers(bench, method, units)
+
+    def work(turns: int, kept: ExitStack = kept) -> None:
+        for _ in range(turns):
+            for trainer in made:
+                # The readout has a step beside every block's (Algorithm 1).
+                for _ in range(trainer.units[0].passes):
+                    trainer.step()
+
+    return work
 
 
 def trainers(settings: Settings, method: str, units: list[str]) -> list[GroupTrainer]:
-    """A trainer for each unit, as a worker has it."""
+    """Build a trainer for each unit, as a worker does."""
     config = replace(settings.config(method), {"train.threads": 1})
     x, y = settings.data(EXAMPLES)
     weight = build_embedding(config, settings.task, None).weight.detach()
@@ -123,29 +115,7 @@ def trainers(settings: Settings, method: str, units: list[str]) -> list[GroupTra
     return made
 
 
-def turn(made: list[GroupTrainer]) -> None:
-    """One mini-batch for each unit; the readout has one beside every block's (Algorithm 1)."""
-    for trainer in made:
-        for _ in range(trainer.units[0].passes):
-            trainer.step()
-
-
-def _build_trainers(settings: dict[str, Any]) -> Callable[[int], None]:
-    torch.set_num_threads(settings["threads"])
-    kept = ExitStack()  # as long as the process lives
-    kept.enter_context(malloc_keeps_memory())
-    made = trainers(Settings(**settings["bench"]), settings["method"], settings["units"])
-
-    def work(units: int, kept: ExitStack = kept) -> None:
-        for _ in range(units):
-            turn(made)
-
-    return work
-
-
-def _build_loop(settings: dict[str, Any]) -> Callable[[int], int]:
-    bench = Settings(**settings["bench"])
-    method = settings["method"]
+def _build_plain(bench: Settings, method: str) -> Callable[[int], int]:
     steps = bench.solver_steps if method == "adjoint" else bench.blocks
     step, _ = plain_training(method, bench.shape, bench.classes, steps)
     x, y = bench.data(EXAMPLES)
@@ -160,9 +130,8 @@ def _build_loop(settings: dict[str, Any]) -> Callable[[int], int]:
 
 
 def count_turn(settings: Settings, method: str) -> Work:
-    """Operations and bytes of a turn of ours."""
-    config = settings.config(method)
-    names = unit_names(config)
+    """Count the operations and bytes of a turn of ours."""
+    names = unit_names(settings.config(method))
     if len(names) == 1:
         (trainer,) = trainers(settings, method, names)
         return count(trainer.step)
@@ -172,3 +141,51 @@ def count_turn(settings: Settings, method: str) -> Work:
         settings.blocks * (one.operations + beside.operations),
         settings.blocks * (one.bytes + beside.bytes),
     )
+
+
+def text(results: Results) -> str:
+    """Return the comparison with the plain loop."""
+    found = results["training"]
+    *_, row = found.values()
+    threads = row["plain_threads"]
+    return (
+        "training: one mini-batch, for every block where there are several\n"
+        f"ours in {row['precision']} on all workers, "
+        f"plain float32 on {threads} thread{'s' * (threads > 1)}\n{compared_table(found)}"
+    )
+
+
+def roofline(figure: Any, results: Results) -> None:
+    """Draw operations a second against operations a byte, under the machine's two bounds."""
+    axes, rates = figure.subplots(), results["rates"]
+    copy = rates["copy"]
+    points = {
+        method: (row["operations"] / row["bytes"], row["operations"] / row["seconds"])
+        for method, row in results["training"].items()
+    }
+    least = min(x for x, _ in points.values()) / 4
+    greatest = max(max(x for x, _ in points.values()), max(rates.values()) / copy) * 4
+    for kind, rate in rates.items():
+        if kind != "copy":
+            knee = rate / copy
+            axes.plot([least, knee, greatest], [least * copy, rate, rate], label=f"bound, {kind}")
+    for method, (x, y) in points.items():
+        axes.plot(x, y, "o", color="black")
+        axes.annotate(method, (x, y), xytext=(6, -4), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations a byte")
+    axes.set_ylabel("operations a second")
+    axes.set_title("training under the roofline")
+    axes.legend()
+
+
+SUITE = Suite(
+    steps=lambda settings: len(settings.methods) * settings.race_steps(2),
+    measure=measure,
+    table=text,
+    figures={
+        "training-speed": lambda f, results: compared_figure(f, results["training"], "training"),
+        "roofline": roofline,
+    },
+)

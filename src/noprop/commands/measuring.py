@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 from noprop.errors import ConfigError
 from noprop.report.progress import StepsReport
@@ -15,10 +14,10 @@ __all__ = ["bench"]
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """``noprop bench``: tables, ``bench.json`` and figures in ``--out``."""
-    from noprop.bench.figures import draw_bench
+    """``noprop bench``: print tables, and write ``bench.json`` and figures to ``--out``."""
+    from noprop.bench import DEFAULT_SUITES
     from noprop.bench.settings import Settings
-    from noprop.bench.suites import DEFAULT_SUITES, Target, bench_text, run_suites, step_count
+    from noprop.bench.suites import Results, bench_text, draw_bench, run_suites, step_count
     from noprop.files import write_whole
     from noprop.machine import core_count
 
@@ -39,13 +38,14 @@ def bench(arguments: argparse.Namespace) -> int:
         workers=workers,
         rounds=1 if arguments.quick else arguments.rounds,
         seconds=0.2 if arguments.quick else arguments.seconds,
+        target=arguments.target,
+        data_dir=arguments.data_dir,
     )
-    target = Target(arguments.target, arguments.data_dir)
     steps = step_count(settings, suites)
     out = arguments.out or make_free_folder("bench", Path())
     place = out / "bench.json"
     if place.exists():
-        raise ConfigError(f"--out: {out} has a bench.json already; name another folder")
+        raise ConfigError(f"--out: {out} already has a bench.json; choose another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(place, b"{}\n")
@@ -53,16 +53,16 @@ def bench(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out: {out} cannot be made: {error.strerror or error}") from None
     report = StepsReport(steps, quiet=arguments.quiet)
 
-    def keep(results: dict[str, Any]) -> None:
+    def keep(results: Results) -> None:
         write_whole(place, (json.dumps(results, indent=1) + "\n").encode())
 
     try:
-        results = run_suites(settings, suites, report, keep, target)
+        results = run_suites(settings, suites, report, keep)
     finally:
         report.close()
     try:
         paths = draw_bench(results, out)
-    except ConfigError as error:  # figures are an extra; the measurements are not lost for it
+    except ConfigError as error:  # figures are optional: the measurements are printed anyway
         tell(f"no figures: {error}")
         paths = []
     if arguments.json:

@@ -244,6 +244,10 @@ class Method(ABC):
         """
         return None
 
+    def schedule_table(self) -> list[dict[str, Any]]:
+        """Return one row for each level of the noise schedule; none without a schedule."""
+        return []
+
     def facts(self) -> dict[str, float | list[float]]:
         """Return numbers to log after every epoch with the losses, such as those of a schedule."""
         return {}

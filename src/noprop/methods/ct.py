@@ -1,6 +1,6 @@
 r"""NoProp-CT: one network that denoises at every time $t \in [0, 1]$ (Eq. 9, Algorithm 2)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from noprop.methods.chains import NUM_STRETCHES, Chains, initial_latent
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout
 from noprop.samplers import ancestral, euler, heun, probability_flow
-from noprop.schedules import ContinuousSchedule, snr_slope
+from noprop.schedules import ContinuousSchedule, alpha_bar, snr, snr_slope
 
 __all__ = ["ContinuousNoProp", "DenoiserUnit"]
 
@@ -193,6 +193,22 @@ class ContinuousNoProp(Method):
         errors = self.unit.denoising(x, y, t, generator, "snr", "l2", context=prepared)
         ends = self.unit.ends(y, generator)
         return {name: float(v) for name, v in ends.items()} | {"denoising": float(errors.mean())}
+
+    @torch.no_grad()
+    def schedule_table(self) -> list[dict[str, Any]]:
+        """Return the schedule at eleven times."""
+        t = torch.linspace(0, 1, 11, dtype=torch.float64)
+        gamma, slope = self.schedule(t)
+        slope = snr_slope(gamma, slope)
+        weight = self.unit.eta * level_weight(self.unit.weighting, gamma, 0.5 * slope)
+        columns = {
+            "t": t,
+            "alpha_bar": alpha_bar(gamma),
+            "snr": snr(gamma),
+            "snr_slope": slope,
+            "weight": weight,
+        }
+        return [{n: round(v[i].item(), 12) for n, v in columns.items()} for i in range(len(t))]
 
     def facts(self) -> dict[str, float | list[float]]:
         """Of the schedule: see :meth:`ContinuousSchedule.facts`."""

@@ -1,6 +1,7 @@
 r"""NoProp-DT: T blocks, each trained on its own to guess the label (Eqs. 3-8, Algorithm 1)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import DiscreteBlock
 from noprop.readouts import Readout
 from noprop.samplers import ancestral
+from noprop.schedules import alpha_bar, snr
 
 __all__ = ["Block", "DiscreteNoProp", "ReadoutUnit"]
 
@@ -147,7 +149,8 @@ class DiscreteNoProp(Method):
         objective: Objective = "l2",
         readout_passes: int = 1,
     ):
-        self.gamma = gamma
+        self.gamma, self.eta = gamma, eta
+        self.weighting: Weighting = weighting
         self.coefficients = step_coefficients(gamma)
         self.blocks = [
             Block(t, network, embedding, gamma, eta, weighting, objective)
@@ -217,3 +220,16 @@ class DiscreteNoProp(Method):
             for w, b, context in zip(weights, self.blocks, contexts, strict=True)
         )
         return {name: float(v) for name, v in terms.items()} | {"denoising": float(denoising)}
+
+    def schedule_table(self) -> list[dict[str, Any]]:
+        """Return the levels; a block's weight and coefficients lead to its level from the last."""
+        gamma, k = self.gamma, self.coefficients
+        bound = denoising_weights(gamma, 1.0)
+        weights = level_weight(self.weighting, gamma[1:], bound) * self.eta
+        steps = {"a": k.a, "b": k.b, "c": k.c, "weight": weights}
+        levels = zip(alpha_bar(gamma).tolist(), snr(gamma).tolist(), strict=True)
+        return [
+            {"t": t, "alpha_bar": power, "snr": ratio}
+            | {name: v[t - 1].item() if t else None for name, v in steps.items()}
+            for t, (power, ratio) in enumerate(levels)
+        ]

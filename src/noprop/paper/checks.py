@@ -6,7 +6,6 @@ from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, from_mapping, replace
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
-from noprop.method_config import CTConfig, DTConfig, FMConfig
 from noprop.methods.base import Method
 from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import ContinuousBlock, DiscreteBlock
@@ -71,8 +70,7 @@ def _settings(cell: Cell, config: RunConfig) -> str:
     m, paper = config.method, dict(SETTINGS[cell.method])
     if epochs := EPOCHS[cell.method].get(cell.dataset):
         paper["epochs"] = epochs
-    ours = {"T": getattr(m, "num_blocks", None) or getattr(m, "steps", None)}
-    ours["eta"] = getattr(m, "eta", None)
+    ours = {"T": m.chain_length, "eta": getattr(m, "eta", None)}
     ours |= {name: getattr(config.train, name, None) for name in paper if name not in ours}
     others = [f"{n} {ours[n]} for {v}" for n, v in paper.items() if ours[n] != v]
     if m.readout_start != "random":
@@ -87,7 +85,7 @@ def _settings(cell: Cell, config: RunConfig) -> str:
 
 
 def _order(config: RunConfig) -> str:
-    if not isinstance(config.method, DTConfig):
+    if len(config.method.unit_names) == 1:
         return "all parameters in one step"
     if config.train.order == "sequential":
         return "blocks one after another in each epoch (Algorithm 1)"
@@ -97,8 +95,5 @@ def _order(config: RunConfig) -> str:
 def _inference(config: RunConfig) -> str:
     """One chain from noise; that it does not read the label is a test of every method."""
     m = config.method
-    steps = getattr(m, "num_blocks", None) or getattr(m, "steps", None)
-    noise = isinstance(m, DTConfig) or (isinstance(m, CTConfig) and m.sampler == "ancestral")
-    how = "with noise at every step" if noise else "without noise on the way"
-    end = "the nearest embedding" if isinstance(m, FMConfig) else "the readout of z_T"
-    return f"one chain from z_0 ~ N(0, I), T = {steps}, {how}, then {end}"
+    how = "with noise at every step" if m.noise_at_every_step else "without noise on the way"
+    return f"one chain from z_0 ~ N(0, I), T = {m.chain_length}, {how}, then {m.chain_end}"

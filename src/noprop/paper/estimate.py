@@ -14,7 +14,6 @@ from noprop.config import RunConfig, replace
 from noprop.data import SOURCES, Examples, Normalization
 from noprop.evaluate import inputs, prepare
 from noprop.machine import malloc_keeps_memory
-from noprop.method_config import AdjointConfig, BackpropConfig, DTConfig
 from noprop.model import empty_model, ready
 from noprop.paper.cells import Cell
 from noprop.paper.measure import Job
@@ -46,12 +45,6 @@ class Pace:
     step: float
 
 
-def chain_length(config: RunConfig) -> int:
-    """T of inference."""
-    m = config.method
-    return m.num_blocks if isinstance(m, DTConfig | BackpropConfig) else m.steps
-
-
 def measure_pace(cell: Cell, config: RunConfig) -> Pace:
     """Time a cell's steps on made-up images of its data set's shape.
 
@@ -65,14 +58,14 @@ def measure_pace(cell: Cell, config: RunConfig) -> Pace:
     y = torch.arange(IMAGES) % source.num_classes
     names = tuple(map(str, range(source.num_classes)))
     task = Task(source.shape, names, Normalization((0.5,) * channels, (0.25,) * channels))
-    steps = chain_length(config)
-    short = {"method.steps": min(SHORT, steps)} if hasattr(config.method, "steps") else {}
+    steps = config.method.chain_length
+    short = {"method.steps": min(SHORT, steps)} if config.method.one_network else {}
     config = replace(config, {**short, "train.epochs": 1000})
-    longer = steps / chain_length(config)
+    longer = steps / config.method.chain_length
     with _one_thread():
         batch = _batch(config, task, Examples(x, y))
         features, step = _chain(config, task, x[:CHAINS])
-    if isinstance(config.method, AdjointConfig):  # a mini-batch is a chain forward and backward
+    if config.method.trains_chain:  # a mini-batch is a chain forward and backward
         batch *= longer
     return Pace(batch, features, step)
 
@@ -125,7 +118,7 @@ def _chain(config: RunConfig, task: Task, x: torch.Tensor) -> tuple[float, float
         method.predict(batch, generator(0, "unused", device=model.device), prepared=prepared)
 
     seconds = _fastest(chain, synchronize)
-    return features / len(x), seconds / len(x) / chain_length(config)
+    return features / len(x), seconds / len(x) / config.method.chain_length
 
 
 def _synchronizer(device: torch.device) -> Callable[[], None]:
@@ -149,7 +142,7 @@ def seconds_of(job: Job, pace: Pace) -> float:
     config, amounts = job.cell.config(job.scale, job.seed), _amounts(job)
     training = amounts["batches"] * pace.batch
     image = amounts["images"] * pace.features
-    return training + image + amounts["chains"] * chain_length(config) * pace.step
+    return training + image + amounts["chains"] * config.method.chain_length * pace.step
 
 
 def rough_work(job: Job) -> float:
@@ -158,12 +151,13 @@ def rough_work(job: Job) -> float:
     c, h, w = SOURCES[job.cell.dataset].shape
     image = float(c + 8) * h * w  # most of the products are behind the first layer
     is_image = job.cell.embedding not in ("one-hot", "d20")
-    networks = chain_length(config) if isinstance(config.method, DTConfig | BackpropConfig) else 1
+    m = config.method
+    networks = 1 if m.one_network else m.chain_length
     step = image if is_image else 0.02 * image
     batch = config.train.batch_size * 3 * (image * networks * (1 + is_image))
-    if isinstance(config.method, AdjointConfig):
-        batch += config.train.batch_size * 6 * step * chain_length(config)
-    return amounts["batches"] * batch + amounts["chains"] * chain_length(config) * step
+    if m.one_network and m.trains_chain:
+        batch += config.train.batch_size * 6 * step * m.chain_length
+    return amounts["batches"] * batch + amounts["chains"] * m.chain_length * step
 
 
 def _amounts(job: Job) -> dict[str, int]:

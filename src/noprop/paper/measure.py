@@ -10,7 +10,7 @@ import torch
 
 from noprop import api
 from noprop.build import RunData, choose_device, unit_names
-from noprop.config import RunConfig, reading_fields, replace, to_mapping
+from noprop.config import RunConfig, inference_fields, replace, to_mapping
 from noprop.data import SOURCES
 from noprop.evaluate import evaluate
 from noprop.files import write_whole
@@ -134,7 +134,7 @@ def _once(path: Path, score: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read(folder: Path, config: RunConfig, **changes: Any) -> TrainedModel:
-    parts = (name.split(".") for name in reading_fields(config))
+    parts = (name.split(".") for name in inference_fields(config))
     fields = {f"{table}.{name}": getattr(getattr(config, table), name) for table, name in parts}
     fields |= {f"evaluation.{name}": value for name, value in changes.items()}
     return api.load(folder, overrides=fields)
@@ -153,8 +153,8 @@ def _extent(cell: Cell, config: RunConfig, data: RunData) -> dict[str, tuple[int
         "train": (len(data.train), images),
         "test": (len(data.test), sizes[1]),
     }
-    if steps := getattr(config.method, "steps", None):
-        extent["steps"] = (steps, getattr(paper.method, "steps"))  # noqa: B009
+    if config.method.one_network:
+        extent["steps"] = (config.method.chain_length, paper.method.chain_length)
     return extent
 
 

@@ -66,8 +66,8 @@ class Scale:
             changes["data.train_size"] = int(wanted)
         if self.test is not None:
             changes["data.test_size"] = self.test
-        if self.steps is not None and hasattr(config.method, "steps"):
-            changes["method.steps"] = min(self.steps, getattr(config.method, "steps"))  # noqa: B009
+        if self.steps is not None and config.method.one_network:
+            changes["method.steps"] = min(self.steps, config.method.chain_length)
         return replace(config, changes)
 
 

@@ -8,14 +8,9 @@ ones do not: so a mesh has several along data only where there are more processe
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from noprop.build import unit_names
 from noprop.config import RunConfig
 
 __all__ = ["Layout", "choose_layout", "deal", "unit_costs"]
-
-# Seconds of a readout's pass over the training set by those of a block's, which reads images:
-# Fig. 5 on MNIST, T = 10 (docs/speed.md).
-READOUT = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,10 @@ class Layout:
 
 def unit_costs(config: RunConfig) -> dict[str, float]:
     """Time of each unit in an epoch, that of a block being 1."""
-    names = unit_names(config)
-    passes = max(1, len(names) - 1) if config.train.order == "sequential" else 1
-    return {name: READOUT * passes if name == "readout" else 1.0 for name in names}
+    costs = config.method.unit_costs
+    networks = [name for name, cost in costs.items() if cost >= 1]
+    passes = len(networks) if config.train.order == "sequential" else 1
+    return {name: cost if name in networks else cost * passes for name, cost in costs.items()}
 
 
 def deal(

@@ -4,7 +4,7 @@ Two orders of the updates, which are different algorithms when something is shar
 ``sequential`` (Algorithm 1) is, in each epoch, every mini-batch for block 1, then for block 2, …;
 shared parameters then descend Eq. 61, block t's loss and the readout's on one mini-batch, for
 without the readout's nothing keeps embeddings apart (nor does one that tells the classes from its
-start; see :func:`noprop.build.settle_method`). ``parallel`` shows each mini-batch to every unit,
+start; see :func:`noprop.build.resolve_auto`). ``parallel`` shows each mini-batch to every unit,
 and moves shared parameters once a mini-batch, by the gradient of Eq. 8 (blocks weighted 1/T, the
 readout 1).
 """

@@ -1,11 +1,11 @@
 """T blocks on P machines on paper (docs/scaling.md), checked against small runs on this machine.
 
-    python benchmarks/scaling.py measure                # constants and runs: results/scaling.json
-    python benchmarks/scaling.py check                  # predicted beside measured
-    python benchmarks/scaling.py predict                # hours and traffic, MNIST's block
-    python benchmarks/scaling.py predict --workload large --mtbf-hours inf 50700
-    python benchmarks/scaling.py predict --blocks 40 --machines 8 --gbit 10 --mtbf-hours 1000
-    python benchmarks/scaling.py figures                # docs/images/scaling-*.png
+    python studies/scaling.py measure                # constants and runs: results/scaling.json
+    python studies/scaling.py check                  # predicted beside measured
+    python studies/scaling.py predict                # hours and traffic, MNIST's block
+    python studies/scaling.py predict --workload large --mtbf-hours inf 50700
+    python studies/scaling.py predict --blocks 40 --machines 8 --gbit 10 --mtbf-hours 1000
+    python studies/scaling.py figures                # docs/images/scaling-*.png
 
 The runs are of two processes of one thread each, which talk over the loopback.
 """
@@ -22,6 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from noprop.bench.contestants import Contestant
+from noprop.machine import describe_machine
+from scaling_model.cluster import Machine, Workload, all_reduce
+from scaling_model.forecast import Forecast
+from scaling_model.methods import data_parallel, noprop_fixed, noprop_learned, pipeline
 from scaling_runs import (
     BATCHES,
     CLASSES,
@@ -36,12 +41,6 @@ from scaling_runs import (
     split,
 )
 from scaling_tables import check_table, constants_table, draw_figures, predict_text
-
-from noprop.bench.cluster import Machine, Workload, all_reduce
-from noprop.bench.contestants import Contestant
-from noprop.bench.forecast import Forecast
-from noprop.bench.scaling import data_parallel, noprop_fixed, noprop_learned, pipeline
-from noprop.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "scaling.json"
@@ -70,7 +69,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "measure":
         found = measure(given.rounds, given.seconds)
-        found["command"] = "python benchmarks/scaling.py " + " ".join(sys.argv[1:])
+        found["command"] = "python studies/scaling.py " + " ".join(sys.argv[1:])
         given.out.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(given.out.read_text())
     if given.what in ("measure", "check"):
@@ -110,9 +109,7 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
     return found
 
 
-def together(
-    build: Callable[[dict[str, Any]], Work], file: Path, settings: list[dict[str, Any]]
-) -> Contestant:
+def together(build: Callable[..., Work], file: Path, settings: list[dict[str, Any]]) -> Contestant:
     """Processes that find each other by a file; one alone has no group."""
     about = {"file": str(file), "world": len(settings)} if len(settings) > 1 else {}
     return Contestant(build, *({**s, **about, "rank": i} for i, s in enumerate(settings)))

@@ -4,8 +4,8 @@ Every variant changes some fields of a recipe, is trained for a few epochs and s
 validation part alone, in every way of predicting; the test part is never read. A line of JSON per
 run is appended to ``--out``, and a run whose line is there is not made again.
 
-    python benchmarks/ablation.py mnist ct --epochs 2
-    python benchmarks/ablation.py mnist ct --table      # what was found so far, as Markdown
+    python studies/ablation.py mnist ct --epochs 2
+    python studies/ablation.py mnist ct --table      # what was found so far, as Markdown
 """
 
 import argparse

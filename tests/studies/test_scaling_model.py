@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noprop.bench.cluster import Machine, Workload, all_reduce, bubble, slowest
-from noprop.bench.failures import (
+from scaling_model.cluster import Machine, Workload, all_reduce, bubble, slowest
+from scaling_model.failures import (
     Recovery,
     daly_interval,
     expected_seconds,
@@ -18,7 +18,7 @@ from noprop.bench.failures import (
     simulate,
     young_interval,
 )
-from noprop.bench.scaling import (
+from scaling_model.methods import (
     best_pipeline,
     data_parallel,
     noprop_fixed,

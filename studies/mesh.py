@@ -1,7 +1,7 @@
 """Two processes against one where they must talk: W_Embed's gradient, or shards of a mini-batch.
 
-    python benchmarks/mesh.py                 # MNIST; a line for each in results/mesh.jsonl
-    python benchmarks/mesh.py --rounds 5
+    python studies/mesh.py                 # MNIST; a line for each in results/mesh.jsonl
+    python studies/mesh.py --rounds 5
 
 Seconds are those of training alone, of the slower process. The two take turns, and a ratio is of
 one round. ``noprop bench scaling`` has processes that share nothing.

@@ -1,7 +1,7 @@
 """Whether bf16 costs accuracy: the same runs in float32 and bf16, on the validation part.
 
-    python benchmarks/precision.py --dataset mnist --epochs 1
-    python benchmarks/precision.py --table
+    python studies/precision.py --dataset mnist --epochs 1
+    python studies/precision.py --table
 
 Each line of results/precision.jsonl is one run; those that are there are not made again.
 """

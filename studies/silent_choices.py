@@ -5,8 +5,8 @@ while and scored on the validation part alone: the test part is never read. A se
 split, so variants of one seed see the same examples, and differences are taken seed by seed. A line
 of JSON per run is appended to ``--out``, and a run whose line is there is not made again.
 
-    python benchmarks/silent_choices.py mnist --seeds 2
-    python benchmarks/silent_choices.py mnist --table    # what was found so far, as Markdown
+    python studies/silent_choices.py mnist --seeds 2
+    python studies/silent_choices.py mnist --table    # what was found so far, as Markdown
 """
 
 import argparse

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from noprop.bench.cluster import Machine, Workload
-from noprop.bench.failures import Recovery, daly_interval, finish_bound
+from scaling_model.cluster import Machine, Workload
+from scaling_model.failures import Recovery, daly_interval, finish_bound
 
 __all__ = ["Forecast", "Plan", "forecast"]
 

@@ -86,7 +86,7 @@ def noised(u: Tensor) -> Tensor:
 # -- constants -------------------------------------------------------------------------------------
 
 
-def build_costs(settings: dict[str, Any]) -> Work:
+def build_costs(**settings: Any) -> Work:
     """Median seconds of a block's forward pass, backward pass and update, for every batch size.
 
     The blocks of a network in turn, so that no block's weights are still in the cache.
@@ -123,7 +123,7 @@ def build_costs(settings: dict[str, Any]) -> Work:
     return work
 
 
-def build_links(settings: dict[str, Any]) -> Work:
+def build_links(**settings: Any) -> Work:
     """Median seconds, for every size: a message one way, one each way at once, an all-reduce."""
     begin(settings)
     rank = settings["rank"]
@@ -162,7 +162,7 @@ def build_links(settings: dict[str, Any]) -> Work:
 # -- the four ways of training ---------------------------------------------------------------------
 
 
-def build_noprop(settings: dict[str, Any]) -> Work:
+def build_noprop(**settings: Any) -> Work:
     """NoProp-DT, one-hot; where a block has several processes they average its gradient."""
     begin(settings)
     images, batch = Images(settings.get("rank", 0)), settings["batch"]
@@ -184,7 +184,7 @@ def build_noprop(settings: dict[str, Any]) -> Work:
     return work
 
 
-def build_learned(settings: dict[str, Any]) -> Work:
+def build_learned(**settings: Any) -> Work:
     """NoProp-DT with learned embeddings in parallel order, its gradient added up along a chain.
 
     A short form for time alone: no readout, no weights of the losses.
@@ -239,7 +239,7 @@ class Chain(nn.Module):
         return self.readout(z)
 
 
-def build_data_parallel(settings: dict[str, Any]) -> Work:
+def build_data_parallel(**settings: Any) -> Work:
     """Backprop through all blocks; torch's DistributedDataParallel where there are several."""
     begin(settings)
     images, batch = Images(settings.get("rank", 0)), settings["batch"]
@@ -259,7 +259,7 @@ def build_data_parallel(settings: dict[str, Any]) -> Work:
     return work
 
 
-def build_pipeline(settings: dict[str, Any]) -> Work:
+def build_pipeline(**settings: Any) -> Work:
     """Backprop by GPipe's schedule: all micro-batches forwards, then all backwards."""
     begin(settings)
     images, rank, last = Images(), settings["rank"], settings["world"] - 1

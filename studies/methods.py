@@ -4,8 +4,8 @@ Each recipe is trained by ``noprop train`` in a process of its own, one worker o
 scored on the test part; nothing is chosen here. A line of JSON per recipe is appended to ``--out``,
 and one that is there is not made again.
 
-    python benchmarks/methods.py                # measure, and print the table
-    python benchmarks/methods.py --only ct fm
+    python studies/methods.py                # measure, and print the table
+    python studies/methods.py --only ct fm
 """
 
 import argparse

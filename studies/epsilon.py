@@ -1,6 +1,6 @@
 """What the clamp ε of the cosine schedule does to accuracy, on the validation part.
 
-python benchmarks/epsilon.py --dataset mnist --epochs 1 --seeds 1
+python studies/epsilon.py --dataset mnist --epochs 1 --seeds 1
 """
 
 import argparse

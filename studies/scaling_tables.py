@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scaling_runs import BATCHES, make_block
 
-from noprop.bench.cluster import Machine, Workload
-from noprop.bench.forecast import Forecast
-from noprop.bench.scaling import best_pipeline, data_parallel, noprop_fixed, noprop_learned
 from noprop.report.pictures import draw, save_pictures
+from scaling_model.cluster import Machine, Workload
+from scaling_model.forecast import Forecast
+from scaling_model.methods import best_pipeline, data_parallel, noprop_fixed, noprop_learned
+from scaling_runs import BATCHES, make_block
 
 # MNIST's block of Table 5, the paper's 100 epochs and batch, on the 54,000 images trained on.
 SMALL = Workload(

@@ -2,8 +2,8 @@
 
 Nothing of the image is read, and nothing is trained.
 
-    python benchmarks/noise_levels.py mnist            # each level, each kind of embeddings
-    python benchmarks/noise_levels.py --run RUN        # z_0 of a trained run of NoProp-CT
+    python studies/noise_levels.py mnist            # each level, each kind of embeddings
+    python studies/noise_levels.py --run RUN        # z_0 of a trained run of NoProp-CT
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import noprop
-from noprop.build import build_embedding, load_data, settle_method
+from noprop.build import build_embedding, load_data, resolve_auto
 from noprop.config import replace
 from noprop.diffusion import sample_latent
 from noprop.methods.ct import ContinuousNoProp
@@ -51,7 +51,7 @@ def main() -> None:
         config = RECIPES[f"{arguments.dataset}-dt{kind}"]
         data = load_data(config, arguments.data_dir)
         embedding = build_embedding(config, data.task, data.train)
-        auto: Any = settle_method(replace(config, {"method.gamma_shift": "auto"}), embedding)
+        auto: Any = resolve_auto(replace(config, {"method.gamma_shift": "auto"}), embedding)
         for shift in (0.0, float(auto.method.gamma_shift)):
             levels = [accuracy(embedding.weight.detach(), g) for g in cosine_gamma(10) + shift]
             print(config.recipe, f"{shift:.2f}:", *(f"{level:.1f}" for level in levels))

@@ -1,0 +1,161 @@
+"""Suite ``prediction``: images a second compared with the plain chain, and the cost of more chains.
+
+Ours is ``TrainedModel.predict`` as anyone calls it, with the weights a network begins with: the
+features of x are computed once, the parts of the head's first layer for x and t once, and chunks of
+500 images run in parallel. The plain chain reads the images again at every step; it is timed over a
+few of its steps, each of which costs the same. Both run the mean chain in their default precision.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop.bench.contestants import Contestant, race, ratios
+from noprop.bench.display import compared_figure, compared_table, shown
+from noprop.bench.plain import plain_inference, plain_training
+from noprop.bench.rates import product_kind
+from noprop.bench.roofline import count
+from noprop.bench.settings import Settings
+from noprop.bench.suites import Progress, Results, Suite
+from noprop.config import replace
+from noprop.evaluate import inputs, prepare
+from noprop.model import Model, empty_model, ready
+from noprop.trained_model import TrainedModel
+
+__all__ = ["SUITE"]
+
+CHUNK = 500  # images in a batch of the plain chain, as in ours
+PLAIN_STEPS = 3
+MANY = 10
+
+
+def measure(settings: Settings, results: Results, progress: Progress) -> None:
+    """Measure images a second of both, how many times as fast ours is, and the share of the bound.
+
+    The chains of ``ct``, ``fm`` and ``adjoint`` have ``settings.steps`` steps. The bound is that of
+    the features' products in the precision of training, and of the chain's in float32.
+    """
+    rates = results["rates"]
+    found = results["prediction"] = {}
+    for method in settings.methods:
+        common = {"bench": settings, "method": method}
+        steps = chain_length(settings, method)
+        made = steps if method in ("dt", "backprop") else min(PLAIN_STEPS, steps)
+        timings = race(
+            {
+                "ours": Contestant(_build_ours, common),
+                "plain": Contestant(_build_plain, {**common, "made": made}),
+            },
+            rounds=settings.rounds,
+            seconds=settings.seconds,
+            progress=lambda text, method=method: progress(f"prediction {method}: {text}"),
+        )
+        plain_images = min(CHUNK, settings.images) * made / steps
+        images = {"ours": settings.images, "plain": plain_images}
+        features, chain = count_prediction(settings, method)
+        bound = features / rates[product_kind()] + chain / rates["float32"]
+        speed = {name: t.rate(images[name]) for name, t in timings.items()}
+        scale = settings.images / plain_images
+        found[method] = {
+            "steps": steps,
+            "images_per_second": speed,
+            "ours_over_plain": ratios(timings["ours"], timings["plain"], scale),
+            "operations": features + chain,  # of an image
+            "share_of_bound": bound * speed["ours"]["median"],
+        }
+    if "dt" in settings.methods:
+        results["chains"] = measure_chains(settings, progress)
+
+
+def measure_chains(settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Measure the cost of ten chains with noise of NoProp-DT, which share the features."""
+    common = {"bench": settings, "method": "dt", "noise": True}
+    timings = race(
+        {str(k): Contestant(_build_ours, {**common, "samples": k}) for k in (1, MANY)},
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        progress=lambda text: progress(f"chains: {text}"),
+    )
+    return {
+        "chains": MANY,
+        "images_per_second": {k: t.rate(settings.images) for k, t in timings.items()},
+        "cost_over_one": ratios(timings["1"], timings[str(MANY)]),
+    }
+
+
+def chain_length(settings: Settings, method: str) -> int:
+    """Return T in prediction."""
+    return settings.blocks if method in ("dt", "backprop") else settings.steps
+
+
+def model_of(settings: Settings, method: str) -> Model:
+    """Build an untrained model that is ready to predict."""
+    config = settings.config(method)
+    if method == "adjoint":
+        config = replace(config, {"method.steps": settings.steps})
+    model = empty_model(config, settings.task, None)
+    ready(model)
+    return model
+
+
+def _build_ours(
+    bench: Settings, method: str, samples: int = 1, noise: bool = False
+) -> Callable[[int], None]:
+    torch.set_num_threads(bench.workers)
+    model = TrainedModel(Path("unused"), model_of(bench, method))
+    x, _ = bench.data(bench.images)
+
+    def work(units: int) -> None:
+        for _ in range(units):
+            model.predict(x, samples=samples, noise=noise, average="readout")
+
+    return work
+
+
+def _build_plain(bench: Settings, method: str, made: int) -> Callable[[int], None]:
+    steps = chain_length(bench, method)
+    _, networks = plain_training(method, bench.shape, bench.classes, steps)
+    chain = [network.eval() for network in networks[:-1]]  # the last is the readout
+    x = bench.data(min(CHUNK, bench.images))[0].float() / 255
+
+    def work(units: int) -> None:
+        for _ in range(units):
+            plain_inference(method, chain, x, steps, made)
+
+    return work
+
+
+def count_prediction(settings: Settings, method: str) -> tuple[float, float]:
+    """Count the operations of an image: of the features, and of the mean chain that follows."""
+    model = model_of(settings, method)
+    x, draws = inputs(model, settings.data(CHUNK)[0]), torch.Generator()
+    features = count(lambda: prepare(model, x))
+    prepared = prepare(model, x)
+    chain = count(lambda: model.method.predict(x, draws, noise=False, prepared=prepared))
+    return features.operations / CHUNK, chain.operations / CHUNK
+
+
+def text(results: Results) -> str:
+    """Return the comparison with the plain chain, and the cost of more chains."""
+    what = "prediction: the mean chain; features as in training, chains in float32"
+    lines = [f"{what}\n{compared_table(results['prediction'])}"]
+    if chains := results.get("chains"):
+        cost = shown(chains["cost_over_one"], 2)
+        lines.append(f"dt, {chains['chains']} chains with noise cost {cost} times one")
+    return "\n\n".join(lines)
+
+
+SUITE = Suite(
+    steps=lambda settings: (
+        settings.race_steps(2) * (len(settings.methods) + ("dt" in settings.methods))
+    ),
+    measure=measure,
+    table=text,
+    figures={
+        "prediction-speed": lambda f, results: compared_figure(
+            f, results["prediction"], "prediction"
+        )
+    },
+)

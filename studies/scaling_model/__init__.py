@@ -1,0 +1,1 @@
+"""Time, traffic and memory of T blocks on P machines, on paper (docs/scaling.md)."""
