@@ -67,7 +67,7 @@ Block = TypeVar("Block", DiscreteBlock, ContinuousBlock)
 
 @dataclass(frozen=True)
 class Task:
-    """What the networks must know of the data: enough to build them without it."""
+    """The properties of the data that are needed to build networks without the data."""
 
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
@@ -82,7 +82,7 @@ class Task:
 
 @dataclass(frozen=True)
 class RunData:
-    """The three parts, and what they say of the task. The test part is for ``evaluate`` alone."""
+    """The three parts and the task. Only ``evaluate`` reads the test part."""
 
     task: Task
     train: Examples
@@ -103,10 +103,10 @@ def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
 
 
 def _normalization(config: RunConfig, x: Tensor) -> Normalization:
-    """Of the training part, or what takes pixels to 0..1 or -1..1.
+    """Return the statistics of the training part, or those that map pixels to 0..1 or -1..1.
 
     Raises:
-        ConfigError: If features, which may lie anywhere, are to be taken for pixels.
+        ConfigError: If a range of pixels is chosen for features, which have no fixed range.
     """
     kind = config.data.normalization
     if kind == "standard":
@@ -121,10 +121,10 @@ def _normalization(config: RunConfig, x: Tensor) -> Normalization:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA, else MPS, else the CPU.
+    """Return the device of a name; ``auto`` is CUDA, else MPS, else the CPU.
 
     Raises:
-        ConfigError: If there is no such device on this machine.
+        ConfigError: If this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -142,7 +142,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether convolutions and products run in bf16: ``auto`` where there are instructions for it.
+    """Return whether convolutions and products run in bf16; ``auto`` if the device supports it.
 
     Without them bf16 on a CPU is emulated and several times slower than float32.
     """
@@ -161,13 +161,13 @@ def unit_names(config: RunConfig) -> list[str]:
 
 
 def build_embedding(config: RunConfig, task: Task, train: Examples | None) -> Embedding:
-    """W_Embed as it is before training.
+    """Return W_Embed as it is before training.
 
     Args:
-        config: the run.
-        task: what is classified.
-        train: the training part, in which prototypes are searched; without it they are zeros, to be
-            filled from a checkpoint.
+        config: The run.
+        task: The task.
+        train: The training part, from which prototypes are chosen; without it prototypes are
+            random, to be filled from a checkpoint.
 
     Raises:
         ConfigError: If two classes get the same embedding, for then no latent tells them apart.
@@ -203,7 +203,7 @@ def _norm(c: MethodConfig, task: Task, train: Examples | None) -> float:
 
 
 def _equal_rows(weight: Tensor) -> tuple[int, int] | None:
-    """Two rows that are one point as far as float32 can tell, or None."""
+    """Return two rows that are equal in float32, or None."""
     lengths, least = separation(weight)
     if least > 1e-6 * float(lengths.max()):
         return None
@@ -272,15 +272,15 @@ def build_method(
     factory: EncoderFactory | None = None,
     only: str | None = None,
 ) -> Method:
-    """The method of a run, freshly initialised; each part's start depends on its name alone.
+    """Return the initialised method of a run; each part's start depends only on seed and name.
 
     Args:
-        config: the run.
-        task: what is classified.
+        config: The run.
+        task: The task.
         embedding: W_Embed; the method shares it.
-        factory: makes the user's own encoder, for ``method.encoder = "custom"``.
-        only: of NoProp-DT, build this unit and leave every other without weights, so that training
-            one block needs the memory of one.
+        factory: Function that makes the user's own encoder, for ``method.encoder = "custom"``.
+        only: The only unit of NoProp-DT to build, so that training one block needs the memory of
+            one; by default all.
 
     Raises:
         ConfigError: If the settings do not fit together or do not suit the data.
@@ -363,7 +363,7 @@ BUILDERS: Mapping[type[MethodConfig], Callable[[Any, "_Parts"], Method]] = {
 
 @dataclass(frozen=True)
 class _Parts:
-    """Networks and readouts as a configuration wants them, each seeded by its own name."""
+    """Networks and readouts of a configuration, each seeded by its own name."""
 
     config: RunConfig
     task: Task
@@ -373,7 +373,7 @@ class _Parts:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(d,), or an image's where d is that of an image (Section 2.3.2)."""
+        """(d,), or the shape of an image if d is the size of one (Section 2.3.2)."""
         dim, shape = self.embedding.weight.shape[1], self.task.shape
         kind = self.config.method.embedding
         as_large = len(shape) == 3 and dim == torch.Size(shape).numel() and kind != "one-hot"
@@ -405,7 +405,7 @@ class _Parts:
             )
 
     def readout(self) -> Readout:
-        """The readout as it is before training."""
+        """Return the readout as it is before training."""
         c = self.config.method
         weight = self.embedding.weight.detach()
         with seeded(derive_seed(self.config.train.seed, "init", block="readout")):

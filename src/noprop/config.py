@@ -337,7 +337,7 @@ METHODS = {cls.name: cls for cls in typing.get_args(AnyMethod)}
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class DataConfig:
-    """Which examples, and how they are divided."""
+    """The examples and their division."""
 
     dataset: Text = option("digits", "name, folder of class folders, or .npz file")
     image_size: Annotated[int, Field(ge=1, le=1024)] | None = option(
@@ -360,7 +360,7 @@ class DataConfig:
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class TrainConfig:
-    """How the units are trained."""
+    """The training of the units."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = option(5, "passes over the training set")
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = option(128, "examples a step")
@@ -403,7 +403,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class EvaluationConfig:
-    """How the trained chain is read."""
+    """The evaluation of a trained run."""
 
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = option(5, "K, chains to average")
     runs: Steps = option(5, "inference runs behind each mean ± standard error")
@@ -412,7 +412,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class RunConfig:
-    """Everything a run depends on."""
+    """Everything that a run depends on."""
 
     # It names a folder, and must not lead out of the one that this is in.
     recipe: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)] = option(
@@ -441,7 +441,7 @@ class RunConfig:
 
 
 def fields_of(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """Every leaf field: its dotted name, type, default and help; those of all methods once each."""
+    """Yield the dotted name, type, default and help of every field; each method field once."""
     for f in dataclasses.fields(cls):
         if f.name == "method":
             yield from _method_fields()
@@ -452,7 +452,7 @@ def fields_of(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _method_fields() -> Iterator[tuple[str, Any, Any, str]]:
-    """A field that not every method has says which do; ``name`` comes first."""
+    """Yield the fields of all methods, ``name`` first; a help text names the methods if not all."""
     yield "method.name", Literal[*METHODS], "dt", "the method: " + ", ".join(METHODS)
     seen = {"name"}
     for cls in METHODS.values():
@@ -465,7 +465,7 @@ def _method_fields() -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def methods_with(name: str) -> list[str]:
-    """The methods that have a field."""
+    """Return the names of the methods that have a field."""
     return [m for m, cls in METHODS.items() if name in {f.name for f in dataclasses.fields(cls)}]
 
 
@@ -477,13 +477,13 @@ def inference_fields(config: RunConfig) -> list[str]:
 
 
 def parse_value(name: str, text: str) -> Any:
-    """The text of ``--set name=text`` as TOML would read it.
+    """Return the value of ``--set name=text``, read as TOML.
 
-    A bare word is a string, and so is whatever is given for a field of text; ``on`` and ``off``
-    will do for true and false.
+    A bare word is a string, and so is any value of a text field; ``on`` and ``off`` mean true and
+    false.
 
     Raises:
-        ConfigError: If there is no such field; the message names the nearest.
+        ConfigError: If the field does not exist; the message names the nearest one.
     """
     types_by_name = {n: t for n, t, _, _ in fields_of()}
     if name not in types_by_name:
@@ -502,9 +502,9 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def unknown_field(name: str, known: list[str]) -> str:
-    """An error's words: the nearest known field, by its whole name or its last part.
+    """Return an error message with the nearest known field, by its whole name or its last part.
 
-    A table is told from a field.
+    The message for a table of fields is another one.
     """
     if inside := [k for k in known if k.startswith(f"{name}.")]:
         return f"{name} is a table of fields; set one of them, such as {inside[0]}"
@@ -515,7 +515,7 @@ def unknown_field(name: str, known: list[str]) -> str:
 
 
 def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """The configuration with some dotted fields changed, validated anew.
+    """Return the configuration with some dotted fields changed, validated again.
 
     Raises:
         ConfigError: If a field is unknown or a value out of range.
@@ -543,7 +543,7 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
-    """Nested dictionaries of plain values, without the fields that are None: TOML has no null."""
+    """Return nested dictionaries of plain values, without None, because TOML has no null."""
 
     def drop_none(value: Any) -> Any:
         if isinstance(value, dict):
@@ -554,10 +554,10 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "") -> RunConfig:
-    """A validated configuration.
+    """Return a validated configuration.
 
     Raises:
-        ConfigError: One line naming the field, what was wanted and what came.
+        ConfigError: One line with the field, the wanted and the given value.
     """
     where = f"{source}: " if source else ""
     filled = dict(mapping)
@@ -572,7 +572,7 @@ def from_mapping(mapping: Mapping[str, Any], source: str = "") -> RunConfig:
 
 
 def _first_error(error: ValidationError) -> str:
-    """One line: the field, what was wanted and what came."""
+    """Return one line with the field, the wanted and the given value."""
     first = error.errors()[0]
     parts = [part for part in first["loc"] if isinstance(part, str)]
     method = parts.pop(1) if parts[0] == "method" and len(parts) > 1 else "dt"
@@ -591,7 +591,7 @@ def _first_error(error: ValidationError) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as Python writes it, cut where that is long."""
+    """Return a value as Python writes it, cut if that is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4300 digits; deep nesting
@@ -600,15 +600,16 @@ def _short(value: Any) -> str:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The complete configuration as TOML."""
+    """Return the complete configuration as TOML."""
     return tomli_w.dumps(to_mapping(config))
 
 
 def from_toml(path: Path) -> RunConfig:
-    """Read a configuration file; fields it does not mention have their defaults.
+    """Read a configuration file; missing fields have their defaults.
 
     Raises:
-        ConfigError: If the file cannot be read, is no TOML, or a field is unknown or out of range.
+        ConfigError: If the file cannot be read, is not TOML, or has a field that is unknown or out
+            of range.
     """
     try:
         with open_regular(path) as file:

@@ -86,9 +86,9 @@ def sample_latent(
     r"""Draw $z \sim q(z | y) = \mathcal{N}(\sqrt{\bar\alpha}\, u_y, (1 - \bar\alpha) I)$ (Eq. 6).
 
     Args:
-        u: embeddings of the batch's labels, shape (B, d).
+        u: Embeddings of the batch's labels, shape (B, d).
         gamma: $-\log\mathrm{SNR}$ of the level: a scalar shared by the batch, or one each, (B,).
-        generator: source of the noise, on the device of ``u``.
+        generator: Source of the noise, on the device of ``u``.
     """
     noise = torch.empty_like(u).normal_(generator=generator)
     gamma = gamma[..., None]  # (B, 1): a level of its own for each row
@@ -142,7 +142,7 @@ def prior_kl(u: Float[Tensor, "batch dim"], gamma: Float[Tensor, ""]) -> Float[T
     terms cancel to second order in $\bar\alpha_0$.
 
     Args:
-        u: embeddings of the batch's labels, shape (B, d).
+        u: Embeddings of the batch's labels, shape (B, d).
         gamma: $\gamma_0$, a scalar.
     """
     alpha_bar = torch.sigmoid(-gamma)

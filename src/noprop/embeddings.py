@@ -1,4 +1,4 @@
-r"""Class embeddings $W_\mathrm{Embed}$ (m, d): how a label becomes a point that bears noise.
+r"""Class embeddings $W_\mathrm{Embed}$ (m, d): the points to which noise is added.
 
 The paper's three kinds (Section 2.2.1, Fig. 7): one-hot, a table of d numbers a class (started
 orthogonal or random, then trained), and prototypes, where a class starts at its most typical
@@ -29,21 +29,21 @@ Objective = Literal["l2", "cross-entropy"]
 
 
 def one_hot_embeddings(num_classes: int) -> Float[Tensor, "classes dim"]:
-    """The identity: d = m."""
+    """Return the identity: d = m."""
     return torch.eye(num_classes)
 
 
 def random_embeddings(
     num_classes: int, dim: int, generator: torch.Generator
 ) -> Float[Tensor, "classes dim"]:
-    """Standard normal rows over √d, so that each has length one on average whatever d is."""
+    """Return standard normal rows over √d, so that each has length one on average whatever d is."""
     return torch.empty(num_classes, dim).normal_(generator=generator) / dim**0.5
 
 
 def orthogonal_embeddings(
     num_classes: int, dim: int, generator: torch.Generator
 ) -> Float[Tensor, "classes dim"]:
-    """Rows of length one: orthogonal where d ≥ m, else as far as the space allows.
+    """Return rows of length one: orthogonal if d ≥ m, else as far as the space allows.
 
     For d < m the rows are the columns of an orthonormal basis, stretched to length one: a tight
     frame.
@@ -60,18 +60,18 @@ def class_medoids(
     chunk_bytes: int = 64 * 2**20,
     candidates: int = 16,
 ) -> Int64[Tensor, " classes"]:
-    """The most typical example of each class: least **median** distance to the others of its class.
+    """Return the example of each class with the least **median** distance to the others of it.
 
     Distances come from products of chunks of rows, so a class of 45 000 images never needs its full
     distance matrix. The products are float32; the best few candidates are measured again, exactly,
     in float64, so that cancellation cannot choose.
 
     Args:
-        x: examples, shape (n, …), on any device.
-        y: labels in 0..num_classes-1.
+        x: Examples, shape (n, …), on any device.
+        y: Labels in 0..num_classes-1.
         num_classes: m.
-        chunk_bytes: memory for one chunk of distances, in bytes.
-        candidates: how many of the best are measured again in float64.
+        chunk_bytes: Memory for one chunk of distances, in bytes.
+        candidates: Number of the best examples that are measured again in float64.
 
     Returns:
         Index into ``x`` of each class's medoid, shape (m,).
@@ -121,11 +121,11 @@ def _medoid(points: Float[Tensor, "n dim"], chunk_bytes: int, candidates: int) -
 
 
 class Embedding(nn.Module):
-    """The table itself: a buffer when fixed, a shared parameter when learned.
+    """The table W_Embed: a buffer when fixed, a shared parameter when learned.
 
     Args:
         weight: W_Embed, shape (m, d).
-        learned: whether the losses of the units train it.
+        learned: Whether the losses of the units train the table.
     """
 
     weight: Tensor
@@ -143,15 +143,15 @@ class Embedding(nn.Module):
         return isinstance(self.weight, nn.Parameter)
 
     def forward(self, y: Int64[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
-        """u_y, the embeddings of a batch's labels."""
+        """Return u_y, the embeddings of a batch's labels."""
         return self.weight[y]
 
     def expectation(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch dim"]:
-        """û = softmax(logits) @ W_Embed, a convex combination of the embeddings (Section 2.3.2)."""
+        """Return û = softmax(logits) @ W_Embed, a convex combination of rows (Section 2.3.2)."""
         return self.combination(logits.to(self.weight.dtype).softmax(dim=1))
 
     def combination(self, weights: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch dim"]:
-        """Weights @ W_Embed, for weights of any sign and size, as those of a velocity."""
+        """Return weights @ W_Embed, for weights of any sign and size, as those of a velocity."""
         # Autocast would round it to bf16, and with it every small error that a loss is made of.
         with torch.autocast(weights.device.type, enabled=False):
             return weights.to(self.weight.dtype) @ self.weight
@@ -177,12 +177,12 @@ def denoising_error(
 def nearest_class(
     z: Float[Tensor, "batch dim"], weight: Float[Tensor, "classes dim"]
 ) -> Int64[Tensor, " batch"]:
-    """The class whose embedding is nearest to each latent."""
+    """Return the class whose embedding is nearest to each latent."""
     return (0.5 * weight.square().sum(dim=1) - z @ weight.T).argmin(dim=1)
 
 
 def greatest_distance(weight: Float[Tensor, "classes dim"]) -> float:
-    r"""The greatest distance between two embeddings, in float64.
+    r"""Return the greatest distance between two embeddings, in float64.
 
     At most $D^2 e^{-\gamma}$ separates the means of two classes in $z_t$, as a squared number of
     standard deviations: where that is small, $z_t$ does not tell the label.
@@ -194,7 +194,7 @@ def greatest_distance(weight: Float[Tensor, "classes dim"]) -> float:
 def separation(
     weight: Float[Tensor, "classes dim"],
 ) -> tuple[Float[Tensor, " classes"], float]:
-    """The length of every embedding and the least distance of two: a collapse shows in both."""
+    """Return the length of every embedding and the least distance of two; both show a collapse."""
     weight = weight.detach().cpu().double()  # not every device has float64
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
     distances.fill_diagonal_(torch.inf)

@@ -22,12 +22,12 @@ def sample_path(
     r"""Draw $z_t \sim \mathcal{N}(t z_1 + (1 - t) z_0, \sigma^2 I)$ (Eq. 10).
 
     Args:
-        z0: noise, shape (B, d).
-        z1: embeddings of the labels, shape (B, d).
+        z0: Noise, shape (B, d).
+        z1: Embeddings of the labels, shape (B, d).
         t: a time in [0, 1] for each row, shape (B,).
         sigma: $\sigma$, a deviation of at least 0. The paper does not give it; at 0 the path is a
             straight line and nothing is drawn.
-        generator: source of the noise, on the device of ``z0``.
+        generator: Source of the noise, on the device of ``z0``.
     """
     mean = t[:, None] * z1 + (1 - t[:, None]) * z0
     if sigma == 0:
@@ -52,8 +52,8 @@ def extrapolate(
     With the best velocity at $\sigma = 0$ it is $\mathbb{E}[u_y | z_t, x]$, as $\hat u$ is.
 
     Args:
-        z: latents at t, shape (B, d).
-        t: one time for all rows, or one each, shape (B,).
-        v: velocities there, shape (B, d).
+        z: Latents at t, shape (B, d).
+        t: One time for all rows, or one each, shape (B,).
+        v: Velocities there, shape (B, d).
     """
     return z + (1 - t[..., None]) * v

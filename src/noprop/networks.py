@@ -1,9 +1,9 @@
 r"""The networks of Fig. 5: a path for the image, one for the latent, one for time, and a head.
 
 A block's image path depends on $x$ alone. So a block is used in two halves: ``context(x)`` once per
-image, then ``forward(z, context)`` as often as latents are tried. The head's first layer acts on
-the concatenation of both; multiplying its two halves apart and adding gives the same numbers, and
-lets ``context`` do the image's part of that product too.
+image, then ``forward(z, context)`` once per latent. The head's first layer acts on the
+concatenation of both. Multiplying its two halves separately and adding gives the same numbers, and
+lets ``context`` compute the image's part of that product too.
 """
 
 import math
@@ -38,15 +38,15 @@ class Head(nn.Module):
         index: int,
         offset: Float[Tensor, " width"] | None = None,
     ) -> Float[Tensor, "batch width"]:
-        """What the ``index``-th 256 inputs add to the first layer's output.
+        """Return the contribution of the ``index``-th 256 inputs to the first layer's output.
 
-        The layer's bias comes with the first, and with the others ``offset``.
+        The first contribution includes the layer's bias, the others include ``offset``.
         """
         columns = self.join.weight[:, index * WIDTH : (index + 1) * WIDTH]
         return F.linear(features, columns, self.join.bias if index == 0 else offset)
 
     def forward(self, joined: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
-        """Logits, from the sum of the parts, which is overwritten."""
+        """Return logits from the sum of the parts, which is overwritten."""
         hidden = F.relu(self.norm1(joined), inplace=True)
         return self.out(F.relu(self.norm2(self.hidden(hidden)), inplace=True))
 
@@ -54,7 +54,7 @@ class Head(nn.Module):
 def _latent_features(
     shape: tuple[int, ...], dropout: float, kind: DropoutKind, *, batch_norm: bool
 ) -> nn.Module:
-    """A path for the latent: an image path for prototypes (C, H, W), else layers of 256."""
+    """Return a path for the latent: an image path for (C, H, W), else layers of 256."""
     if len(shape) == 3:
         return Features(shape, dropout=dropout, dropout_kind=kind, batch_norm=batch_norm)
     if batch_norm:
@@ -66,13 +66,13 @@ class DiscreteBlock(nn.Module):
     """One block of NoProp-DT (Fig. 5, left): û_t's logits from z_{t-1} and x.
 
     Args:
-        shape: of one input, (C, H, W) or (F,).
+        shape: Shape of one input, (C, H, W) or (F,).
         latent_shape: (d,), or (C, H, W) for prototype embeddings.
         num_classes: m.
-        encoder: see :class:`Features`.
-        dropout: in [0, 1).
-        dropout_kind: see :class:`Features`.
-        factory: a user's own encoder, see :class:`Features`.
+        encoder: Kind of image path, see :class:`Features`.
+        dropout: Probability of dropping a feature, in [0, 1).
+        dropout_kind: What is dropped at once, see :class:`Features`.
+        factory: A user's own encoder, see :class:`Features`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DiscreteBlock(nn.Module):
     def context(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch width"]:
-        """All that the logits take from x, shape (B, 256): the same for every latent."""
+        """Return all that the logits take from x, shape (B, 256): the same for every latent."""
         return self.head.part(self.image(x, generator), 0)
 
     def forward(
@@ -106,7 +106,7 @@ class DiscreteBlock(nn.Module):
         context: Float[Tensor, "batch width"],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch classes"]:
-        """Logits of û, shape (B, m)."""
+        """Return the logits of û, shape (B, m)."""
         latent = z.unflatten(1, self.latent_shape)
         return self.head(
             context + self.head.part(stochastic_call(self.latent, latent, generator), 1)
@@ -117,7 +117,7 @@ class ContinuousBlock(nn.Module):
     """The network of NoProp-CT and -FM (Fig. 5, right): logits from z_t, x and t.
 
     Arguments as for :class:`DiscreteBlock`; no batch norm, and a time path. ``latent_dropout`` is
-    that of a latent that is an image, ``dropout`` unless given; ``time_scale`` is that of
+    the dropout of a latent that is an image, by default ``dropout``. ``time_scale`` is the scale of
     :func:`sinusoidal_embedding`.
     """
 
@@ -153,11 +153,11 @@ class ContinuousBlock(nn.Module):
     def context(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch width"]:
-        """All that the logits take from x, shape (B, 256): the same for every latent and time."""
+        """Return all that the logits take from x, shape (B, 256), for every latent and time."""
         return self.head.part(self.image(x, generator), 0)
 
     def time_context(self, t: Float[Tensor, " times"]) -> Float[Tensor, "times width"]:
-        """All that the logits take from t, shape (N, 256): the same for every image and latent."""
+        """Return all that the logits take from t, shape (N, 256), for every image and latent."""
         return self.head.part(self.time(sinusoidal_embedding(t, self.time_scale)), 2)
 
     def forward(
@@ -167,7 +167,7 @@ class ContinuousBlock(nn.Module):
         time_context: Float[Tensor, "times width"],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch classes"]:
-        """Logits, shape (B, m); ``time_context`` has a row for each latent, or one for all."""
+        """Return logits, shape (B, m); ``time_context`` has one row for each latent or for all."""
         latent = z.unflatten(1, self.latent_shape)
         features = stochastic_call(self.latent, latent, generator)
         if len(time_context) == 1:  # a bias of the product costs no pass over (B, 256)
@@ -178,7 +178,7 @@ class ContinuousBlock(nn.Module):
 def sinusoidal_embedding(
     t: Float[Tensor, " times"], scale: float = 1000.0
 ) -> Float[Tensor, "times features"]:
-    """Sines and cosines of ``scale`` t at 32 frequencies from 1 down to 1/10 000, for t in [0, 1].
+    """Return sines and cosines of ``scale`` t at 32 frequencies from 1 to 1/10 000, t in [0, 1].
 
     Differs from the paper, which gives the width (64) but not the scale: times in [0, 1] are
     stretched to the positions 0..1000 for which these frequencies are customary.

@@ -2,9 +2,9 @@ r"""Readouts: from the last latent $z_T$ to log-probabilities over classes (Eqs.
 
 Differs from the paper: with fixed embeddings both start as the nearest-embedding classifier and
 are trained from there, without touching an image. From torch's usual start the readout is the last
-part to learn on small data, and until it has learned, a perfect chain classifies at chance. With
-learned embeddings they start at random, the paper's way: a readout that tells the classes from the
-start has no gradient that keeps them apart.
+part to learn on small data, and before that a perfect chain classifies at chance. With learned
+embeddings they start at random, as in the paper: a readout that classifies them from the start has
+no gradient that keeps them apart.
 """
 
 from typing import Literal
@@ -25,7 +25,7 @@ __all__ = [
 
 ReadoutStart = Literal["nearest", "random"]
 
-# How far, in nats, an embedding itself is classified ahead of its nearest neighbour at the start.
+# Nats by which an embedding itself is classified ahead of its nearest neighbour at the start.
 START_MARGIN = 10.0
 LEAST_DISTANCE = 1e-6  # embeddings that collapsed into one point still give finite numbers
 
@@ -45,7 +45,7 @@ class SoftmaxReadout(nn.Module):
     def forward(
         self, z: Float[Tensor, "batch dim"], weight: Float[Tensor, "classes dim"]
     ) -> Float[Tensor, "batch classes"]:
-        """Logits; ``weight``, today's W_Embed, is not read."""
+        """Return logits; ``weight``, the current W_Embed, is not read."""
         return self.linear(z)
 
 
@@ -56,8 +56,8 @@ class RadialReadout(nn.Module):
 
     Args:
         weight: W_Embed at the start of training, shape (m, d).
-        start: as for :class:`SoftmaxReadout`, of the layer f.
-        sigma: σ, above 0, in the units of the embeddings. The paper does not give it; without one
+        start: Start of the layer f, as for :class:`SoftmaxReadout`.
+        sigma: σ, above 0, in the units of the embeddings. The paper does not give it; by default
             it is the least distance between two embeddings over √32, so that $\tilde y = u_y$ leads
             its nearest neighbour by 16 nats.
     """
@@ -79,7 +79,7 @@ class RadialReadout(nn.Module):
     def forward(
         self, z: Float[Tensor, "batch dim"], weight: Float[Tensor, "classes dim"]
     ) -> Float[Tensor, "batch classes"]:
-        """Log-probabilities up to a constant, given today's W_Embed."""
+        """Return log-probabilities up to a constant, for the current W_Embed."""
         guess = self.linear(z).softmax(dim=1) @ weight
         # Not from products, which cancel; and (B, m, d) differences would not fit for prototypes.
         squares = torch.cdist(guess, weight, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -90,7 +90,7 @@ Readout = SoftmaxReadout | RadialReadout
 
 
 def nearest_embedding_layer(weight: Float[Tensor, "classes dim"], start: ReadoutStart) -> nn.Linear:
-    """A linear layer whose argmax is the nearest embedding, its scale set by the closest pair."""
+    """Return a linear layer whose argmax is the nearest embedding, scaled by the closest pair."""
     linear = nn.Linear(weight.shape[1], weight.shape[0])
     if start == "nearest":
         with torch.no_grad():
@@ -102,7 +102,7 @@ def nearest_embedding_layer(weight: Float[Tensor, "classes dim"], start: Readout
 def nearest_embedding_logits(
     z: Float[Tensor, "batch dim"], weight: Float[Tensor, "classes dim"]
 ) -> Float[Tensor, "batch classes"]:
-    """Logits whose argmax is the nearest embedding, for a method without a readout of its end.
+    """Return logits whose argmax is the nearest embedding, for a method without a readout.
 
     The posterior of the class under Gaussians around the embeddings, of one width: an embedding
     itself leads its nearest neighbour by 10 nats.
@@ -114,6 +114,6 @@ def nearest_embedding_logits(
 def _nearest(
     weight: Float[Tensor, "classes dim"],
 ) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
-    """S u_k and -s ‖u_k‖² / 2: u_y is ahead of neighbour k by s ‖u_y - u_k‖² / 2."""
+    """Return s u_k and -s ‖u_k‖² / 2: u_y is ahead of neighbour k by s ‖u_y - u_k‖² / 2."""
     scale = 2 * START_MARGIN / max(separation(weight)[1], LEAST_DISTANCE) ** 2
     return scale * weight, -scale / 2 * weight.square().sum(dim=1)

@@ -1,8 +1,8 @@
-r"""Ways from noise to a label embedding. Each walks the levels, asking a denoiser or a velocity.
+r"""Ways from noise to a label embedding. Each visits the levels and calls a denoiser or a velocity.
 
-Both are called with the index of a level and the latent there; whatever they read of $x$ and $t$
-was prepared beforehand, once for all steps. ``observe`` is called with the index and the latent of
-every level, to record a trajectory.
+Both are called with the index of a level and the latent there. Everything that depends on $x$ and
+$t$ alone was prepared before, once for all steps. ``observe`` is called with the index and the
+latent of every level, to record a trajectory.
 
 The chain of Eq. 3 draws noise at every step (``ancestral``). The probability-flow ODE has the same
 marginals and draws none: with $\lambda = -\gamma = \log\mathrm{SNR}$ for its time,
@@ -45,14 +45,14 @@ def ancestral(
     The step of Eq. 3.
 
     Args:
-        denoise: the guess of each step.
+        denoise: The guess of each step.
         z: $z_0$, shape (B, d): standard normal for a sample from the model.
-        a: weight $a_t$ of the guess in step $t$, shape (T,).
-        b: weight $b_t$ of the latent before it, shape (T,).
-        c: variance $c_t$ of the noise added, shape (T,).
-        generator: source of the noise, on the device of ``z``. Without one the chain is the *mean
+        a: Weight $a_t$ of the guess in step $t$, shape (T,).
+        b: Weight $b_t$ of the latent before it, shape (T,).
+        c: Variance $c_t$ of the noise added, shape (T,).
+        generator: Source of the noise, on the device of ``z``. Without one the chain is the *mean
             chain*: every step returns the mean of its Gaussian.
-        observe: called with $t$ and $z_t$ for $t = 0, \dots, T$.
+        observe: Called with $t$ and $z_t$ for $t = 0, \dots, T$.
 
     Returns:
         $z_T$, shape (B, d).
@@ -73,7 +73,7 @@ def probability_flow(denoise: Denoiser, gamma: Float[Tensor, " levels"]) -> Velo
     r"""The probability-flow ODE of a denoiser, in the time $\lambda = -\gamma$ (see above).
 
     Args:
-        denoise: the guess at each level.
+        denoise: The guess at each level.
         gamma: $\gamma$ of the levels, in the precision of the latents, shape (T + 1,).
 
     Returns:
@@ -94,9 +94,9 @@ def euler(
 
     Args:
         velocity: dz/ds at a level.
-        z: the latent at the first level, shape (B, d).
+        z: The latent at the first level, shape (B, d).
         times: s of the levels, rising, shape (T + 1,).
-        observe: called with each level.
+        observe: Called with each level.
 
     Returns:
         The latent at the last level, shape (B, d).

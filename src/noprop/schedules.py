@@ -69,7 +69,7 @@ def cosine_gamma(
     Args:
         num_blocks: $T$, at least 1.
         offset: $s$, above 0; it keeps the last level off $\bar\alpha = 1$.
-        epsilon: bound on $\bar\alpha$ and $1 - \bar\alpha$, in (0, 0.5).
+        epsilon: Bound on $\bar\alpha$ and $1 - \bar\alpha$, in (0, 0.5).
 
     Returns:
         $\gamma_t$ for $t = 0, \dots, T$, float64, shape (T + 1,), falling strictly.
@@ -101,7 +101,7 @@ def linear_gamma_at(
     r"""$\gamma(t)$ on a straight line from ``noise`` at t = 0 to ``clean`` at t = 1, and its slope.
 
     Args:
-        t: times in [0, 1].
+        t: Times in [0, 1].
         noise: $\gamma(0)$.
         clean: $\gamma(1)$, below ``noise``.
 
@@ -121,7 +121,7 @@ def cosine_gamma_at(
     $\gamma$ needs no clamp, under which the slope would be 0.
 
     Args:
-        t: times in [0, 1].
+        t: Times in [0, 1].
         noise: $\gamma(0)$.
         clean: $\gamma(1)$, below ``noise``.
 

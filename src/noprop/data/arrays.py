@@ -1,4 +1,4 @@
-"""What a data set is once it is read: tensors, and parts of them that never overlap.
+"""Data sets in memory: tensors, and parts of them that never overlap.
 
 A :class:`Dataset` has a training and a test part. Validation is a stratified, seeded part of
 training (:func:`hold_out`); the test part chooses nothing. A source without a test part of its own
@@ -36,8 +36,8 @@ class Examples:
     """Inputs with their labels, on one device.
 
     Attributes:
-        x: images, uint8 of shape (N, C, H, W) in 0..255, or features, float32 of shape (N, ...).
-        y: labels from 0, int64 of shape (N,).
+        x: Images, uint8 of shape (N, C, H, W) in 0..255, or features, float32 of shape (N, ...).
+        y: Labels from 0, int64 of shape (N,).
 
     Raises:
         DataError: If the two differ in length or have other types than these.
@@ -64,11 +64,11 @@ class Examples:
         return len(self.y)
 
     def take(self, indices: Int64[Tensor, " k"]) -> "Examples":
-        """The examples at ``indices``, in that order, as a copy."""
+        """Return a copy of the examples at ``indices``, in that order."""
         return Examples(self.x[indices], self.y[indices])
 
     def to(self, device: torch.device | str) -> "Examples":
-        """The same examples on another device."""
+        """Return the same examples on another device."""
         return Examples(self.x.to(device), self.y.to(device))
 
 
@@ -77,10 +77,10 @@ class Dataset:
     """A named data set with a training and a test part.
 
     Attributes:
-        name: what the user called it.
-        train: the training part, before any validation part is held out of it.
-        test: the test part; read once, at the end.
-        class_names: one per label, in label order.
+        name: Name that the user gave.
+        train: The training part, with the validation part.
+        test: The test part, which is read once, at the end.
+        class_names: One name per label, in label order.
 
     Raises:
         DataError: If there are fewer than 2 or more than 10,000 classes, a name is longer than 255
@@ -140,7 +140,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three parts without a common example. ``validation`` may be empty."""
+    """Three parts without common examples. ``validation`` may be empty."""
 
     train: Examples
     validation: Examples
@@ -157,9 +157,9 @@ def stratified_split(
     binds, fewer are held out.
 
     Args:
-        y: labels, shape (N,), on any device.
-        fraction: of the examples to hold out, in [0, 1).
-        seed: decides which examples; the numbers per class do not depend on it.
+        y: Labels, shape (N,), on any device.
+        fraction: Fraction of the examples to hold out, in [0, 1).
+        seed: Seed of the choice; the numbers per class do not depend on it.
 
     Returns:
         The kept and the held-out indices, each ascending, on the CPU.
@@ -197,11 +197,11 @@ def hold_out(
     """Hold a stratified ``fraction`` of the training part out as validation; the test part stays.
 
     Args:
-        dataset: as it was read.
-        fraction: of the training part, in [0, 1).
-        seed: of the choice.
-        train_size: keep about so many of the other training examples, stratified; all without it.
-        test_size: keep about so many test examples, stratified, whatever the seed; all without it.
+        dataset: The whole data set.
+        fraction: Fraction of the training part, in [0, 1).
+        seed: Seed of the choice.
+        train_size: About how many of the other training examples to keep, stratified; None for all.
+        test_size: About how many test examples to keep, the same for every seed; None for all.
 
     Raises:
         ValueError: If ``fraction`` is not in [0, 1).
@@ -220,10 +220,10 @@ def hold_out(
 
 
 def split_off_test(name: str, whole: Examples, class_names: Sequence[str]) -> Dataset:
-    """A data set whose test part is one fifth of ``whole``, stratified and the same in every run.
+    """Split off one fifth of ``whole`` as the test part, stratified and the same in every run.
 
     Raises:
-        DataError: If ``whole`` is too small to give a test part.
+        DataError: If ``whole`` is too small for a test part.
     """
     train, test = stratified_split(whole.y, TEST_FRACTION, TEST_SEED)
     if len(test) == 0:

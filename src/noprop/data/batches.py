@@ -29,7 +29,7 @@ class Normalization:
 
     @classmethod
     def of(cls, x: Shaped[Tensor, "n channels *rest"]) -> "Normalization":
-        """The statistics of ``x``, the **training** part, as population moments in float64.
+        """Return the statistics of ``x``, the **training** part, as population moments in float64.
 
         A channel that does not vary (by more than float32 can tell from its mean) gets a deviation
         of one, so that it becomes zero and never infinite.
@@ -50,10 +50,10 @@ class Normalization:
         return cls(tuple((mean / _range(x)).tolist()), tuple((std / _range(x)).tolist()))
 
     def apply(self, x: Shaped[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
-        """``(x - mean) / std`` as float32, two operations; uint8 counts as 0..1.
+        """Return ``(x - mean) / std`` as float32, in two operations; uint8 counts as 0..1.
 
         Args:
-            x: shape (B, C, ...), with as many channels or features C as these statistics have.
+            x: Shape (B, C, ...), with as many channels or features C as these statistics have.
         """
         broadcast = (-1,) + (1,) * (x.ndim - 2)
         mean = torch.tensor([m * _range(x) for m in self.mean], device=x.device).view(broadcast)
@@ -65,15 +65,15 @@ class Normalization:
 def batch_indices(
     n: int, batch_size: int, generator: torch.Generator
 ) -> Int64[Tensor, "batches batch"]:
-    """One shuffle of 0..n-1 cut into batches of one size, on the generator's device.
+    """Return one shuffle of 0..n-1 in batches of one size, on the generator's device.
 
     The remainder of the shuffle is left out of this epoch: every batch then has the same shape,
     which compiled code wants, and batch norm never meets a batch of one.
 
     Args:
-        n: number of examples, at least 1.
-        batch_size: B, at least 1; all ``n`` examples make one batch where there are fewer.
-        generator: source of the shuffle.
+        n: Number of examples, at least 1.
+        batch_size: B, at least 1; fewer than B examples make one batch.
+        generator: Source of the shuffle.
 
     Returns:
         Shape (max(1, n // B), min(B, n)); no index comes twice.
@@ -95,16 +95,16 @@ def augment(
     padding: int,
     flip: bool,
 ) -> UInt8[Tensor, "batch channels height width"]:
-    """Crop each image at random from its zero-padded self, and mirror about half of them.
+    """Crop each zero-padded image at random, and mirror about half of them.
 
     Each sample has its own offset and its own coin; all of them move in one indexing operation.
 
     Args:
-        x: images of a training batch, shape (B, C, H, W).
-        generator: source of the draws, on the device of ``x``.
-        padding: width of the black border in pixels, at least 0; offsets are uniform in
+        x: Images of a training batch, shape (B, C, H, W).
+        generator: Source of the draws, on the device of ``x``.
+        padding: Width of the black border in pixels, at least 0; offsets are uniform in
             0..2·padding, each way.
-        flip: whether to mirror left to right, with probability one half.
+        flip: Whether to mirror left to right, with probability one half.
 
     Raises:
         ValueError: If ``padding`` is negative.
@@ -128,11 +128,11 @@ def augment(
 
 
 def _chunks(x: Shaped[Tensor, "n channels *rest"]) -> Iterator[Float64[Tensor, "k channels rest"]]:
-    """All of ``x``, a few examples at a time, in float64 on the CPU: not every device has that."""
+    """Yield ``x``, a few examples at a time, in float64 on the CPU: some devices have none."""
     for chunk in x.split(max(1, NUMBERS_AT_A_TIME // x[0].numel())):
         yield chunk.cpu().double().view(len(chunk), x.shape[1], -1)
 
 
 def _range(x: Tensor) -> float:
-    """What stands for one: 255 for pixels, 1 for features."""
+    """Return the value that counts as one: 255 for pixels, 1 for features."""
     return 255.0 if x.dtype == torch.uint8 else 1.0

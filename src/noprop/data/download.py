@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 30  # seconds without an answer
 
 
 def fetch(source: Source, root: Path) -> None:
-    """Download what the data folder ``root`` lacks of ``source``; a terminal sees a progress bar.
+    """Download the files of ``source`` that ``root`` lacks; a terminal shows a progress bar.
 
     Raises:
         DataError: If pooch is not installed, the download fails or has another digest than
@@ -52,13 +52,13 @@ def fetch(source: Source, root: Path) -> None:
 
 
 def digest_of(path: Path, algorithm: str) -> str:
-    """Hexadecimal digest of a file, for "sha256" or "md5"."""
+    """Return the hexadecimal digest of a file, for "sha256" or "md5"."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _retrieve(item: Download, folder: Path) -> Path:
-    """Download one file into ``folder``; it appears there when its digest is right."""
+    """Download one file into ``folder``; it appears there only if its digest is right."""
     try:
         import pooch
     except ImportError as error:
@@ -105,7 +105,7 @@ def _fetch_archive(source: Source, item: Download, root: Path, scratch: Path) ->
 
 
 def unpack(archive: Path, source: Source, target: Path) -> None:
-    """Unpack those members of ``archive`` that ``source`` needs, beneath ``target``.
+    """Unpack the members of ``archive`` that ``source`` needs into ``target``.
 
     Only regular files whose path is ``source.folder`` and one of its needed entries are written, so
     no member can name a place elsewhere.
@@ -122,7 +122,7 @@ def unpack(archive: Path, source: Source, target: Path) -> None:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and open content of each regular file in a zip or tar archive."""
+    """Yield the name and the open content of each regular file in a zip or tar archive."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             for info in opened.infolist():
@@ -145,7 +145,7 @@ class _Progress:
         self.name, self.total, self.done, self.shown = name, 0, 0, -1
 
     def update(self, size: int) -> None:
-        """``size`` more bytes have come."""
+        """Count ``size`` more bytes."""
         self.done += size
         tenth = 1000 * self.done // self.total if self.total else self.done >> 20
         if tenth == self.shown:
@@ -159,9 +159,9 @@ class _Progress:
         print(f"\r{self.name} {megabytes}", end="", file=sys.stderr, flush=True)
 
     def reset(self) -> None:
-        """Pooch calls this at the end, before it counts the whole once more."""
+        """Restart the count: pooch calls this at the end, before it counts everything again."""
         self.done = 0
 
     def close(self) -> None:
-        """The last byte has come."""
+        """Finish the line."""
         print(file=sys.stderr)

@@ -33,8 +33,8 @@ def read_class_folders(folder: Path, image_size: int | None = None, color: str =
     image is an error, not passed over.
 
     Args:
-        folder: the folder.
-        image_size: side in pixels that images are resized to; None wants all of one size already.
+        folder: The folder.
+        image_size: Side in pixels to which images are resized; with None all must have one size.
         color: "grey", "rgb", or "auto": grey when every file is grey.
 
     Raises:
@@ -107,7 +107,7 @@ def read_tiny_imagenet(folder: Path) -> Dataset:
 
 
 def _parts(folder: Path) -> tuple[Path, Path | None]:
-    """The folders of the training and, if there is one, the test part."""
+    """Return the folders of the training part and of the test part, which may be None."""
     train = folder / "train"
     if not (train.is_dir() and _subfolders(train)):  # or "train" is a class like any other
         return folder, None
@@ -120,7 +120,7 @@ def _parts(folder: Path) -> tuple[Path, Path | None]:
 def _labelled_files(
     folder: Path, classes: Sequence[str] | None = None
 ) -> tuple[list[Path], list[int], list[str]]:
-    """All images under the class folders of ``folder`` with labels, and the class names."""
+    """Return all images in the class folders of ``folder`` with labels, and the class names."""
     loose = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
     if loose:
         raise DataError(f"{min(loose)}: lies outside the class folders, so it has no label")
@@ -142,7 +142,7 @@ def _labelled_files(
 def _common_size(
     files: Sequence[Path], image_size: int | None, color: str
 ) -> tuple[tuple[int, int], int]:
-    """(height, width) and channels of the data set, from the headers where they decide."""
+    """Return (height, width) and channels of the data set, from the headers if possible."""
     size = None if image_size is None else (image_size, image_size)
     if size is None or color == "auto":
         headers = [read_header(path) for path in files]
@@ -164,7 +164,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Every file of a folder of images, sorted by name; at least one, and no folder among them."""
+    """Return the files of a folder of images, sorted by name: at least one, and no folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; wanted the images of a class there")
     found = sorted(
@@ -188,6 +188,6 @@ def _lines(path: Path) -> list[str]:
 
 
 def _words(path: Path, wnids: Sequence[str]) -> tuple[str, ...]:
-    """What words.txt calls each class, or its id where the file says nothing."""
+    """Return the name of each class in words.txt, or its id if it has no name there."""
     words = dict(line.split("\t", 1) for line in _lines(path) if "\t" in line)
     return tuple(words.get(wnid, wnid) for wnid in wnids)

@@ -55,7 +55,7 @@ _one_large_image = threading.Lock()
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file says of itself before it is decoded. Sizes are in pixels, as displayed."""
+    """The header of an image file. Sizes are in pixels, as displayed."""
 
     height: int
     width: int
@@ -63,10 +63,11 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Size and kind of an image file. Its pixels are not looked at.
+    """Return the size and kind of an image file without decoding its pixels.
 
     Raises:
-        DataError: If it is no image, damaged, animated or has more than 50 million pixels.
+        DataError: If the file is not an image, is damaged or animated, or has more than 50 million
+            pixels.
     """
     with _open(path) as image:
         width, height = image.size
@@ -85,7 +86,7 @@ def read_image(
     """Decode one image file whole.
 
     Args:
-        path: the file, of one of the formats BMP, GIF, JPEG, PNG, PPM, TIFF and WebP.
+        path: The file, in one of the formats BMP, GIF, JPEG, PNG, PPM, TIFF and WebP.
         size: (height, width) to resize to; None keeps the file's own.
         channels: 1 for grey (colours weighed as ITU-R 601 luma), 3 for RGB (grey is repeated).
 
@@ -122,10 +123,10 @@ def read_images(
     """Decode many files, in threads (Pillow decodes outside the interpreter's lock).
 
     Args:
-        files: at least one.
+        files: The files, at least one.
         size: (height, width) of the result.
         channels: 1 or 3.
-        resize: whether files of another size are resized; otherwise they are an error.
+        resize: Whether to resize files of another size; otherwise they are an error.
 
     Raises:
         DataError: As :func:`read_image`, or if all of them need more memory than there is. Where
@@ -171,14 +172,14 @@ def read_images(
 def read_inputs(
     files: Sequence[Path], shape: tuple[int, ...]
 ) -> tuple[list[str], Shaped[Tensor, "n ..."]]:
-    """Read what a trained model shall classify: image files, and ``.npy`` or ``.npz`` arrays.
+    """Read the inputs of a prediction: image files, and ``.npy`` or ``.npz`` arrays.
 
     Images are resized and turned grey or to colour as the model wants. Arrays (of an ``.npz`` the
     one called ``x``) hold a batch of examples of the model's shape, laid out as for training.
 
     Args:
-        files: at least one.
-        shape: of one example of the model, such as (1, 28, 28).
+        files: The files, at least one.
+        shape: Shape of one example of the model, such as (1, 28, 28).
 
     Returns:
         A name for each example (the file; ``file[i]`` for those of arrays) and the examples,
@@ -222,7 +223,7 @@ def _read_array(path: Path, shape: tuple[int, ...]) -> Shaped[Tensor, "n ..."]:
 
 @contextmanager
 def _open(path: Path) -> "Iterator[Image]":
-    """The opened, not yet decoded image; see :func:`read_header` for what is refused."""
+    """Open an image without decoding it; see :func:`read_header` for errors."""
     pillow = _pillow()
     with open_data(path) as file, ExitStack() as stack:
         try:

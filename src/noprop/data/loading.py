@@ -1,4 +1,4 @@
-"""From a name to a data set: where it is looked for, and what is said when it is not there."""
+"""From a name to a data set: the search path, and the state of every named data set."""
 
 import difflib
 import os
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def search_path(data_dir: Path | None = None) -> list[Path]:
-    """The data folders in the order they are searched; the first is where downloads go.
+    """Return the data folders in the order of the search; downloads go to the first.
 
     ``data_dir``, then the environment variable ``NOPROP_DATA``, then ``noprop/data`` in the user's
     cache (``XDG_CACHE_HOME`` where it is an absolute path, else ``~/.cache``). A user without a
@@ -43,7 +43,7 @@ def search_path(data_dir: Path | None = None) -> list[Path]:
 
 
 def _expanded(path: Path | str) -> Path:
-    """A path with the home folder in place of a leading ``~`` or ``~user``."""
+    """Return a path with the home folder in place of a leading ``~`` or ``~user``."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -51,7 +51,7 @@ def _expanded(path: Path | str) -> Path:
 
 
 def absolute_name(name: str) -> str:
-    """The name as it is understood in any working folder: paths become absolute."""
+    """Return a name that is valid in any working folder: paths become absolute."""
     is_name = name == "digits" or name in SOURCES
     return name if is_name else str(_expanded(name).absolute())
 
@@ -64,15 +64,16 @@ def load_dataset(
     image_size: int | None = None,
     color: str = "auto",
 ) -> Dataset:
-    """Read a data set, downloading it first where it is published and nowhere to be found.
+    """Read a data set; download it first if it is published and not found.
 
     Args:
         name: ``digits``, a name of the catalogue, a folder of class folders of images, or an
             ``.npz`` file. A folder that is called like a data set is given as ``./mnist``.
-        data_dir: the first place to look, see :func:`search_path`.
-        download: whether an absent data set may be downloaded.
-        image_size: for folders: side in pixels to resize to; None wants all images of one size.
-        color: for folders: "grey", "rgb", or "auto", grey when every file is.
+        data_dir: The first folder to search, see :func:`search_path`.
+        download: Whether a missing data set may be downloaded.
+        image_size: Side in pixels to which a folder's images are resized; with None all must have
+            one size.
+        color: For folders "grey", "rgb", or "auto", which is grey if every file is.
 
     Raises:
         DataError: If there is no such data set, it can neither be found nor downloaded, or a file
@@ -98,7 +99,7 @@ def load_dataset(
 
 @dataclass(frozen=True)
 class FileStatus:
-    """A file of a catalogue data set: where it was found, and whether it is the published one.
+    """A file of a catalogue data set: its path, and whether it is the published file.
 
     ``intact`` is None where that was not checked or no digest is known.
     """
@@ -110,17 +111,17 @@ class FileStatus:
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """What is known of a catalogue data set and of the copy of it on this machine.
+    """The state of a catalogue data set and of its copy on this machine.
 
     Attributes:
-        name: as in :func:`load_dataset`.
-        shape: of one example.
-        num_classes: number of classes.
-        sizes: training and test examples, as published.
-        available: whether it can be read without a download.
-        folder: where it was found, complete or not; None where it was not, or is bundled.
-        files: the files wanted there.
-        how: how to get it, for people.
+        name: Name, as in :func:`load_dataset`.
+        shape: Shape of one example.
+        num_classes: Number of classes.
+        sizes: Training and test examples, as published.
+        available: Whether it can be read without a download.
+        folder: Folder of the copy, complete or not; None without a copy, or if it is bundled.
+        files: The files that the folder needs.
+        how: Instructions for getting it by hand.
     """
 
     name: str
@@ -134,11 +135,11 @@ class SourceStatus:
 
 
 def inspect_sources(data_dir: Path | None = None, *, verify: bool = False) -> list[SourceStatus]:
-    """The state of every named data set. Downloads nothing.
+    """Return the state of every named data set. Downloads nothing.
 
     Args:
-        data_dir: the first place to look.
-        verify: whether to compare each file with its published digest, which reads all of them.
+        data_dir: The first folder to search.
+        verify: Whether to compare each file with its published digest, which reads all files.
     """
     try:
         import sklearn  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -174,7 +175,7 @@ def _inspect(source: Source, data_dir: Path | None, verify: bool) -> SourceStatu
 
 
 def _find(source: Source, data_dir: Path | None, download: bool) -> Path:
-    """The folder of the first complete copy, or of a fresh one."""
+    """Return the folder of the first complete copy, or of a new download."""
     roots = search_path(data_dir)
     for root in roots:
         if not source.missing(root):
@@ -226,7 +227,7 @@ def _matches(path: Path, digest: str) -> bool:
 
 
 def _read_digits() -> Dataset:
-    """scikit-learn's 1797 digits of 8x8 pixels; 0..16 becomes 0..240, which is exact in uint8."""
+    """Return scikit-learn's 1797 digits, 8x8 pixels; 0..16 becomes 0..240, exact in uint8."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The catalogue: where each published data set lies, what its files hash to, and how it is read.
+"""The catalogue: the addresses of published data sets, their digests, and their readers.
 
 Folders are those that the archives unpack to and that other loaders use, so one copy serves all.
 """
@@ -22,9 +22,9 @@ class Download:
     """A published file.
 
     Attributes:
-        url: where it is.
-        digest: "sha256:..." or "md5:..." as published.
-        unpack: whether it is an archive to unpack, or else one of the files itself.
+        url: Address of the file.
+        digest: Published digest, "sha256:..." or "md5:...".
+        unpack: Whether the file is an archive to unpack, rather than one of the needed files.
     """
 
     url: str
@@ -33,7 +33,7 @@ class Download:
 
     @property
     def file_name(self) -> str:
-        """The last part of the URL."""
+        """Last part of the URL."""
         return self.url.rsplit("/", 1)[1]
 
 
@@ -42,15 +42,15 @@ class Source:
     """A published data set.
 
     Attributes:
-        name: what the user asks for.
-        folder: beneath a data folder.
-        files: what must lie there. Each entry maps the names that will do (gzipped or not) to the
+        name: Name that the user gives.
+        folder: Subfolder of a data folder.
+        files: The needed files. Each entry maps the names that will do (gzipped or not) to the
             digest, or to None where none is known or it is a folder.
-        downloads: from where, when absent.
-        read: reads the folder.
-        shape: of one example.
-        num_classes: number of classes.
-        sizes: training and test examples, as published.
+        downloads: Files to download if one is missing.
+        read: Function that reads the folder.
+        shape: Shape of one example.
+        num_classes: Number of classes.
+        sizes: Training and test examples, as published.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Source:
 
     @property
     def instructions(self) -> str:
-        """How to get it by hand, to be followed by where to put it."""
+        """Return how to get the data by hand; the caller adds where to put them."""
         first = self.downloads[0]
         if first.unpack:
             return f"get {first.url} and unpack it"
@@ -72,7 +72,7 @@ class Source:
         return f"get {names} from {first.url.removesuffix(first.file_name)}"
 
     def digests(self, folder: Path) -> Iterator[tuple[str, Path | None, str | None]]:
-        """Of each needed file its first name, the path that is read, and the published digest."""
+        """Yield the first name of each needed file, the path to read and the published digest."""
         for names in self.files:
             # The last name first: what is unzipped is read before what is not.
             found = next((name for name in reversed(list(names)) if (folder / name).exists()), None)
@@ -80,7 +80,7 @@ class Source:
             yield (first, None, None) if found is None else (found, folder / found, names[found])
 
     def missing(self, root: Path) -> list[str]:
-        """The needed files that the data folder ``root`` lacks (of each, the first name)."""
+        """Return the first names of the needed files that the data folder ``root`` lacks."""
         folder = root / self.folder
         return [
             next(iter(names))
@@ -112,7 +112,7 @@ def _idx_reader(name: str, class_names: tuple[str, ...]) -> Callable[[Path], Dat
 
 
 def _either(folder: Path, name: str) -> Path:
-    """The unzipped file where it is there, else the gzipped one."""
+    """Return the path of the unzipped file if it exists, else that of the gzipped one."""
     return folder / name if (folder / name).exists() else folder / f"{name}.gz"
 
 
@@ -124,7 +124,7 @@ def _read_cifar10(folder: Path) -> Dataset:
 
 
 def _read_cifar100(folder: Path) -> Dataset:
-    """The fine labels, 100 of them."""
+    """Read the 100 fine labels."""
     train = Examples(*read_cifar(folder / "train.bin", (20, 100), 50_000))
     test = Examples(*read_cifar(folder / "test.bin", (20, 100), 10_000))
     return Dataset("cifar100", train, test, CIFAR100_CLASSES)
@@ -214,7 +214,7 @@ def _idx_source(
     files: Mapping[str, tuple[str, str | None]],
     class_names: tuple[str, ...],
 ) -> Source:
-    """Four idx files, each with the digests of its gzipped and of its unzipped form."""
+    """Return the source of four idx files, with the digests of each file gzipped and unzipped."""
     return Source(
         name,
         folder,

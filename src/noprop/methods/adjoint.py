@@ -29,8 +29,8 @@ class SolverUnit(Unit):
     the backward solution has no adjoint.
 
     Args:
-        network: the field.
-        readout: of z(1).
+        network: The field.
+        readout: Readout of z(1).
         embedding: W_Embed.
         steps: T, Euler steps of equal length.
         gradient: ``adjoint``, by a second ODE backwards in time, in memory that does not depend
@@ -65,7 +65,7 @@ class SolverUnit(Unit):
     def solve(
         self, z: Float[Tensor, "batch dim"], context: Float[Tensor, "batch width"]
     ) -> Float[Tensor, "batch dim"]:
-        """z(1) from z(0), with the gradient of the chosen kind."""
+        """Return z(1) from z(0), with the gradient of the chosen kind."""
         network, weight, steps = self.network, self.embedding.weight, self.num_steps
 
         def field(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ class SolverUnit(Unit):
     def loss(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
-        """Cross-entropy of the readout at the end of the solution."""
+        """Return the cross-entropy of the readout at the end of the solution."""
         z = initial_latent(len(y), self.embedding.weight.shape[1], generator, y.device)
         context = self.network.context(x, generator).float()
         # Backwards in time the field is evaluated outside of autocast: so it must be forwards.
@@ -108,10 +108,10 @@ class SolverUnit(Unit):
 
 
 class NeuralODE(Method):
-    """The baseline's ODE: one unit, ``network``; no guesses on the way, so no path to average.
+    """The baseline's ODE: one unit, ``network``; its steps make no guesses, so it has no path.
 
     Args:
-        unit: what is trained; its steps are those of inference too.
+        unit: The unit that is trained; inference has the same steps.
     """
 
     def __init__(self, unit: SolverUnit):
@@ -120,7 +120,7 @@ class NeuralODE(Method):
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
-        """What the field takes from x."""
+        """Return what the field takes from x."""
         return self.unit.network.context(x).float()
 
     def chain(

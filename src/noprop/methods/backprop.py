@@ -27,7 +27,7 @@ class ChainUnit(Unit):
         blocks: T networks, each with weights of its own.
         readout: p_out(y | z_T).
         embedding: W_Embed; a learned one is reached through every û_t.
-        mixing: every $\alpha_t$ before training, in (0, 1); the paper does not give it.
+        mixing: Value of every $\alpha_t$ before training, in (0, 1); the paper does not give it.
     """
 
     name = "network"
@@ -53,7 +53,7 @@ class ChainUnit(Unit):
     def loss(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
-        """Cross-entropy at the end of the chain."""
+        """Return the cross-entropy at the end of the chain."""
         dim = self.embedding.weight.shape[1]
         z = initial_latent(len(y), dim, generator, y.device)
         for alpha, block in zip(self.mixing, self.blocks, strict=True):
@@ -67,10 +67,10 @@ class ChainUnit(Unit):
 class BackpropChain(Method):
     """The baseline's chain: one unit, ``network``.
 
-    Its steps are not trained to guess the label, so there is no path to average.
+    Its steps are not trained to guess the label, so it has no path to average.
 
     Args:
-        unit: what is trained.
+        unit: The unit that is trained.
     """
 
     def __init__(self, unit: ChainUnit):
@@ -80,7 +80,7 @@ class BackpropChain(Method):
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch width"]]:
-        """What each block takes from x."""
+        """Return what each block takes from x."""
         return [block.context(x).float() for block in self.unit.blocks]
 
     def chain(
@@ -97,5 +97,5 @@ class BackpropChain(Method):
 
     @torch.no_grad()
     def facts(self) -> dict[str, float | list[float]]:
-        r"""$\alpha_t$ of every block."""
+        r"""Return $\alpha_t$ of every block."""
         return {"mixing": [round(alpha, 4) for alpha in self.unit.mixing.tolist()]}

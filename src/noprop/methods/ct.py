@@ -39,11 +39,11 @@ class DenoiserUnit(Unit):
         schedule: γ(t).
         embedding: W_Embed, shared.
         eta: η of Eq. 9.
-        weighting: of the denoising errors over t. Differs from the paper where it is not ``snr``:
-            the sum is then no bound, and would teach the schedule to make the task easy.
-        objective: the error: squared, of the embedding, or the cross-entropy of the logits. Any
-            choice but the paper's two leaves the schedule to ``classification`` and ``prior``.
-        time_sampling: how a batch's times are drawn.
+        weighting: Weighting of the denoising errors over t. Differs from the paper unless it is
+            ``snr``: the sum is then no bound, and would train the schedule to make the task easy.
+        objective: Squared error of the embedding, or cross-entropy of the logits. Unless both are
+            the paper's choice, only ``classification`` and ``prior`` train the schedule.
+        time_sampling: Way of drawing a batch's times.
     """
 
     name = "network"
@@ -78,9 +78,9 @@ class DenoiserUnit(Unit):
         objective: Objective,
         context: Float[Tensor, "batch width"] | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Each example's weighted error at its time, before η.
+        """Return each example's weighted error at its time, before η.
 
-        ``context`` is what the network takes from x, where it is at hand.
+        ``context`` is what the network takes from x, if it was computed before.
         """
         gamma, slope = self.schedule(t)
         if (weighting, objective) != ("snr", "l2"):
@@ -94,7 +94,7 @@ class DenoiserUnit(Unit):
     def ends(
         self, y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> dict[str, Float[Tensor, ""]]:
-        """The terms ``classification`` and ``prior``, which do not look at x."""
+        """Return the terms ``classification`` and ``prior``, which do not read x."""
         u = self.embedding(y)
         gamma, _ = self.schedule(torch.tensor([0.0, 1.0], device=u.device))
         z = sample_latent(u, gamma[1], generator)
@@ -108,7 +108,7 @@ class DenoiserUnit(Unit):
     def loss(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
-        """The three terms of Eq. 9."""
+        """Return the three terms of Eq. 9."""
         t = draw_times(len(y), self.time_sampling, generator)
         errors = self.denoising(x, y, t, generator, self.weighting, self.objective)
         return LossTerms({**self.ends(y, generator), "denoising": self.eta * errors.mean()})
@@ -118,7 +118,7 @@ class ContinuousNoProp(Method):
     """NoProp with continuous time: one unit, ``network``.
 
     Args:
-        unit: what is trained.
+        unit: The unit that is trained.
         steps: T of inference.
         sampler: ``ancestral``, the stochastic chain of Eq. 3 over T levels, or the
             probability-flow ODE by ``euler`` or ``heun``.
@@ -139,7 +139,7 @@ class ContinuousNoProp(Method):
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
-        """What the network takes from x: the only part of prediction with convolutions."""
+        """Return what the network takes from x: the only part of prediction with convolutions."""
         return self.unit.network.context(x).float()
 
     def chain(
@@ -170,7 +170,7 @@ class ContinuousNoProp(Method):
     def control(
         self, generator: torch.Generator, prepared: Float[Tensor, "batch width"]
     ) -> Int64[Tensor, " batch"]:
-        """The control: the network at the last step's time on z ~ N(0, I)."""
+        """Return the guess of the network at the last step's time on z ~ N(0, I)."""
         t = torch.tensor([1 - 1 / self.num_steps], device=prepared.device)
         dim = self.embedding.weight.shape[1]
         z = initial_latent(prepared.shape[0], dim, generator, prepared.device)
@@ -185,7 +185,7 @@ class ContinuousNoProp(Method):
         *,
         prepared: Float[Tensor, "batch width"] | None = None,
     ) -> dict[str, float]:
-        """The three terms of the bound on -log p(y|x) (Eq. 4), in nats: Eq. 9 with η = 1.
+        """Return the three terms of the bound on -log p(y|x) (Eq. 4) in nats: Eq. 9 with η = 1.
 
         One time an example, spread evenly over the batch.
         """
@@ -211,5 +211,5 @@ class ContinuousNoProp(Method):
         return [{n: round(v[i].item(), 12) for n, v in columns.items()} for i in range(len(t))]
 
     def facts(self) -> dict[str, float | list[float]]:
-        """Of the schedule: see :meth:`ContinuousSchedule.facts`."""
+        """Return those of the schedule, see :meth:`ContinuousSchedule.facts`."""
         return self.schedule.facts()

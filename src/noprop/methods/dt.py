@@ -34,12 +34,12 @@ class Block(Unit):
 
     Args:
         t: 1..T.
-        network: the block's own network.
+        network: The block's own network.
         embedding: W_Embed, shared.
-        gamma: the whole schedule, shape (T + 1,).
+        gamma: The whole schedule, shape (T + 1,).
         eta: η of Eq. 8.
-        weighting: of the block's error; a constant factor, since a block knows one level only.
-        objective: the error: squared, of the embedding, or the cross-entropy of the logits.
+        weighting: Weighting of the block's error: a constant factor, because a block has one level.
+        objective: Squared error of the embedding, or cross-entropy of the logits.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Block(Unit):
         objective: Objective = "l2",
         context: Float[Tensor, "batch width"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean over the batch of ‖û_t - u_y‖², or of the cross-entropy, before its weight.
+        """Return the batch mean of ‖û_t - u_y‖², or of the cross-entropy, before its weight.
 
-        ``context`` is what the network takes from x, where it is at hand.
+        ``context`` is what the network takes from x, if it was computed before.
         """
         z = sample_latent(self.embedding(y), self.gamma.to(y.device), generator)
         context = self.network.context(x, generator) if context is None else context
@@ -83,7 +83,7 @@ class Block(Unit):
     def loss(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
-        """The denoising term of this block."""
+        """Return the denoising term of this block."""
         error = self.error(x, y, generator, self.objective)
         return LossTerms({"denoising": self.weight * error})
 
@@ -107,7 +107,7 @@ class ReadoutUnit(Unit):
     def loss(
         self, x: Float[Tensor, "images ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
-        """Cross-entropy of the readout on the clean end, and the KL of the noise end."""
+        """Return the cross-entropy of the readout on the clean end, and the KL of the noise end."""
         u = self.embedding(y)
         gamma = self.gamma.to(u.device)
         z = sample_latent(u, gamma[-1], generator)
@@ -126,15 +126,15 @@ class DiscreteNoProp(Method):
 
     Args:
         blocks: T networks, each with weights of its own; None for one that another process has.
-            Training goes without it, prediction does not.
+            Training works without it, prediction does not.
         embedding: W_Embed.
         readout: p_out(y | z).
         gamma: -log SNR at t = 0..T, shape (T + 1,), falling strictly.
         eta: η of Eq. 8.
-        weighting: see :class:`Block`.
-        objective: see :class:`Block`.
-        readout_passes: how often the readout sees the labels in an epoch; in Algorithm 1 once a
-            block.
+        weighting: Weighting of the errors, see :class:`Block`.
+        objective: Kind of error, see :class:`Block`.
+        readout_passes: Number of passes of the readout over the labels in an epoch; in Algorithm 1
+            one for each block.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class DiscreteNoProp(Method):
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch width"]]:
-        """What each block takes from x: the only part of prediction with convolutions."""
+        """Return what each block takes from x: the only part of prediction with convolutions."""
         assert len(self.blocks) == len(self.coefficients), "prediction needs every block"
         return [b.network.context(x).float() for b in self.blocks]
 
@@ -192,7 +192,7 @@ class DiscreteNoProp(Method):
     def control(
         self, generator: torch.Generator, prepared: Sequence[Float[Tensor, "batch width"]]
     ) -> Int64[Tensor, " batch"]:
-        """The control: block T on z ~ N(0, I), its guess taken as the answer."""
+        """Return the guess of block T on z ~ N(0, I)."""
         context = prepared[-1]
         dim = self.embedding.weight.shape[1]
         z = initial_latent(context.shape[0], dim, generator, context.device)
@@ -207,7 +207,7 @@ class DiscreteNoProp(Method):
         *,
         prepared: Sequence[Float[Tensor, "batch width"]] | None = None,
     ) -> dict[str, float]:
-        """The three terms of the bound on -log p(y|x) (Eq. 4), in nats, one draw an example.
+        """Return the three terms of the bound on -log p(y|x) (Eq. 4) in nats, one draw per example.
 
         ``denoising`` is Σ_t ½ (SNR(t) - SNR(t-1)) ‖û_t - u_y‖² (Eq. 57, Appendix A.4): Eq. 8 with
         η = 1, whatever trained the blocks.

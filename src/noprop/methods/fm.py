@@ -26,16 +26,16 @@ class VelocityUnit(Unit):
     Terms: ``flow``, ‖v(z_t, x, t) - (z_1 - z_0)‖² (Eq. 11), and ``classification``, the readout's
     cross-entropy on $\tilde z_1$ = z_t + (1 - t) v (Eqs. 12, 13).
 
-    Differs from the paper where the anchor is off, as with fixed embeddings: the readout is trained
-    all the same, but on a copy of $\tilde z_1$ that carries no gradient, so that nothing else is
-    touched. It is what turns a velocity into class probabilities on the way.
+    Differs from the paper if the anchor is off, as with fixed embeddings: the readout is still
+    trained, but on a copy of $\tilde z_1$ without a gradient, so that nothing else is trained. The
+    readout turns velocities into class probabilities at every step of a chain.
 
     Args:
-        network: weights of the embeddings in v, from z_t, x and t; any numbers, no softmax.
+        network: Weights of the embeddings in v, from z_t, x and t; any numbers, no softmax.
         readout: p_out(y | z̃_1).
         embedding: W_Embed, shared.
         sigma: σ of the path (Eq. 10).
-        anchor: whether ``classification`` also trains the network and W_Embed.
+        anchor: Whether ``classification`` also trains the network and W_Embed.
     """
 
     name = "network"
@@ -56,7 +56,7 @@ class VelocityUnit(Unit):
     def loss(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
-        """The two terms, at one t ~ U(0, 1) for each example."""
+        """Return the two terms, at one t ~ U(0, 1) for each example."""
         z1 = self.embedding(y)
         z0 = torch.empty_like(z1).normal_(generator=generator)
         t = torch.rand(len(y), generator=generator, device=z1.device)
@@ -74,7 +74,7 @@ class VelocityUnit(Unit):
 
 
 def _dopri5() -> Callable[..., Any]:
-    """Torchdiffeq's solver, looked for before anything is trained."""
+    """Import torchdiffeq's solver, before anything is trained."""
     try:
         from torchdiffeq import odeint
     except ImportError:
@@ -86,13 +86,13 @@ class FlowNoProp(Method):
     """NoProp with flow matching: one unit, ``network``.
 
     Args:
-        unit: what is trained.
+        unit: The unit that is trained.
         steps: T of ``euler`` and ``heun``.
-        sampler: of the ODE; ``dopri5`` chooses its own steps.
-        tolerance: relative and absolute, of ``dopri5``.
+        sampler: Solver of the ODE; ``dopri5`` chooses its own steps.
+        tolerance: Relative and absolute tolerance of ``dopri5``.
 
     Raises:
-        ConfigError: If ``dopri5`` is asked for and torchdiffeq is not installed.
+        ConfigError: If the sampler is ``dopri5`` and torchdiffeq is not installed.
     """
 
     noise_by_default = False
@@ -113,7 +113,7 @@ class FlowNoProp(Method):
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
-        """What the network takes from x: the only part of prediction with convolutions."""
+        """Return what the network takes from x: the only part of prediction with convolutions."""
         return self.unit.network.context(x).float()
 
     def chain(
@@ -159,7 +159,7 @@ class FlowNoProp(Method):
         context: Float[Tensor, "rows width"],
         times: Float[Tensor, " levels"],
     ) -> tuple[Float[Tensor, "levels rows dim"], int]:
-        """The levels by Dormand and Prince's method, and how often it asked the network."""
+        """Return the levels by Dormand and Prince's method, and its number of evaluations."""
         assert self.solve is not None
         asked = 0
 
