@@ -17,7 +17,7 @@ import noprop
 from mistakes import FAST, images_by_class
 from noprop.cli import main
 from noprop.paper.tables import markdown
-from noprop.report.progress import ProgressReport
+from noprop.report.progress import Report
 from noprop.terminal import printable, readable_output, show
 from noprop.training.events import Found
 
@@ -114,10 +114,10 @@ def test_markdown_keeps_its_columns():
 def test_progress_takes_no_text_for_markup(monkeypatch, capsys):
     """On a terminal rich would read ``[/red]`` as the end of a colour, and fail."""
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
-    report = ProgressReport(1)
+    report = Report(1)
     report(Found("[/red]\x1b[2J"))
     report.close()
-    assert r"[/red]\x1b[2J is trained already" in capsys.readouterr().err
+    assert r"[/red]\x1b[2J is already trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from noprop import api
+from noprop.build import unit_names
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError
@@ -23,7 +24,7 @@ from noprop.model import open_run
 from noprop.recipes import find_recipe
 from noprop.run.engines import Engine, LocalEngine
 from noprop.run.folder import join_run
-from noprop.run.groups import Work, groups_of, thread_count
+from noprop.run.groups import Work, thread_count
 from noprop.run.runs import Training
 from noprop.training.events import Emit, Failed, Finished, Grid, print_nothing
 
@@ -88,7 +89,7 @@ def train_grid(
     """
     runs = _planned(recipes, seeds, Path(folder), overrides)
     grid = _Grid(runs, data_dir, encoder, engine or LocalEngine(), emit)
-    emit(Grid({run.name: groups_of(run.config) for run in runs}))
+    emit(Grid({run.name: len(unit_names(run.config)) * run.config.train.epochs for run in runs}))
     with grid.engine.opened(max((run.config for run in runs), key=thread_count)):
         grid.train()
     return runs
@@ -181,8 +182,10 @@ class _Grid:
         return lambda event: self.emit(dataclasses.replace(event, run=run.name))
 
     def _told(self, run: GridRun) -> None:
-        failed = run.error is not None
-        self.emit(Failed(str(run.error), run=run.name) if failed else Finished(run=run.name))
+        if run.error is not None:
+            self.emit(Failed(str(run.error), run=run.name))
+        elif run.results is not None:
+            self.emit(Finished(run.results, run=run.name))
 
 
 def summary(runs: Sequence[GridRun]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from noprop.paper.queue import run_jobs
 from noprop.paper.records import read_records
 from noprop.paper.reproduce import Reproduction, plan, reproduce
 from noprop.paper.scale import Scale, parse_scale
-from noprop.training.events import Cells, Deadline, Progress, print_nothing
+from noprop.training.events import Deadline, Grid, Progress, print_nothing
 
 LITTLE = "smoke,images=256,test=64,steps=3"
 
@@ -55,7 +55,7 @@ def test_each_cell_is_trained_once_and_a_failure_stops_no_other(tmp_path, real_d
     again = []
     _, failed = reproduce(w, beside=2, emit=again.append)
     assert not failed
-    assert list(next(e for e in again if isinstance(e, Cells)).runs) == ["mnist-fm-seed-0"]
+    assert list(next(e for e in again if isinstance(e, Grid)).runs) == ["mnist-fm-seed-0"]
     assert [r["cell"] for r in read_records(w.records)] == ["mnist-ct", "mnist-fm"]
 
     (p, q) = plan(w)

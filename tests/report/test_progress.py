@@ -3,8 +3,23 @@
 import pytest
 
 from noprop.report import progress
-from noprop.report.progress import ProgressReport
-from noprop.training.events import Progress, Started
+from noprop.report.progress import Report
+from noprop.training.events import (
+    Damaged,
+    Deadline,
+    Epoch,
+    Evaluating,
+    Failed,
+    Finished,
+    Found,
+    Grid,
+    Progress,
+    Restarted,
+    Started,
+    Step,
+    Tick,
+    Trained,
+)
 
 
 class Clock:
@@ -21,13 +36,13 @@ def clock(monkeypatch):
     return clock
 
 
-def started(*groups: str) -> ProgressReport:
-    report = ProgressReport(100, quiet=True)
+def started(*groups: str) -> Report:
+    report = Report(100, quiet=True)
     report(Started(groups, 1))
     return report
 
 
-def tell(report: ProgressReport, unit: str, work: int, of: int) -> None:
+def tell(report: Report, unit: str, work: int, of: int) -> None:
     report(
         Progress(
             unit,
@@ -47,8 +62,8 @@ def test_time_left_after_a_resume_counts_from_there(clock):
     tell(report, "block-1", 80, 100)
     clock.now = 10
     tell(report, "block-1", 90, 100)
-    assert report.share == pytest.approx(0.9)
-    assert report.summary() == "100 examples/s, 10 s left"
+    assert report.shares()[1] == pytest.approx(0.9)
+    assert report.pace() == "100 examples/s, 10 s left"
 
 
 def test_groups_that_have_not_begun_are_all_to_do(clock):
@@ -57,8 +72,8 @@ def test_groups_that_have_not_begun_are_all_to_do(clock):
     clock.now = 10
     tell(report, "block-1", 100, 100)
     tell(report, "readout", 100, 100)
-    assert report.share == pytest.approx(0.5)
-    assert report.summary() == "500 examples/s, 20 s left"
+    assert report.shares()[1] == pytest.approx(0.5)
+    assert report.pace() == "500 examples/s, 20 s left"
 
 
 def test_units_of_one_group_are_counted_once(clock):
@@ -69,8 +84,8 @@ def test_units_of_one_group_are_counted_once(clock):
     tell(report, "block-1", 20, 100)
     tell(report, "block-2", 25, 100)
     tell(report, "readout", 25, 100)
-    assert report.share == pytest.approx(0.25)
-    assert report.summary() == "250 examples/s, 30 s left"
+    assert report.shares()[1] == pytest.approx(0.25)
+    assert report.pace() == "250 examples/s, 30 s left"
 
 
 def test_no_time_is_promised_at_the_beginning(clock):
@@ -78,11 +93,148 @@ def test_no_time_is_promised_at_the_beginning(clock):
     tell(report, "block-1", 50, 1000)
     clock.now = 1
     tell(report, "block-1", 51, 1000)
-    assert report.summary() == "100 examples/s"
+    assert report.pace() == "100 examples/s"
 
 
 def test_a_training_of_one_update_promises_none(clock):
     report = started("block-1")
     clock.now = 1
     tell(report, "block-1", 1, 1)
-    assert report.summary() == "0 examples/s"
+    assert report.pace() == "0 examples/s"
+
+
+# -- several runs ----------------------------------------------------------------------------------
+
+
+def of_run(run: str, unit: str, work: int, of: int) -> Progress:
+    return Progress(unit, 1, work, of, work, of, 1.0, run=run)
+
+
+def test_runs_are_counted_by_their_work(clock):
+    """Training is nine tenths of a run; the run of triple work counts three times."""
+    report = Report(quiet=True)
+    report(Grid({"a": 1.0, "b": 3.0}))
+    report(Started(["network"], 1, run="b"))
+    report(of_run("b", "network", 0, 10))
+    clock.now = 10
+    report(of_run("b", "network", 5, 10))
+    assert report.shares() == (0, pytest.approx(0.9 * 0.5 * 3 / 4))
+    assert report.pace() == "20 s left"  # 0.3375 took 10 s
+
+
+def test_what_an_earlier_command_did_promises_nothing(clock):
+    """A run that is finished, and groups that are trained, took no time of this command."""
+    report = Report(quiet=True)
+    report(Grid({"a": 1.0, "b": 1.0}))
+    report(Finished(RESULTS, run="a"))
+    report(Found("block-1", run="b"))
+    report(Started(["block-2"], 1, run="b"))
+    clock.now = 10
+    assert report.pace() == ""
+    report(of_run("b", "block-2", 0, 10))
+    clock.now = 20
+    report(of_run("b", "block-2", 10, 10))
+    assert report.shares() == pytest.approx(((1 + 0.45) / 2, (1 + 0.9) / 2))
+
+
+def test_a_run_that_failed_is_no_work(clock):
+    """Nor work that was done: of the other half was done in 10 s."""
+    report = Report(quiet=True)
+    report(Grid({"a": 1.0, "b": 1.0}))
+    report(Failed("no such data", run="a"))
+    clock.now = 10
+    report(Started(["network"], 1, run="b"))
+    report(of_run("b", "network", 0, 10))
+    clock.now = 20
+    report(of_run("b", "network", 5, 10))
+    assert report.shares()[1] == pytest.approx(0.45)
+    report(Failed("killed", run="b"))
+    assert report.shares() == (1, 1)
+    assert report.pace() == ""
+
+
+RESULTS = {
+    "default": "mean",
+    "modes": {"mean": {"accuracy": 97.5}, "single": {"accuracy": 96.25}},
+}
+
+
+def test_a_grid_is_told_in_lines(clock, capsys):
+    """Each run's end, what is damaged or restarted, and how far all are; no details of a run."""
+    report = Report()
+    report(Grid({"a": 1.0, "b": 1.0, "c": 2.0}, done=2))
+    report(Started(["block-1", "readout"], 1, run="a"))
+    report(Started(["all"], 1, run="b"))
+    report(Epoch("block-1", 1, 1.0, {}, 1.0, facts={"mixing": 1.0}, run="a"))
+    report(Damaged(["block-1"], "a file is damaged", 3, 4, run="b"))
+    report(Restarted("block-1", 2, "elsewhere", run="b"))
+    clock.now = 10
+    report(of_run("a", "block-1", 5, 10))
+    clock.now = 12  # a moment later: no line
+    report(of_run("a", "block-1", 6, 10))
+    report(Trained(["block-1"], 1.0, peak_memory_mb=1.0, memory_counter="rss", run="a"))
+    report(Evaluating(run="a"))
+    clock.now = 30
+    report(Tick())
+    report(Finished(RESULTS, run="a"))
+    report(Failed("no\nsuch data", run="b"))
+    report(Deadline(1))
+    assert capsys.readouterr().err.splitlines() == [
+        "training 3 runs; 2 are already finished",
+        "b: a file is damaged; resuming from the one before it, update 3 of 4",
+        "b: block-1: its worker was lost; resuming from its last checkpoint on elsewhere",
+        " 11 %  [0/3] a training 45 %, b training 0 %",
+        " 22 %  [0/3] a evaluating 90 %, b training 0 %  3 min 27 s left",
+        "[1/3] a: accuracy 97.50 %, one chain 96.25 %",
+        r"[2/3] b: failed: no\nsuch data",
+        "the time is over with 1 run left; resume with the same command",
+    ]
+
+
+def test_a_single_run_is_told_in_lines(clock, capsys):
+    report = Report(100)
+    report(Started(["block-1", "block-2"], 2, shards=3))
+    report(Found("readout"))
+    clock.now = 10
+    report(Progress("block-1", 2, 5, 10, 5, 10, 1.25))
+    clock.now = 20
+    report(Progress("block-1", 3, 7, 10, 7, 10, 1.25))
+    facts = {"alpha_bar_0": 0.1, "gamma": [0.0] * 20}
+    embedding = {"least_distance": 0.5, "least_length": 0.25, "greatest_length": 1.0}
+    report(Epoch("block-1", 3, 1.0, {}, None, embedding, facts))
+    report(Trained(["block-1"], 1.0, peak_memory_mb=1.0, memory_counter="rss"))
+    report(Evaluating())
+    assert capsys.readouterr().err.splitlines() == [
+        "training 2 units on 2 workers, mini-batches in 3 shards",
+        "readout is already trained",
+        " 25 %  block-1 epoch 2  loss 1.25  0 examples/s",
+        " 35 %  block-1 epoch 3  loss 1.25  10 examples/s, 2 min 10 s left",
+        "epoch 3, block-1: ᾱ(0) 0.1; embeddings at least 0.5 apart, 0.25 to 1 long",
+        "block-1 trained in 1.0 s, loss 1.25",
+        "evaluating",
+    ]
+
+
+def test_steps_of_a_benchmark_are_told_in_lines(clock, capsys):
+    report = Report()
+    for number in (1, 2, 3):
+        clock.now = 10.0 * number
+        report(Step(f"step {number}", number, 4))
+    assert capsys.readouterr().err.splitlines() == [
+        " 25 %  step 1  30 s left",
+        " 50 %  step 2  20 s left",
+        " 75 %  step 3  10 s left",
+    ]
+
+
+def test_bars_show_each_run_and_take_no_name_for_markup(monkeypatch, clock, capsys):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    report = Report()
+    report(Grid({"[/red]\x1b[2J": 1.0}))
+    report(Started(["network"], 1, run="[/red]\x1b[2J"))
+    clock.now = 10
+    report(of_run("[/red]\x1b[2J", "network", 5, 10))
+    report.close()
+    shown = capsys.readouterr().err
+    assert r"[/red]\x1b[2J" in shown
+    assert "[0/1]" in shown

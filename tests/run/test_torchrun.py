@@ -322,5 +322,5 @@ def test_a_finished_unit_whose_checkpoint_is_damaged_is_mended(whole, tmp_path):
     path.write_bytes(content)
     agent = Agent(folder, config, "--run-dir", str(folder), options=alone(2, restarts=0))
     assert agent.end() == 0, agent.text()
-    assert "going on from the one before it" in agent.text()
+    assert "resuming from the one before it" in agent.text()
     assert_same(whole("one-hot"), folder)

@@ -148,7 +148,7 @@ def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(capsys, whole, t
     assert [load_tensors(p)[1]["position"] for p in (path, previous_of(path))] == [10, 9]
     damage(path)
     assert main(["train", "--resume", str(folder)]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "going on from" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "resuming from" in line]
     assert len(said) == (damage is not removed)
     assert all(str(path) in line and "update 9 of" in line for line in said)
     assert_same(whole, folder)

@@ -2,13 +2,16 @@
 
 import argparse
 import importlib.util
+import itertools
 import json
+from contextlib import closing
 from pathlib import Path
 
 from noprop.errors import ConfigError
-from noprop.report.progress import StepsReport
+from noprop.report.progress import Report
 from noprop.run.folder import make_free_folder
 from noprop.terminal import printable, show, show_json, tell
+from noprop.training.events import Step
 
 __all__ = ["bench"]
 
@@ -51,15 +54,16 @@ def bench(arguments: argparse.Namespace) -> int:
         write_whole(place, b"{}\n")
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be made: {error.strerror or error}") from None
-    report = StepsReport(steps, quiet=arguments.quiet)
+    report, numbers = Report(quiet=arguments.quiet), itertools.count(1)
+
+    def progress(text: str) -> None:
+        report(Step(text, next(numbers), steps))
 
     def keep(results: Results) -> None:
         write_whole(place, (json.dumps(results, indent=1) + "\n").encode())
 
-    try:
-        results = run_suites(settings, suites, report, keep)
-    finally:
-        report.close()
+    with closing(report):
+        results = run_suites(settings, suites, progress, keep)
     try:
         paths = draw_bench(results, out)
     except ConfigError as error:  # figures are optional: the measurements are printed anyway

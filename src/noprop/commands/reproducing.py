@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from contextlib import closing
 from typing import Any
 
 from noprop.commands.options import parse_duration, parse_seeds
@@ -9,12 +10,12 @@ from noprop.errors import ConfigError
 from noprop.machine import core_count
 from noprop.paper.numbers import Number
 from noprop.paper.pages import parameter_table, write_pages
-from noprop.paper.progress import CellReport
 from noprop.paper.records import Summary, read_records, summaries
 from noprop.paper.reproduce import Planned, Reproduction, plan
 from noprop.paper.reproduce import reproduce as run_experiments
 from noprop.paper.scale import parse_scale
-from noprop.paper.tables import brief
+from noprop.paper.tables import brief, result_text
+from noprop.report.progress import Report
 from noprop.report.tables import duration, table
 from noprop.terminal import printable, show, show_json, tell
 from noprop.training.signals import Terminated, answered_between_updates
@@ -44,7 +45,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     deadline = None
     if arguments.deadline is not None:
         deadline = parse_duration(arguments.deadline, "--deadline")
-    report = CellReport(quiet=arguments.quiet)
+    report = Report(result=result_text, quiet=arguments.quiet)
     if arguments.plan:
         return _show_plan(arguments, plan(wanted, report), wanted, beside)
     failed: dict[str, Any] = {}
@@ -52,12 +53,12 @@ def reproduce(arguments: argparse.Namespace) -> int:
         paths = write_pages(wanted.experiments, wanted.records, wanted.runs, wanted.out)
     else:
         try:
-            with answered_between_updates():
+            with answered_between_updates(), closing(report):
                 paths, failed = run_experiments(
                     wanted, beside=beside, deadline=deadline, emit=report
                 )
         except KeyboardInterrupt as stop:
-            tell("stopped; go on with the same command")
+            tell("stopped; resume with the same command")
             return 143 if isinstance(stop, Terminated) else 130
     chosen = {(cell.name, wanted.scale.name) for cell in wanted.cells}
     found = summaries(read_records(wanted.records))

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ from noprop.commands.options import encoder_or_field, named_encoder, parse_seeds
 from noprop.errors import ConfigError
 from noprop.grid import GridRun, summary, train_grid
 from noprop.model import open_run
-from noprop.report.grid import GridReport, grid_text
-from noprop.report.progress import ProgressReport
-from noprop.report.tables import evaluation_text
+from noprop.report.progress import Report
+from noprop.report.tables import evaluation_text, grid_text
 from noprop.run.engines import Engine
 from noprop.run.member import started_by_torchrun
 from noprop.run.processes import end_with_parent
@@ -55,7 +55,7 @@ def train(arguments: argparse.Namespace) -> int:
         _check_torchrun(arguments)
     first = not together or os.environ["RANK"] == "0"
     engine = _engine(arguments)
-    report = ProgressReport(config.train.batch_size, quiet=arguments.quiet or not first)
+    report = Report(config.train.batch_size, quiet=arguments.quiet or not first)
     states: list[UnitState] = []
 
     def listen(event: Event) -> None:
@@ -73,7 +73,7 @@ def train(arguments: argparse.Namespace) -> int:
             workers = None if text is None else int(arguments.configuration().train.workers)
         else:
             workers = None
-        with answered_between_updates():
+        with answered_between_updates(), closing(report):
             if together:
                 api.train_together(None if arguments.resume else config, folder=folder, **common)
             elif arguments.units is not None:
@@ -89,7 +89,6 @@ def train(arguments: argparse.Namespace) -> int:
             else:
                 api.train(config, folder=folder, **common)
     except KeyboardInterrupt as stop:
-        report.close()
         made = folder is not None and (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
         part += engine_options(arguments)
@@ -97,8 +96,6 @@ def train(arguments: argparse.Namespace) -> int:
         if first:
             tell(f"stopped{how}")
         return 143 if isinstance(stop, Terminated) else 130
-    finally:
-        report.close()
     if not first:
         return 0
     return _show_units(arguments, folder, states) if states else _show_result(arguments, folder)
@@ -129,9 +126,9 @@ def grid(arguments: argparse.Namespace) -> int:
     """``noprop grid``: status 1 if a run failed."""
     encoder, engine = encoder_or_field(arguments), _engine(arguments)
     changes = arguments.overrides()
-    report = GridReport(quiet=arguments.quiet)
+    report = Report(quiet=arguments.quiet)
     try:
-        with answered_between_updates():
+        with answered_between_updates(), closing(report):
             runs = train_grid(
                 arguments.recipes,
                 parse_seeds(arguments.seeds),
@@ -143,7 +140,7 @@ def grid(arguments: argparse.Namespace) -> int:
                 emit=report,
             )
     except KeyboardInterrupt as stop:
-        tell("stopped; go on with the same command")
+        tell("stopped; resume with the same command")
         return 143 if isinstance(stop, Terminated) else 130
     failed = [run for run in runs if run.error]
     table = summary(runs)
@@ -195,16 +192,12 @@ def engine_options(arguments: argparse.Namespace) -> str:
 
 def assemble(arguments: argparse.Namespace) -> int:
     """``noprop assemble``."""
-    report = ProgressReport(1, quiet=arguments.quiet)
-    try:
-        api.assemble(
-            arguments.run,
-            data_dir=arguments.data_dir,
-            encoder=named_encoder(arguments.encoder),
-            emit=report,
-        )
-    finally:
-        report.close()
+    api.assemble(
+        arguments.run,
+        data_dir=arguments.data_dir,
+        encoder=named_encoder(arguments.encoder),
+        emit=Report(quiet=arguments.quiet),
+    )
     return _show_result(arguments, arguments.run)
 
 

@@ -21,7 +21,7 @@ from noprop.randomness import generator
 from noprop.run.kept import kept_epochs, kept_model
 from noprop.run.metrics import append_line, training_cost
 from noprop.trained_model import TrainedModel
-from noprop.training.events import Emit, Measuring
+from noprop.training.events import Emit, Evaluating
 
 __all__ = ["Job", "run_cell"]
 
@@ -75,7 +75,7 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
     config, data = api.prepare_run(wanted, None, job.data_dir)
     config = api.join(job.folder, config, data)  # or is it of another training?
     model = _trained(job.folder, config, data, emit)
-    emit(Measuring())
+    emit(Evaluating())
     environment = json.loads(
         (job.folder / "environment.json").read_text(encoding="utf-8")
     ) | _hardware(config)

@@ -15,7 +15,7 @@ from noprop.paper.pages import write_pages
 from noprop.paper.queue import GRACE, run_jobs
 from noprop.paper.records import add_record, key_of, read_records
 from noprop.paper.scale import Scale
-from noprop.training.events import Cells, Deadline, Emit, Failed, Scored, Timing, print_nothing
+from noprop.training.events import Deadline, Emit, Failed, Finished, Grid, Timing, print_nothing
 
 __all__ = ["Planned", "Reproduction", "plan", "reproduce"]
 
@@ -95,9 +95,8 @@ def reproduce(
         wanted: what.
         beside: cells at a time, each with one thread; as many as there are cores unless given.
         deadline: seconds from now by which this ends, with checkpoints of what is under way.
-        emit: called with every event; ``run`` says whose it is. ``Cells`` comes first,
-            ``Scored`` with each line, ``Failed`` with what stopped one, ``Deadline`` if the time is
-            up.
+        emit: called with every event; ``run`` names its run. ``Grid`` comes first, ``Finished``
+            with each line, ``Failed`` with what stopped a run, ``Deadline`` if the time is over.
 
     Returns:
         The files written, and by run what stopped it.
@@ -117,7 +116,7 @@ def reproduce(
     done, every = wanted.done(), wanted.jobs
     jobs = [job for job in every if job.key not in done]
     there = len(every) - len(jobs)
-    emit(Cells({j.name: rough_work(j) for j in jobs}, there))
+    emit(Grid({j.name: rough_work(j) for j in jobs}, there))
     failed: dict[str, NoPropError] = {}
     ended = 0
     try:
@@ -135,7 +134,7 @@ def reproduce(
             elif outcome is not None:
                 outcome |= {"beside": beside}
                 add_record(wanted.records, outcome)
-                emit(Scored(outcome, run=job.name))
+                emit(Finished(outcome, run=job.name))
         if ended < len(jobs):
             emit(Deadline(len(jobs) - ended))
     finally:

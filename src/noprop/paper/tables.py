@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from noprop.paper.checks import checks
 from noprop.paper.numbers import (
@@ -10,13 +11,23 @@ from noprop.paper.numbers import (
     MEMORY_GB,
     METHODS,
     PRIOR,
+    TABLE1,
+    TABLE2,
     Number,
 )
 from noprop.paper.records import Summary
-from noprop.report.tables import duration
+from noprop.report.tables import accuracy_text, duration
 from noprop.terminal import printable
 
-__all__ = ["accuracy_tables", "brief", "markdown", "memory_table", "more_table", "scale_text"]
+__all__ = [
+    "accuracy_tables",
+    "brief",
+    "markdown",
+    "memory_table",
+    "more_table",
+    "result_text",
+    "scale_text",
+]
 
 PAPER_VALUES = 15  # 3 seeds × 5 runs behind each of the paper's numbers
 
@@ -249,6 +260,16 @@ def _memory(summary: Summary) -> list[list[str]]:
         [f"{max(values) / 1000:.2f}", scale_text(summary), str(len(values)), counter]
         for counter, values in peaks.items()
     ]
+
+
+def result_text(record: Mapping[str, Any]) -> str:
+    """A line of results: accuracy, beside the paper's, and the time of training."""
+    row, dataset = (record["method"], record["embedding"]), record["dataset"]
+    paper = (TABLE1.get(row, {}) | TABLE2.get(row, {})).get(dataset)
+    shown = paper and record["readout"] == "softmax"
+    printed = f" (the paper, at full scale: {paper[1].mean:.2f} %)" if paper and shown else ""
+    seconds = duration(record["training"].get("seconds", 0.0))
+    return f"{accuracy_text(record['test'])}{printed}; trained in {seconds}"
 
 
 def brief(found: Sequence[Summary]) -> list[list[str]]:

@@ -1,157 +1,330 @@
-"""Progress of training, on stderr: a live display on a terminal, plain lines elsewhere."""
+"""Progress on stderr: bars on a terminal, plain lines elsewhere.
+
+One reporter serves a single run, a grid, a reproduction of the paper and a benchmark.
+"""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 
-from noprop.report.tables import FACTS, duration
+from noprop.report.tables import FACTS, accuracy_text, duration
 from noprop.terminal import printable, tell
-from noprop.training import events
+from noprop.training.events import (
+    Damaged,
+    Deadline,
+    Epoch,
+    Evaluating,
+    Event,
+    Failed,
+    Finished,
+    Found,
+    Grid,
+    Progress,
+    Restarted,
+    Started,
+    Step,
+    Tick,
+    Timing,
+    Trained,
+)
 
-__all__ = ["ProgressReport", "StepsReport"]
+__all__ = ["Report"]
 
-PLAIN_EVERY = 5.0  # seconds between plain lines
+TRAINING = 0.9  # share of training in the time of one run of several; the rest evaluates it
+NAMED = 4  # runs in progress that a line names
 
 
-class ProgressReport:
-    """Turns events of training into what a waiting person wants to know.
+@dataclass
+class _Group:
+    """Updates of a group that read images: at first, now, and in all."""
 
-    Args:
-        batch_size: examples an update.
-        quiet: print nothing.
+    first: int
+    now: int
+    total: int
+
+
+@dataclass
+class _Run:
+    """What is known of a run.
+
+    Attributes:
+        work: Amount of its work; only the ratio to other runs counts.
+        groups: Its groups by name; None until one is heard of.
+        doing: What it does now; empty before and after.
+        ended: Whether it has finished or failed.
     """
 
-    def __init__(self, batch_size: int, *, quiet: bool = False):
-        self.batch_size = batch_size
-        self.quiet = quiet
-        self.started = time.monotonic()
-        self.printed = 0.0
-        self.groups = 0
-        self.alone = False  # the readout is all there is to train
-        # Of each group, in updates that read images: where it was first heard of, where it is now,
-        # and how many there are.
-        self.begun: dict[str, int] = {}
-        self.latest: dict[str, int] = {}
-        self.totals: dict[str, int] = {}
+    work: float = 1.0
+    groups: dict[str, _Group | None] = field(default_factory=dict)
+    doing: str = ""
+    ended: bool = False
+
+    def group_of(self, unit: str) -> str:
+        """Return the name of a unit's group: its own, or that of all units."""
+        return unit if unit in self.groups else next(iter(self.groups), unit)
+
+    @property
+    def counted(self) -> list[_Group | None]:
+        """The groups whose updates take the time: a readout only if nothing else is left."""
+        blocks = [group for name, group in self.groups.items() if name != "readout"]
+        left = any(group is None or group.first < group.total for group in blocks)
+        return blocks if left else list(self.groups.values())
+
+    def shares(self) -> tuple[float, float]:
+        """Return how much of the training was done at first, and is done now: 0..1."""
+        known, count = [group for group in self.counted if group], max(1, len(self.counted))
+        first = sum(group.first / group.total for group in known) / count
+        return first, sum(group.now / group.total for group in known) / count
+
+
+class Report:
+    """Prints the events of one run, or of the runs of a grid or a reproduction.
+
+    Args:
+        batch_size: Number of examples in an update of a single run; its speed is shown if given.
+        result: Text of the results of a finished run.
+        quiet: Print nothing.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 0,
+        *,
+        result: Callable[[Mapping[str, Any]], str] = accuracy_text,
+        quiet: bool = False,
+    ):
+        self.batch_size, self.result, self.quiet = batch_size, result, quiet
+        self.started, self.printed = time.monotonic(), 0.0
+        self.runs: dict[str, _Run] = {}
+        self.several = False
+        self.note = ""  # the last news of a single run
         self.losses: dict[str, float] = {}
-        console = Console(stderr=True)
-        self.live: Progress | None = None
-        if console.is_terminal and not quiet:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self.live = Progress(*columns, console=console)
-            self.live.start()
-            self.overall = self.live.add_task("all units", total=1.0, note="")
-            self.rows: dict[str, Any] = {}
+        self.console = Console(stderr=True)
+        self.live: Bars | None = None
+        self.bars: dict[str, TaskID] = {}
 
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Stop the bars, and leave the terminal as it was found."""
         if self.live:
             self.live.stop()
+        self.live, self.bars = None, {}
 
-    def __call__(self, event: events.Event) -> None:
+    def __call__(self, event: Event) -> None:
         """Take one event."""
-        if isinstance(event, events.Started):
-            self.groups = max(1, sum(g != "readout" for g in event.groups))
-            self.alone = event.groups == ["readout"]
-            names, count = event.groups, event.workers
-            units = f"{len(names)} unit{'s' * (len(names) > 1)}"
-            if event.engine == "ray":
-                room = f"{count} at a time" if count else "waiting for a machine with room for one"
-                self._line(f"training {units} as tasks of Ray, {room}")
-            elif names:
-                parts = f", mini-batches in {event.shards} shards" if event.shards > 1 else ""
-                self._line(f"training {units} on {count} worker{'s' * (count > 1)}{parts}")
-        elif isinstance(event, events.Found):
-            self._line(f"{event.group} is trained already")
-        elif isinstance(event, events.Restarted):
-            self._line(
-                f"{event.group}: its worker was lost; going on from its last checkpoint on "
-                f"{event.node}"
-            )
-        elif isinstance(event, events.Damaged):
-            at = f"update {event.position} of {event.total}"
-            self._line(f"{event.reason}; going on from the one before it, {at}")
-        elif isinstance(event, events.Progress):
-            self._progress(event)
-        elif isinstance(event, events.Epoch):
-            self._epoch(event)
-        elif isinstance(event, events.Trained):
-            self._trained(event)
-        elif isinstance(event, events.Evaluating):
-            if self.live:
-                self.live.stop()
-                self.live = None
-            self._line("evaluating")
+        match event:
+            case Grid():
+                self.several = True
+                self.runs = {name: _Run(work) for name, work in event.runs.items()}
+                done = f"; {event.done} are already finished" if event.done else ""
+                self._line(f"training {_count(len(event.runs), 'run')}{done}")
+            case Started():
+                self._started(event)
+            case Found():
+                self._run(event).groups[event.group] = _Group(1, 1, 1)
+                self._detail(f"{event.group} is already trained")
+            case Restarted():
+                self._line(
+                    f"{event.group}: its worker was lost; resuming from its last checkpoint on "
+                    f"{event.node}",
+                    event.run,
+                )
+            case Damaged():
+                at = f"update {event.position} of {event.total}"
+                self._line(f"{event.reason}; resuming from the one before it, {at}", event.run)
+            case Progress():
+                self._progress(event)
+            case Epoch():
+                self._epoch(event)
+            case Trained():
+                self._trained(event)
+            case Evaluating():
+                self._evaluating(event)
+            case Finished() | Failed():
+                self._ended(event)
+            case Timing():
+                self._line(f"timing the steps of {event.cell}")
+            case Step():
+                self._run(event).groups["steps"] = _Group(0, event.number, event.total)
+                self.note = event.text
+                self._show()
+            case Tick():
+                self._show()
+            case Deadline():
+                left = _count(event.left, "run")
+                self._line(f"the time is over with {left} left; resume with the same command")
 
-    def _progress(self, event: events.Progress) -> None:
-        unit, position = event.unit, event.position
-        self.losses[unit] = event.loss
-        if unit != "readout" or self.alone:
-            group = unit if self.groups > 1 else "all"
-            self.begun.setdefault(group, event.work)
-            self.latest[group], self.totals[group] = event.work, event.total_work
+    # -- events ------------------------------------------------------------------------------------
+
+    def _run(self, event: Event) -> _Run:
+        return self.runs.setdefault(event.run, _Run())
+
+    def _started(self, event: Started) -> None:
+        run = self._run(event)
+        run.groups |= dict.fromkeys(event.groups)
+        run.doing = "training"
+        units = _count(len(event.groups), "unit")
+        if event.engine == "ray":
+            room = f"{event.workers} at a time" if event.workers else "waiting for a free machine"
+            self._detail(f"training {units} as tasks of Ray, {room}")
+        elif event.groups:
+            shards = f", mini-batches in {event.shards} shards" if event.shards > 1 else ""
+            self._detail(f"training {units} on {_count(event.workers, 'worker')}{shards}")
+
+    def _progress(self, event: Progress) -> None:
+        run = self._run(event)
+        name = run.group_of(event.unit)
+        known = run.groups.get(name)
+        first = known.first if known else event.work
+        run.groups[name] = _Group(first, event.work, event.total_work)
+        self.losses[event.unit] = event.loss
         note = f"epoch {event.epoch}  loss {event.loss:.4g}"
-        if self.live:
-            if unit not in self.rows:
-                self.rows[unit] = self.live.add_task(unit, total=1.0, note="")
-            done = position / event.total
-            self.live.update(self.rows[unit], completed=done, note=note)
-            self.live.update(self.overall, completed=self.share, note=self.summary())
-        elif time.monotonic() - self.printed > PLAIN_EVERY:
-            self._line(f"{100 * self.share:3.0f} %  {unit} {note}  {self.summary()}")
+        self.note = f"{event.unit} {note}"
+        if self.several:
+            self._bar(event.run, self._shares_of(run)[1], run.doing)
+        else:
+            self._bar(event.unit, event.position / event.total, note)
+        self._show()
 
-    def _epoch(self, event: events.Epoch) -> None:
-        """Beside the loss: what the method tells of itself, and whether its embeddings collapse."""
+    def _epoch(self, event: Epoch) -> None:
+        """Print what the method reports, and whether its embeddings collapse."""
         told = [facts_text(event.facts)] if event.facts else []
         if s := event.embedding:
             told.append(
-                f"embeddings {s['least_distance']:.3g} apart at least, "
+                f"embeddings at least {s['least_distance']:.3g} apart, "
                 f"{s['least_length']:.3g} to {s['greatest_length']:.3g} long"
             )
         if told:
-            self._line(f"epoch {event.epoch}, {event.unit}: {'; '.join(told)}")
+            self._detail(f"epoch {event.epoch}, {event.unit}: {'; '.join(told)}")
 
-    def _trained(self, event: events.Trained) -> None:
+    def _trained(self, event: Trained) -> None:
+        run = self._run(event)
+        name = run.group_of(event.units[0])
+        known = run.groups.get(name) or _Group(0, 1, 1)
+        run.groups[name] = _Group(known.first, known.total, known.total)
         for unit in event.units:
-            if self.live and unit in self.rows:
-                self.live.remove_task(self.rows.pop(unit))
+            self._remove_bar(unit)
         if len(event.units) == 1:
             unit = event.units[0]
-            self._line(
-                f"{unit} trained in {event.seconds:.1f} s, loss {self.losses.get(unit, 0):.4g}"
-            )
+            loss = self.losses.get(unit, 0.0)
+            self._detail(f"{unit} trained in {event.seconds:.1f} s, loss {loss:.4g}")
+
+    def _evaluating(self, event: Evaluating) -> None:
+        run = self._run(event)
+        run.doing = "evaluating"
+        if self.several:
+            self._bar(event.run, TRAINING, run.doing)
+            self._show()
+        else:
+            self.close()
+            self._line("evaluating")
+
+    def _ended(self, event: Finished | Failed) -> None:
+        run = self._run(event)
+        run.doing, run.ended = "", True
+        if isinstance(event, Failed):
+            run.work = 0.0  # nothing more of it takes time
+            text = f"failed: {event.reason}"
+        else:
+            text = self.result(event.results)
+        self._remove_bar(event.run)
+        self._line(f"{self._count_ended()} {event.run}: {text}")
+        self._show()
+
+    # -- how much is done, and what is left --------------------------------------------------------
+
+    def shares(self) -> tuple[float, float]:
+        """Return how much of all work was done at first, and is done now: 0..1."""
+        total = sum(run.work for run in self.runs.values())
+        if not total:
+            return 1.0, 1.0
+        pairs = [[run.work * share for share in self._shares_of(run)] for run in self.runs.values()]
+        first, now = (sum(shares) / total for shares in zip(*pairs, strict=True))
+        return first, now
+
+    def _shares_of(self, run: _Run) -> tuple[float, float]:
+        first, now = (share * (TRAINING if self.several else 1.0) for share in run.shares())
+        if run.ended:  # by an earlier command, if nothing was heard of its groups
+            return first if run.groups else 1.0, 1.0
+        return first, now
+
+    def pace(self) -> str:
+        """Return the examples a second of a single run, and the time left."""
+        elapsed, told = time.monotonic() - self.started, []
+        if self.batch_size and not self.several:
+            groups = [group for run in self.runs.values() for group in run.counted if group]
+            updates = sum(group.now - group.first for group in groups)
+            told.append(f"{updates * self.batch_size / elapsed:,.0f} examples/s")
+        first, now = self.shares()
+        if now - first > 0.02 * (1 - first):  # what was done before took no time of this command
+            told.append(f"{duration(elapsed * (1 - now) / (now - first))} left")
+        return ", ".join(told)
+
+    def _count_ended(self) -> str:
+        return f"[{sum(run.ended for run in self.runs.values())}/{len(self.runs)}]"
+
+    def _in_progress(self) -> str:
+        """Return the runs in progress, with the share of each."""
+        shares = [
+            f"{name} {run.doing} {100 * self._shares_of(run)[1]:.0f} %"
+            for name, run in self.runs.items()
+            if run.doing
+        ]
+        more = f" and {len(shares) - NAMED} more" if len(shares) > NAMED else ""
+        return f"{self._count_ended()} {', '.join(shares[:NAMED])}{more}"
+
+    # -- the terminal ------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """Move the bar of all, or print a line if none was printed for a while."""
+        if self._shows_bars:
+            head = self._count_ended() if self.several else "" if len(self.bars) > 1 else self.note
+            self._bar("", self.shares()[1], f"{head}  {self.pace()}".strip())
+            return
+        now = time.monotonic()
+        # Seldom in a run of hours, whose log a person reads.
+        if now - self.printed > max(5.0, (now - self.started) / 100):
+            news = self._in_progress() if self.several else self.note
+            self._line(f"{100 * self.shares()[1]:3.0f} %  {news}  {self.pace()}".rstrip())
 
     @property
-    def share(self) -> float:
-        """How much of the training is done, 0..1."""
-        return min(1.0, self._sum_of_shares(self.latest) / max(1, self.groups))
+    def _shows_bars(self) -> bool:
+        return self.console.is_terminal and not self.quiet
 
-    def _sum_of_shares(self, work: dict[str, int]) -> float:
-        return sum((work[group] / self.totals[group] for group in work), 0.0)
+    def _bar(self, name: str, share: float, note: str) -> None:
+        if not self._shows_bars:
+            return
+        if self.live is None:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+            )
+            self.live = Bars(*columns, console=self.console)
+            self.live.start()
+            self.bars[""] = self.live.add_task("all", total=1.0, note="")
+        if name not in self.bars:
+            self.bars[name] = self.live.add_task(printable(name), total=1.0, note="")
+        self.live.update(self.bars[name], completed=share, note=note)
 
-    def summary(self) -> str:
-        """Examples a second and block, and the time left."""
-        elapsed = time.monotonic() - self.started
-        updates = sum(self.latest[group] - self.begun[group] for group in self.latest)
-        speed = f"{updates * self.batch_size / elapsed:,.0f} examples/s"
-        # What an earlier process did took none of this one's time.
-        done = self._sum_of_shares(self.latest) - self._sum_of_shares(self.begun)
-        left = self.groups - self._sum_of_shares(self.latest)
-        if done <= 0.02 * (done + left):
-            return speed
-        return f"{speed}, {duration(elapsed * left / done)} left"
+    def _remove_bar(self, name: str) -> None:
+        if self.live and name in self.bars:
+            self.live.remove_task(self.bars.pop(name))
 
-    def _line(self, text: str) -> None:
+    def _detail(self, text: str) -> None:
+        """Print a line of a single run; of several runs it would be too much."""
+        if not self.several:
+            self._line(text)
+
+    def _line(self, text: str, run: str = "") -> None:
         if self.quiet:
             return
         self.printed = time.monotonic()
+        text = f"{run}: {text}" if run else text
         if self.live:
             self.live.console.print(printable(text), highlight=False, markup=False)
         else:
@@ -168,38 +341,5 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     return ", ".join(shown)
 
 
-class StepsReport:
-    """Progress of a known number of steps of about the same length.
-
-    Args:
-        total: how many.
-        quiet: print nothing.
-    """
-
-    def __init__(self, total: int, *, quiet: bool = False):
-        self.total, self.quiet, self.done = total, quiet, 0
-        self.started, self.printed = time.monotonic(), 0.0
-        console = Console(stderr=True)
-        self.live: Progress | None = None
-        if console.is_terminal and not quiet:
-            columns = (BarColumn(), TextColumn("{task.fields[note]}"))
-            self.live = Progress(*columns, console=console)
-            self.live.start()
-            self.bar = self.live.add_task("", total=total, note="")
-
-    def __call__(self, text: str) -> None:
-        """Another step is done."""
-        self.done = min(self.done + 1, self.total)
-        elapsed = time.monotonic() - self.started
-        left = duration(elapsed / self.done * (self.total - self.done))
-        note = text if self.done < 3 else f"about {left} left: {text}"
-        if self.live:
-            self.live.update(self.bar, completed=self.done, note=note)
-        elif not self.quiet and (time.monotonic() - self.printed > PLAIN_EVERY):
-            self.printed = time.monotonic()
-            tell(f"{100 * self.done // self.total:3d} %, {note}")
-
-    def close(self) -> None:
-        """Leave the terminal as it was found."""
-        if self.live:
-            self.live.stop()
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

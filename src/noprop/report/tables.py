@@ -1,10 +1,19 @@
 """What the commands print, as text: evaluations, descriptions of a run, predictions, data sets."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from noprop.terminal import printable
 
-__all__ = ["FACTS", "description_text", "duration", "evaluation_text", "table"]
+__all__ = [
+    "FACTS",
+    "accuracy_text",
+    "description_text",
+    "duration",
+    "evaluation_text",
+    "grid_text",
+    "table",
+]
 
 MODE_NAMES = {
     "single": "one chain (the paper's protocol)",
@@ -79,6 +88,30 @@ def evaluation_text(results: dict[str, Any]) -> str:
 
 def _pm(values: dict[str, float], name: str, digits: int) -> str:
     return f"{values[name]:.{digits}f} ± {values[name + '_se']:.{digits}f}"
+
+
+def accuracy_text(results: Mapping[str, Any]) -> str:
+    """The accuracy of an evaluation in one line."""
+    modes = results["modes"]
+    one = f", one chain {modes['single']['accuracy']:.2f} %" if "single" in modes else ""
+    return f"accuracy {modes[results['default']]['accuracy']:.2f} %{one}"
+
+
+def grid_text(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """Recipes by accuracy, as :func:`noprop.grid.summary` gives it."""
+    head = ["accuracy %, mean ± standard error", "seeds", "our prediction", "one chain"]
+    rows = [
+        [recipe, str(row["seeds"]), _of_seeds(row, "accuracy"), _of_seeds(row, "single")]
+        for recipe, row in summary.items()
+    ]
+    return table(head, rows)
+
+
+def _of_seeds(row: Mapping[str, Any], name: str) -> str:
+    if row[name] is None:
+        return "–"
+    error = row[f"{name}_se"]
+    return f"{row[name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def description_text(about: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 __all__ = [
     "Busy",
-    "Cells",
     "Created",
     "Damaged",
     "Deadline",
@@ -24,11 +23,10 @@ __all__ = [
     "Followed",
     "Found",
     "Grid",
-    "Measuring",
     "Progress",
     "Restarted",
-    "Scored",
     "Started",
+    "Step",
     "Tick",
     "Timing",
     "Trained",
@@ -238,74 +236,43 @@ class Evaluated(Event):
     results: Mapping[str, Any]
 
 
-# -- several runs ----------------------------------------------------------------------------------
+# -- several runs, and measurements ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Grid(Event):
-    """A grid of runs starts.
+    """A grid of runs, or a reproduction of the paper, starts.
 
     Attributes:
-        runs: Names of each run's groups, by the name of the run.
+        runs: Amount of work of each run, by its name; only their ratios count.
+        done: Number of further runs that an earlier command has finished.
     """
 
-    runs: Mapping[str, Sequence[str]]
+    runs: Mapping[str, float]
+    done: int = 0
 
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """A run of a grid is trained and evaluated."""
+    """A run of several is trained and evaluated.
+
+    Attributes:
+        results: Content of its ``evaluation.json``; of a reproduction, its line of results (see
+            :mod:`noprop.paper.records`).
+    """
+
+    results: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """A run of a grid or a reproduction was stopped by an error.
+    """A run of several was stopped by an error.
 
     Attributes:
         reason: Text of the error.
     """
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Cells(Event):
-    """A reproduction starts.
-
-    Attributes:
-        runs: Rough amount of work, by the name of the run; only their ratios count.
-        done: Number of wanted runs that an earlier command has finished.
-    """
-
-    runs: Mapping[str, float]
-    done: int
-
-
-@dataclass(frozen=True)
-class Timing(Event):
-    """The steps of a cell are about to be timed.
-
-    Attributes:
-        cell: Name of the cell.
-    """
-
-    cell: str
-
-
-@dataclass(frozen=True)
-class Measuring(Event):
-    """A cell is trained, and is about to be scored."""
-
-
-@dataclass(frozen=True)
-class Scored(Event):
-    """A cell is trained and scored.
-
-    Attributes:
-        record: Its line of results, see :mod:`noprop.paper.records`.
-    """
-
-    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -321,7 +288,33 @@ class Deadline(Event):
 
 @dataclass(frozen=True)
 class Tick(Event):
-    """Nothing has happened for a while: scoring a cell may take minutes."""
+    """Nothing has happened for a while: the evaluation of a run may take minutes."""
+
+
+@dataclass(frozen=True)
+class Timing(Event):
+    """The steps of a cell are about to be timed.
+
+    Attributes:
+        cell: Name of the cell.
+    """
+
+    cell: str
+
+
+@dataclass(frozen=True)
+class Step(Event):
+    """A step of a benchmark is done.
+
+    Attributes:
+        text: What was done.
+        number: Number of the step, from 1.
+        total: Number of steps.
+    """
+
+    text: str
+    number: int
+    total: int
 
 
 KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
