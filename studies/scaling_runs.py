@@ -25,8 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from noprop.bench.plain import PlainDiscrete
 from noprop.machine import malloc_keeps_memory
 from noprop.training.gradients import flat_gradient
-from noprop.training.mesh import MeshTeam
-from noprop.training.team import Team
+from noprop.training.mesh import ALONE, ProcessMesh, Requests
 
 SHAPE, CLASSES, DIM, EXAMPLES = (1, 28, 28), 10, 20, 1024
 BATCHES = (4, 8, 16, 32, 64)
@@ -195,7 +194,7 @@ def build_learned(**settings: Any) -> Work:
     optimizers = [adamw(block.parameters()) for block in blocks]
     embedding = nn.Parameter(torch.randn(CLASSES, DIM))
     shared = adamw([embedding])
-    team = chain(settings["world"]) if "file" in settings else Team()
+    team = chain(settings["world"]) if "file" in settings else ALONE
 
     def work(units: int) -> None:
         for _ in range(units):
@@ -210,17 +209,17 @@ def build_learned(**settings: Any) -> Work:
                 optimizer.step()
                 parts.append(flat_gradient([embedding]))
                 shared.zero_grad()
-            total, _ = team.fold(parts, 0)
+            total, _ = team.sum_over_units(parts, Requests())
             embedding.grad = total.view_as(embedding)
             shared.step()
 
     return work
 
 
-def chain(world: int) -> MeshTeam:
+def chain(world: int) -> ProcessMesh:
     """The processes in a chain, each with a part of the blocks."""
     mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("block", "data"))
-    return MeshTeam(mesh, (), 1, coupled=True)
+    return ProcessMesh(mesh, (), coupled=True)
 
 
 class Chain(nn.Module):

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from noprop.cli import main
-from noprop.training.checkpoint import load_tensors
+from noprop.tensor_files import load_tensors
 
 Fault = Callable[[Path], object]
 SECONDS = 60  # a hang is a failure, a loaded machine is none
@@ -79,7 +79,7 @@ def rewrite(
     header: str = "",
     tensors: Callable[[dict[str, Any]], object] = lambda tensors: None,
 ) -> Fault:
-    """Write a checkpoint again, as anybody can who knows its form.
+    """Write a file of tensors again, as anybody can who knows its form.
 
     Args:
         name: The file.
@@ -92,8 +92,19 @@ def rewrite(
         kept, said = load_tensors(folder / name)
         fields = {k: v for k, v in {**said, **(about or {})}.items() if v is not None}
         tensors(kept)
-        content = save(kept, metadata={"noprop": header or json.dumps(fields)})
+        content = save(kept, metadata={"noprop": header or json.dumps([fields, ""])})
         (folder / name).write_bytes(content)
+
+    return fault
+
+
+def change(name: str, fields: Mapping[str, Any]) -> Fault:
+    """Change fields of a JSON file; those that become None are left out."""
+
+    def fault(folder: Path) -> None:
+        said = {**json.loads((folder / name).read_text()), **fields}
+        text = json.dumps({k: v for k, v in said.items() if v is not None})
+        (folder / name).write_text(text)
 
     return fault
 

@@ -26,7 +26,7 @@ from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import seeded
 from noprop.readouts import RadialReadout, SoftmaxReadout
 from noprop.schedules import cosine_gamma
-from noprop.training.loop import GroupTrainer
+from noprop.training.trainer import Trainer
 
 T = 3
 KINDS = {
@@ -450,9 +450,9 @@ def test_trained_on_a_known_posterior_the_chain_samples_it(tmp_path: Path):
     task = Task((4,), ("a", "b", "c"), Normalization.of(part.x))
     method = build_method(config, task, build_embedding(config, task, None))
     assert isinstance(method, DiscreteNoProp)
-    trainer = GroupTrainer(
+    trainer = Trainer(
         config, method, method.units, part, part.take(torch.arange(0)), task.normalization,
-        bf16=False, checkpoint=tmp_path / "c.safetensors", emit=lambda event: None,
+        bf16=False, folder=tmp_path / "c", emit=lambda event: None,
     )  # fmt: skip
     trainer.run()
     for unit in method.units:

@@ -22,7 +22,7 @@ from noprop.networks import ContinuousBlock, sinusoidal_embedding
 from noprop.randomness import seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
 from noprop.training.events import Epoch, Event
-from noprop.training.loop import GroupTrainer
+from noprop.training.trainer import Trainer
 
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])  # p(y|x) of three x
 # Rows of different lengths, none orthogonal: the nearest is not the one of the largest product.
@@ -445,9 +445,9 @@ def test_without_the_anchor_learned_embeddings_collapse_and_with_it_they_do_not(
             if isinstance(event, Epoch) and event.embedding:
                 found.append(event.embedding["least_distance"])
 
-        GroupTrainer(
+        Trainer(
             config, method, method.units, part, part.take(torch.arange(0)), task.normalization,
-            bf16=False, checkpoint=tmp_path / f"{anchor}.safetensors", emit=watch,
+            bf16=False, folder=tmp_path / f"{anchor}", emit=watch,
         ).run()  # fmt: skip
         return found
 

@@ -5,18 +5,22 @@ command runs in an empty folder, where ``run`` is a copy of a small trained run 
 names it. Add a row to the part it belongs to.
 """
 
+import dataclasses
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from mistakes import (
     FAST,
+    change,
     class_folders,
     edit,
     images_by_class,
@@ -24,6 +28,7 @@ from mistakes import (
     make_fifo,
     make_folder,
     make_link,
+    remove,
     rewrite,
     row,
     save_npy,
@@ -33,10 +38,11 @@ from mistakes import (
 )
 from noprop.cli import main
 from noprop.data import SOURCES
+from noprop.training.commits import load_part, read_commit, write_commit, write_part
 
 SMALL = " ".join(["train", *FAST])  # a training that ends at once
-# A checkpoint of a unit, and what can be read of a model.
-UNIT = "run/units/block-1/checkpoint.safetensors"
+# The last commit of a unit, and what can be read of a model.
+UNIT = "run/units/block-1/commit.json"
 DESCRIPTION = {
     "format": 1,
     "shape": [1, 8, 8],
@@ -63,10 +69,23 @@ def in_a_grid(folder: Path) -> None:
     (folder / "moved").rename(folder / "run" / "digits-dt-seed-0")
 
 
-def flattened(tensors: dict) -> None:
+def flattened(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Moments of another shape than their weights."""
-    for name in [name for name in tensors if name.endswith("exp_avg")]:
-        tensors[name] = tensors[name].flatten()[:1]
+    return {n: t.flatten()[:1] if n.endswith("exp_avg") else t for n, t in tensors.items()}
+
+
+def reworked(change: Callable[[dict[str, dict[str, Tensor]]], dict[str, dict[str, Tensor]]]):
+    """Write the parts of block-1 again, changed, as those of a training that has just begun."""
+
+    def fault(folder: Path) -> None:
+        place = (folder / UNIT).parent
+        commit = read_commit(folder / UNIT)
+        parts = change({name: load_part(place, part) for name, part in commit.files.items()})
+        files = {name: write_part(place, name, 0, tensors) for name, tensors in parts.items()}
+        write_commit(place, dataclasses.replace(commit, position=0, files=files))
+        (place / "previous.json").unlink()
+
+    return fault
 
 
 OPTIONS = [
@@ -338,31 +357,61 @@ RUNS = [
         )
     ),
     *(
-        row(f"header-{field}-{i}", f"{command} run --quiet", *words, fault=fault)
+        row(f"commit-{field}-{i}", f"{command} run --quiet", *words, fault=fault)
         for field, values in {
             "position": ("5", -1, 1.5, True, [], 2**70),
             "total": ({}, "x", 0),
             "seconds": ("1", -1.0, float("inf"), []),
             "fingerprint": (7, ["x"]),
             "version": ("\x1b[31m", 1, "9" * 100),
-            "waiting": (["block-1"], {"../../../x": 1}, {"block-1": "../x"}, {"block-1": -1}, 3),
+            "files": (
+                *(["block-1"], 3, {"block-1": "x"}, {"block-1": ["../x", "0" * 64]}),
+                *(
+                    {"../x": ["../x.3.safetensors", "0" * 64]},
+                    {"block-1": ["block-1.3.safetensors"]},
+                ),
+                {"block-1": ["block-1.3.safetensors", "../x"]},
+            ),
         }.items()
-        for i, fault in enumerate(rewrite(UNIT, {field: value}) for value in values)
+        for i, fault in enumerate(change(UNIT, {field: value}) for value in values)
         for command, words in (
-            ("assemble", ("block-1 (damaged)",)) if i else ("train --resume", (UNIT, field)),
+            ("assemble", ("block-1 (damaged)",)) if i else ("train --resume", (UNIT, "damaged")),
         )
     ),
     *(
-        row(f"header-without-{field}", "assemble run", *words, fault=rewrite(UNIT, {field: None}))
-        for field, words in {
-            "position": ("block-1 (damaged)",),
-            "total": ("block-1 (damaged)",),
-            "fingerprint": (UNIT, "other settings"),
-            "version": (UNIT, "an earlier version"),
-        }.items()
+        row(f"commit-without-{field}", "assemble run", "block-1 (damaged)", fault=fault)
+        for field in ("position", "total", "seconds", "files", "fingerprint", "version")
+        for fault in (change(UNIT, {field: None}),)
+    ),
+    row(
+        "commit-fingerprint",
+        "assemble run",
+        *(UNIT, "other settings"),
+        fault=change(UNIT, {"fingerprint": "another"}),
+    ),
+    row(
+        "commit-version",
+        "assemble run",
+        *(UNIT, "was written by noprop 0.9, this is", "noprop==0.9"),
+        fault=change(UNIT, {"version": "0.9"}),
+    ),
+    row(
+        "checkpoint-of-0.1",
+        "train --resume run --quiet",
+        *("checkpoint.safetensors: was written by noprop 0.1.0, this is", "finish the run with"),
+        fault=(remove(UNIT), write("run/units/block-1/checkpoint.safetensors", b"of 0.1.0")),
     ),
     *(
-        row(f"header-{i}", "train --resume run --quiet", UNIT, fault=rewrite(UNIT, header=header))
+        row(f"commit-{i}", "train --resume run --quiet", UNIT, fault=write(UNIT, content))
+        for i, content in enumerate((NESTED, "[1, 2, 3]", "7", "null", "{", "{}"))
+    ),
+    *(
+        row(
+            f"header-{i}",
+            "evaluate run",
+            "model.safetensors",
+            fault=rewrite("run/model.safetensors", header=header),
+        )
         for i, header in enumerate((NESTED, "[1, 2, 3]", "[[], 5]", "7", "null", '["x", "y"]', "{"))
     ),
     *(
@@ -382,16 +431,16 @@ RUNS = [
         )
     ),
     row(
-        "lists-a-stranger",
+        "names-a-stranger",
         "train --resume run --quiet",
-        *(UNIT, "block-1"),
-        fault=rewrite(UNIT, {"waiting": {"block-1": 3}}),
+        *("units/block-1", "block-7, which is no unit of this run"),
+        fault=reworked(lambda files: files | {"block-7": files["block-1"]}),
     ),
     row(
         "another-optimizer",
         "train --resume run --quiet",
-        *(UNIT, "belongs to another architecture"),
-        fault=rewrite(UNIT, {"position": 0}, tensors=flattened),
+        *("units/block-1", "belongs to another architecture"),
+        fault=reworked(lambda files: files | {"block-1": flattened(files["block-1"])}),
     ),
 ]
 
@@ -493,5 +542,5 @@ def test_only_a_checkpoint_that_exists_is_promised(capfd, monkeypatch, tmp_path,
     text = line_of_error(capfd, *command.replace("1e9", "1e30").split())
     assert "not finite by update" in text
     unit = text.split(": ")[2]
-    kept = (tmp_path / "made" / "units" / unit / "checkpoint.safetensors").exists()
+    kept = (tmp_path / "made" / "units" / unit / "commit.json").exists()
     assert ("its last good checkpoint is kept" in text) == kept == (seconds == "0")

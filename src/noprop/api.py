@@ -32,13 +32,13 @@ from noprop.evaluate import choose_weights, evaluate
 from noprop.files import write_whole
 from noprop.model import load_model, open_run, save_model
 from noprop.recipes import find_recipe
+from noprop.run.assembly import assemble_model, check_trained
 from noprop.run.engines import Engine, LocalEngine
 from noprop.run.folder import clear_places, create_run, join_run, make_free_folder
 from noprop.run.groups import thread_count
 from noprop.run.locks import hold_assembly, remove_half_written
 from noprop.run.member import joined
 from noprop.run.metrics import training_cost
-from noprop.run.runs import check_trained, put_together
 from noprop.run.runs import train_units as train_groups_of_run
 from noprop.run.torchrun import train_as_member
 from noprop.run.units import UnitState, choose_groups, survey
@@ -370,7 +370,7 @@ def _assemble(
     with hold_assembly(path):
         remove_half_written(path, "evaluation.json", "model.safetensors", "model.json")
         clear_places(path)
-        model = put_together(path, config, data, encoder)
+        model = assemble_model(path, config, data, encoder)
         emit(Evaluating())
         choose_weights(model, data.validation)
         results = evaluate(model, data.test) | {"part": "test"}

@@ -64,12 +64,13 @@ def may_unpack(unpacked: int, packed: int) -> bool:
 
 
 def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
-    """Replace a file at once: never half of it is there.
+    """Write or replace a file in one step: no reader ever finds half of it.
 
     Args:
-        path: the file.
-        content: of it.
-        before: a name for the file that was there.
+        path: The file.
+        content: Its new content.
+        before: A name that the file it replaces keeps. The folder is then flushed to the disk as
+            well, so that the names outlast a loss of power.
 
     Raises:
         RunError: If the disk is full or the folder cannot be written.
@@ -85,11 +86,24 @@ def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
         if before is not None and path.exists():
             os.replace(path, before)
         os.replace(temporary, path)
+        if before is not None:
+            _sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 DEPTH = 16  # folders in each other; a run has four

@@ -23,11 +23,11 @@ from noprop.errors import ConfigError, RunError
 from noprop.files import check_folder, read_object, write_whole
 from noprop.fingerprint import difference
 from noprop.methods.base import Method
-from noprop.training.checkpoint import (
-    check_name,
+from noprop.tensor_files import (
+    check_utf8_name,
     flatten,
     load_tensors,
-    read_about,
+    read_header,
     save_tensors,
     unflatten,
 )
@@ -60,7 +60,7 @@ def open_run(folder: Path) -> RunConfig:
     Raises:
         RunError: If the folder is no run, or holds what may lead out of it.
     """
-    check_name(folder)
+    check_utf8_name(folder)
     try:
         os.lstat(folder / "config.toml")
     except (FileNotFoundError, NotADirectoryError):
@@ -155,7 +155,7 @@ def _check_trained_with(config: RunConfig, about: dict[str, Any], weights: Path)
     Raises:
         RunError: The message names what differs.
     """
-    folder, header = weights.parent, read_about(weights)
+    folder, header = weights.parent, read_header(weights)
     trained = header.get("config")
     if isinstance(trained, dict):
         if found := difference(config, from_mapping(trained, f"{weights}: config")):

@@ -83,7 +83,7 @@ def test_a_stopped_cell_goes_on_and_finds_what_it_would_have_found(tmp_path, rea
     with pytest.raises(KeyboardInterrupt):
         reproduce(stopped, emit=stop)
     folder = stopped.runs / stopped.scale.name / "mnist-ct-seed-0"
-    assert (folder / "units/network/checkpoint.safetensors").exists()
+    assert (folder / "units/network/commit.json").exists()
     assert read_records(stopped.records) == []
     assert not (folder / "evaluation.json").exists()
     reproduce(stopped)

@@ -21,7 +21,7 @@ from noprop.report import plots
 from noprop.report.page import write_page
 from noprop.report.pictures import Picture, draw, save_pictures
 from noprop.report.plots import draw_run
-from noprop.training.checkpoint import save_tensors
+from noprop.tensor_files import save_tensors
 
 matplotlib = pytest.importorskip("matplotlib")
 EVIL = (

@@ -7,16 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+import tools
 from noprop.build import load_data
 from noprop.config import RunConfig, replace
 from noprop.run.folder import create_run
-from noprop.run.groups import checkpoint_path, groups_of
+from noprop.run.groups import groups_of
 from noprop.run.metrics import read_metrics
 from noprop.run.ray_engine import RayEngine
 from noprop.run.runs import train_units
-from noprop.training.checkpoint import load_tensors
+from tools import commit_of, weights
 
 CONFIG = replace(
     RunConfig(),
@@ -49,12 +48,10 @@ def trained(folder: Path, config: RunConfig, engine: RayEngine | None = None, **
 
 
 def assert_same(a: Path, b: Path, config: RunConfig, groups: Sequence[str] | None = None) -> None:
-    """Every tensor of each checkpoint: weights, statistics and optimizer state."""
-    for group in groups or groups_of(config):
-        x, y = (load_tensors(checkpoint_path(folder, group)) for folder in (a, b))
-        assert x[1]["position"] == y[1]["position"] == y[1]["total"]
-        assert x[0].keys() == y[0].keys()
-        assert not [name for name in x[0] if not torch.equal(x[0][name], y[0][name])]
+    """Every tensor of each commit, of trainings that have ended."""
+    groups = groups or groups_of(config)
+    assert all(commit_of(folder, group).is_last for folder in (a, b) for group in groups)
+    tools.assert_same(weights(a, *groups), weights(b, *groups))
 
 
 def told(folder: Path, kind: str) -> list[dict]:

@@ -14,9 +14,8 @@ import pytest
 from noprop.cli import main
 from noprop.config import replace, to_toml
 from noprop.model import open_run
-from noprop.run.groups import checkpoint_path
-from noprop.training.checkpoint import load_tensors
 from ray_runs import LONG, assert_same, told, trained
+from tools import commit_of
 
 
 def started(folder: Path, config, *argv: str) -> subprocess.Popen[str]:
@@ -73,8 +72,8 @@ def test_a_signal_leaves_checkpoints_and_no_process(tmp_path, number, status, al
     assert lines[-1] == f"stopped; go on with: {how}"
     assert all("block-1 epoch" in line for line in lines[1:-1])
     assert not psutil.wait_procs(children, timeout=20)[1]
-    about = load_tensors(checkpoint_path(folder, "block-1"))[1]
-    assert 25 <= about["position"] < about["total"]
+    commit = commit_of(folder, "block-1")
+    assert 25 <= commit.position < commit.total
 
 
 @pytest.mark.slow

@@ -11,13 +11,13 @@ from noprop.config import replace
 from noprop.errors import ConfigError, TrainingError
 from noprop.run import ray_engine
 from noprop.run.folder import create_run
-from noprop.run.groups import checkpoint_path, groups_of
+from noprop.run.groups import groups_of
 from noprop.run.ray_engine import RayEngine
 from noprop.run.ray_queue import Tasks
 from noprop.run.runs import train_units
-from noprop.training.checkpoint import load_tensors
 from noprop.training.events import Epoch, Event, Progress, Started
 from ray_runs import CONFIG, LEARNED, LONG, Killer, assert_same, told, trained
+from tools import commit_of
 
 
 def by_unit(events: list[dict]) -> list[dict]:
@@ -75,7 +75,7 @@ def test_kill_minus_9_in_the_middle_of_checkpoints(cluster, whole, tmp_path):
             positions.append(event.position)
 
     unit = folder / "units" / "block-1"
-    killer = Killer(unit, ".checkpoint.*.tmp", 1, "checkpoint.safetensors")
+    killer = Killer(unit, ".*.tmp", 1, "commit.json")
     trained(folder, CONFIG, RayEngine(), emit=emit)
     killer.over = True
     assert len(killer.left) == 1
@@ -90,7 +90,7 @@ def test_kill_minus_9_in_the_middle_of_checkpoints(cluster, whole, tmp_path):
 def test_too_many_losses_are_one_line(cluster, tmp_path):
     """Killed whenever it saves; the other unit is stopped with a checkpoint."""
     folder = tmp_path / "r"
-    killer = Killer(folder / "units" / "block-1", ".checkpoint.*.tmp", 100)
+    killer = Killer(folder / "units" / "block-1", ".*.tmp", 100)
     with pytest.raises(TrainingError) as error:
         trained(folder, LONG, RayEngine(retries=1), groups=["block-1", "block-2"])
     killer.over = True
@@ -177,8 +177,8 @@ def test_whoever_stops_the_driver_finds_checkpoints(cluster, whole, tmp_path):
 
     with pytest.raises(Stopped):
         trained(folder, config, RayEngine(), emit=stop, groups=["block-1"])
-    about = load_tensors(checkpoint_path(folder, "block-1"))[1]
-    assert 1 <= about["position"] < about["total"]
+    commit = commit_of(folder, "block-1")
+    assert 1 <= commit.position < commit.total
     trained(folder, config, groups=["block-1"])
     trained(tmp_path / "whole", config, groups=["block-1"])
     assert_same(tmp_path / "whole", folder, config, ["block-1"])

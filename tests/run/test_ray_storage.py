@@ -8,13 +8,19 @@ import torch
 
 from noprop.config import replace
 from noprop.errors import RunError
-from noprop.run.groups import checkpoint_path
+from noprop.run.groups import group_folder
 from noprop.run.ray_engine import RayEngine
 from noprop.run.storage import RunStorage, UnitStorage
-from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training.commits import (
+    LAST,
+    PREVIOUS,
+    Commit,
+    latest,
+    read_commit,
+    write_commit,
+    write_part,
+)
 from noprop.training.events import Epoch, Event, Progress
-from noprop.training.generations import previous_of, save_generation
-from noprop.training.offload import read_checkpoint
 from ray_runs import CONFIG, LEARNED, LONG, Killer, assert_same, told, trained
 
 # -- without Ray ---------------------------------------------------------------------------------
@@ -25,43 +31,40 @@ def place(tmp_path) -> UnitStorage:
     return RunStorage(f"file://{tmp_path}/there/run").unit("block-1")
 
 
-def saved(folder: Path, position: int, waiting: dict[str, int] | None = None) -> None:
-    """A checkpoint of an update, and the files that it lists."""
-    about = {"position": position} | ({"waiting": waiting} if waiting else {})
-    for name, at in (waiting or {}).items():
-        path = folder / "waiting" / f"{name}.{at}.safetensors"
-        if not path.exists():
-            save_tensors(path, {"w": torch.tensor(at)}, {})
-    tensors = {"w": torch.tensor(position)}
-    save_generation(folder / "checkpoint.safetensors", tensors, about)
+def saved(folder: Path, position: int, parts: dict[str, int] | None = None) -> None:
+    """A commit of an update, whose parts were last written at these updates."""
+    parts = {"shared": position} | (parts or {})
+    files = {
+        name: write_part(folder, name, at, {"w": torch.tensor(at)}) for name, at in parts.items()
+    }
+    write_commit(folder, Commit(position, 100, 1.0, files))
 
 
 def names(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_two_checkpoints_and_their_files_are_kept(place, tmp_path):
-    """And brought into another folder, in which training finds them as if it had written them."""
+def test_two_commits_and_their_files_are_kept(place, tmp_path):
+    """And copied into another folder, in which training finds them as if it had written them."""
     here, there = tmp_path / "here", tmp_path / "there" / "run" / "units" / "block-1"
     assert place.position() is None
-    for position, waiting in [(3, {"a": 1}), (5, {"a": 4, "b": 5}), (9, {"a": 8, "b": 5})]:
-        saved(here, position, waiting)
+    for position, parts in [(3, {"a": 1}), (5, {"a": 4, "b": 5}), (9, {"a": 8, "b": 5})]:
+        saved(here, position, parts)
         place.send(here)
         assert place.position() == position
-    assert names(there) == [
-        "checkpoint.5.safetensors",
-        "checkpoint.9.safetensors",
-        *(f"waiting/{n}.safetensors" for n in ("a.4", "a.8", "b.5")),
-    ]
+    parts = [f"{n}.safetensors" for n in ("a.4", "a.8", "b.5", "shared.5", "shared.9")]
+    assert names(there) == sorted(["commit.5.json", "commit.9.json", *parts])
     assert place.fetch(tmp_path / "other")
-    for path, position in {"checkpoint": 9, "checkpoint.previous": 5}.items():
-        _, about = read_checkpoint(tmp_path / "other" / f"{path}.safetensors")
-        assert about["position"] == position
+    assert names(tmp_path / "other") == sorted([LAST, PREVIOUS, *parts])
+    found = latest(tmp_path / "other", files=True)
+    assert found
+    assert found.commit.position == 9
+    assert read_commit(tmp_path / "other" / PREVIOUS).position == 5
     assert not place.fetch(tmp_path / "other")  # it is as far
 
 
 def test_one_that_is_behind_takes_nothing_from_one_that_is_ahead(place, tmp_path):
-    """A worker that was taken for lost still sends; what the other needs stays."""
+    """A worker that was given up as lost still sends; what the other needs stays."""
     ahead, behind = tmp_path / "ahead", tmp_path / "behind"
     for position in (8, 9):
         saved(ahead, position, {"a": position})
@@ -70,20 +73,24 @@ def test_one_that_is_behind_takes_nothing_from_one_that_is_ahead(place, tmp_path
     place.send(behind)
     assert place.position() == 9
     place.fetch(tmp_path / "other")
-    assert read_checkpoint(tmp_path / "other" / "checkpoint.safetensors")[1]["position"] == 9
-    previous = previous_of(tmp_path / "other" / "checkpoint.safetensors")
-    assert read_checkpoint(previous)[1]["position"] == 8
+    found = latest(tmp_path / "other", files=True)
+    assert found
+    assert found.commit.position == 9
+    assert read_commit(tmp_path / "other" / PREVIOUS).position == 8
 
 
-def test_a_damaged_one_is_found_out_by_whoever_goes_on(place, tmp_path):
+@pytest.mark.parametrize("name", ["commit.2.json", "shared.2.safetensors"])
+def test_a_damaged_one_is_recognised_when_it_is_resumed(place, tmp_path, name):
     for position in (1, 2):
         saved(tmp_path / "here", position)
         place.send(tmp_path / "here")
-    last = tmp_path / "there" / "run" / "units" / "block-1" / "checkpoint.2.safetensors"
+    last = tmp_path / "there" / "run" / "units" / "block-1" / name
     last.write_bytes(last.read_bytes()[:-3])
     place.fetch(tmp_path / "other")
-    previous = previous_of(tmp_path / "other" / "checkpoint.safetensors")
-    assert load_tensors(previous)[1]["position"] == 1
+    found = latest(tmp_path / "other", files=True)
+    assert found
+    assert found.commit.position == 1
+    assert "is damaged" in found.damage
 
 
 def test_a_storage_that_cannot_be_written_is_one_line(tmp_path):
@@ -102,7 +109,7 @@ def test_kill_minus_9_in_the_middle_of_sending(cluster, whole, tmp_path, changes
     config = replace(CONFIG, changes)
     group = "all" if changes else "block-1"
     unit = tmp_path / "there" / "r" / "units" / group
-    killer = Killer(unit, ".checkpoint.*.tmp", 1, "checkpoint.*.safetensors")
+    killer = Killer(unit, ".*.tmp", 1, "commit.*.json")
     folder = trained(tmp_path / "r", config, RayEngine(storage=f"file://{tmp_path}/there"))
     killer.over = True
     assert len(killer.left) == 1
@@ -146,4 +153,4 @@ def test_another_driver_goes_on_from_the_storage_and_from_its_folder(cluster, wh
     assert min(seen) > stopped
     trained(folder, LONG, groups=["readout"])
     assert_same(whole(LONG), folder, LONG)
-    assert checkpoint_path(folder, "block-1").exists()
+    assert (group_folder(folder, "block-1") / LAST).exists()

@@ -33,7 +33,7 @@ from noprop.errors import RunError
 from noprop.run.member import Member
 from noprop.run.metrics import read_metrics
 from noprop.training.events import Epoch, Event, Found
-from noprop.training.offload import whole_checkpoint
+from tools import alter, files_of, weights
 
 CONFIGS = {
     "one-hot": {},
@@ -80,12 +80,6 @@ def whole(tmp_path_factory) -> Callable[[str], Path]:
 
 def assert_same(a: Path, b: Path) -> None:
     """Weights, statistics and optimizer state."""
-
-    def weights(folder: Path) -> dict[str, torch.Tensor]:
-        paths = sorted(folder.glob("units/*/checkpoint.safetensors"))
-        parts = [part for path in paths for part in whole_checkpoint(path)]
-        return {name: tensor for part in parts for name, tensor in part.items()}
-
     x, y = weights(a), weights(b)
     assert x.keys() == y.keys()
     assert x
@@ -166,7 +160,7 @@ def wait_until(condition: Callable[[], object], agent: Agent) -> None:
 
 def wait_until_saved(folder: Path, agent: Agent) -> None:
     """Until there is a checkpoint of the middle of something."""
-    wait_until(lambda: list(folder.glob("units/*/checkpoint.safetensors")), agent)
+    wait_until(lambda: list(folder.glob("units/*/commit.json")), agent)
 
 
 def trainings(folder: Path) -> dict[str, int]:
@@ -306,7 +300,7 @@ def test_a_finished_unit_whose_checkpoint_is_damaged_is_mended(whole, tmp_path):
     """Its header still says that it is trained; it goes on from the checkpoint before."""
     folder, early = tmp_path / "r", tmp_path / "early"
     config = configured("one-hot", **{"train.checkpoint_every": 1e9})
-    path = folder / "units/block-2/checkpoint.safetensors"
+    place = folder / "units/block-2"
 
     def stop(event: Event) -> None:
         if isinstance(event, Epoch) and event.epoch == 2:
@@ -314,12 +308,12 @@ def test_a_finished_unit_whose_checkpoint_is_damaged_is_mended(whole, tmp_path):
 
     with contextlib.suppress(Stopped):
         noprop.train_units(folder, ["block-2"], config, emit=stop)
-    shutil.copy(path, early)
+    shutil.copytree(place, early)
     noprop.train_units(folder, unit_names(config), config)
-    shutil.copy(early, path.with_name("checkpoint.previous.safetensors"))
-    content = bytearray(path.read_bytes())
-    content[-10] ^= 1
-    path.write_bytes(content)
+    for path in early.glob("*.safetensors"):
+        shutil.copy(path, place)
+    shutil.copy(early / "commit.json", place / "previous.json")
+    alter(files_of(folder, "block-2")["block-2"])
     agent = Agent(folder, config, "--run-dir", str(folder), options=alone(2, restarts=0))
     assert agent.end() == 0, agent.text()
     assert "resuming from the one before it" in agent.text()

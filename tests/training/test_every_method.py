@@ -18,12 +18,11 @@ from noprop.fingerprint import fingerprint
 from noprop.methods.backprop import BackpropChain
 from noprop.methods.ct import ContinuousNoProp
 from noprop.model import open_run
-from noprop.run.groups import checkpoint_path, groups_of
+from noprop.run.groups import groups_of
 from noprop.run.metrics import read_metrics
-from noprop.training import loop
-from noprop.training.checkpoint import load_tensors
+from noprop.training import trainer
 from noprop.training.events import Event, Progress
-from stops import Clock, Killed
+from tools import Clock, Killed, assert_same, commit_of
 
 METHODS: dict[str, dict[str, Any]] = {
     "dt": {"method.num_blocks": 2},
@@ -97,15 +96,6 @@ def run(request, tmp_path_factory) -> Run:
     return Run(method, kind, trained.config, folder, events, trained)
 
 
-def checkpoints(folder: Path, config: RunConfig) -> dict[str, torch.Tensor]:
-    """Every tensor of every checkpoint: weights, statistics and optimizer state."""
-    return {
-        f"{group}:{name}": tensor
-        for group in groups_of(config)
-        for name, tensor in load_tensors(checkpoint_path(folder, group))[0].items()
-    }
-
-
 def test_training_leaves_a_whole_run(run):
     """Its files, an event of each unit, and the updates of ``data.train_size`` examples."""
     assert open_run(run.folder) == run.config
@@ -125,14 +115,14 @@ def test_training_leaves_a_whole_run(run):
         assert ("embedding" in e) == (run.kind == "learned")
         assert ("facts" in e) == (run.method in ("ct", "backprop"))
     passes = 2 + 2 if run.method == "dt" else 1  # two blocks, and the readout once for each
-    totals = [load_tensors(checkpoint_path(run.folder, g))[1] for g in groups_of(run.config)]
-    assert sum(about["total"] for about in totals) == passes * BATCHES
-    assert all(about["position"] == about["total"] for about in totals)
+    commits = [commit_of(run.folder, group) for group in groups_of(run.config)]
+    assert sum(commit.total for commit in commits) == passes * BATCHES
+    assert all(commit.is_last for commit in commits)
 
 
 def test_a_stop_and_a_resumption_change_no_bit(run, monkeypatch, tmp_path):
     """Stopped inside the epoch and resumed: weights, optimizer state and answers are the same."""
-    monkeypatch.setattr(loop, "time", Clock())
+    monkeypatch.setattr(trainer, "time", Clock())
     at, positions = 4, []
 
     def stop(event):
@@ -150,9 +140,7 @@ def test_a_stop_and_a_resumption_change_no_bit(run, monkeypatch, tmp_path):
     again = noprop.resume(folder, emit=resumed.append)
     first = next(e for e in resumed if isinstance(e, Progress))
     assert first.position == at + 1  # nothing is trained twice
-    a, b = checkpoints(run.folder, run.config), checkpoints(folder, run.config)
-    assert a.keys() == b.keys()
-    assert not [name for name in a if not torch.equal(a[name], b[name])]
+    assert_same(run.folder, folder)
     same = "model.safetensors"
     assert (folder / same).read_bytes() == (run.folder / same).read_bytes()
     results = json.loads((folder / "evaluation.json").read_text())

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -24,13 +24,13 @@ import noprop
 from noprop.cli import main
 from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import RunError
-from noprop.run.groups import checkpoint_path, groups_of
+from noprop.run.groups import group_folder
 from noprop.run.metrics import read_metrics
-from noprop.training import checkpoint as checkpoint_module
-from noprop.training.checkpoint import DamagedError, load_tensors, save_tensors
+from noprop.tensor_files import DamagedError, load_tensors, save_tensors
+from noprop.training import commits
+from noprop.training.commits import LAST, PREVIOUS, latest, read_commit
 from noprop.training.events import Damaged, Event, Progress
-from noprop.training.generations import newest, previous_of, save_generation
-from stops import Clock, Killed
+from tools import Clock, Killed, alter, assert_same, commit_of, files_of, weights
 
 CONFIG = replace(
     RunConfig(),
@@ -90,16 +90,8 @@ def events(folder: Path, kind: str) -> list[dict]:
     return [e for e in read_metrics(folder) if e["event"] == kind]
 
 
-def assert_same(a: Path, b: Path, groups: Sequence[str] = tuple(groups_of(CONFIG))) -> None:
-    """Every tensor of each checkpoint: weights, statistics and optimizer state."""
-    for group in groups:
-        x, y = (load_tensors(checkpoint_path(folder, group))[0] for folder in (a, b))
-        assert x.keys() == y.keys()
-        assert not [name for name in x if not torch.equal(x[name], y[name])]
-
-
 def stopped_at(folder: Path, position: int, every: float = 0.5) -> Path:
-    """A run whose block-1 has a checkpoint of an update, and one of the update before it.
+    """A run whose block-1 has a commit of an update, and one of the update before it.
 
     By the clock here each update takes a second. Whoever goes on saves ``every`` so many, for
     hundreds of checkpoints would take the time of ten trainings.
@@ -110,11 +102,11 @@ def stopped_at(folder: Path, position: int, every: float = 0.5) -> Path:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:  # every update is reported
-        patch.setattr("noprop.training.loop.time", Clock())
+        patch.setattr("noprop.training.trainer.time", Clock())
         with contextlib.suppress(Killed):
             config = replace(CONFIG, {"train.checkpoint_every": every})
             noprop.train_units(folder, ["block-1"], config, emit=stop)
-    return checkpoint_path(folder, "block-1")
+    return group_folder(folder, "block-1")
 
 
 # -- damage --------------------------------------------------------------------------------------
@@ -124,40 +116,38 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def altered(path: Path) -> None:
-    """One bit, in the middle of a weight."""
-    content = bytearray(path.read_bytes())
-    content[-len(content) // 3] ^= 1
-    path.write_bytes(content)
-
-
 def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
 def removed(path: Path) -> None:
-    """A kill between two renames leaves only the one before."""
+    """A kill between two renames leaves only the one before, where it is the manifest."""
     path.unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, altered, emptied, removed])
-def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(capsys, whole, tmp_path, damage):
+@pytest.mark.parametrize("name", ["commit", "block-1"])
+@pytest.mark.parametrize("damage", [cut, alter, emptied, removed])
+def test_the_commit_before_takes_the_place_of_a_damaged_one(capsys, whole, tmp_path, damage, name):
     """One line says so; the weights in the end are the same."""
     folder = tmp_path / "r"
-    path = stopped_at(folder, 10)
-    assert [load_tensors(p)[1]["position"] for p in (path, previous_of(path))] == [10, 9]
-    damage(path)
+    place = stopped_at(folder, 10)
+    assert [read_commit(place / n).position for n in (LAST, PREVIOUS)] == [10, 9]
+    path = files_of(folder, "block-1")[name]
+    if name == "commit" and damage is alter:  # a bit of the middle may be one of a name
+        path.write_text(path.read_text().replace('"files"', '"fields"'))
+    else:
+        damage(path)
     assert main(["train", "--resume", str(folder)]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "resuming from" in line]
-    assert len(said) == (damage is not removed)
+    assert len(said) == (damage is not removed or name != "commit")
     assert all(str(path) in line and "update 9 of" in line for line in said)
     assert_same(whole, folder)
 
 
 def test_a_damaged_one_never_takes_the_place_of_a_good_one(tmp_path):
-    """After going on from the one before, both are good from the first moment."""
-    path = stopped_at(tmp_path / "r", 10)
-    cut(path)
+    """After resuming from the one before, both manifests are good from the first moment."""
+    place = stopped_at(tmp_path / "r", 10)
+    cut(files_of(tmp_path / "r", "block-1")["block-1"])
 
     def stop(event: Event) -> None:
         if isinstance(event, Damaged):
@@ -165,43 +155,42 @@ def test_a_damaged_one_never_takes_the_place_of_a_good_one(tmp_path):
 
     with pytest.raises(Killed):
         noprop.train_units(tmp_path / "r", ["block-1"], emit=stop)
-    assert load_tensors(path)[1]["position"] == 9
-    assert not previous_of(path).exists()
+    found = latest(place, files=True)
+    assert found is not None
+    assert (found.commit.position, found.damage) == (9, "")
+    assert read_commit(place / PREVIOUS).position == 9
 
 
 def test_when_both_are_damaged_the_error_says_what_to_delete(capsys, whole, tmp_path):
-    path = stopped_at(tmp_path / "r", 10)
-    cut(path)
-    altered(previous_of(path))
+    place = stopped_at(tmp_path / "r", 10)
+    for name in (LAST, PREVIOUS):
+        cut(place / name)
     assert main(["train", "--resume", str(tmp_path / "r"), "--quiet"]) == 1
     text = capsys.readouterr().err
     assert text.count("\n") == 1
-    assert f"and so is {previous_of(path).name}; delete {path.parent} to train it anew" in text
-    shutil.rmtree(path.parent)
+    assert f"and so is {PREVIOUS}; delete {place} to train it again" in text
+    shutil.rmtree(place)
     noprop.resume(tmp_path / "r")
     assert_same(whole, tmp_path / "r")
 
 
-def test_assemble_goes_not_on_from_a_damaged_unit(capsys, whole, tmp_path):
-    """One bit of a weight of a finished unit; resume mends it."""
+def test_assemble_does_not_use_a_damaged_unit(capsys, whole, tmp_path):
+    """One bit of a weight of a finished unit; resuming trains it again."""
     folder = tmp_path / "r"
     shutil.copytree(whole, folder)
     (folder / "model.json").unlink()
-    path = checkpoint_path(folder, "block-2")
-    about = load_tensors(previous_of(path))[1]
-    assert about["position"] == about["total"]  # after every update, and at the end
-    altered(path)
-    altered(previous_of(path))
+    path = files_of(folder, "block-2")["block-2"]
+    alter(path)
     assert main(["assemble", str(folder), "--quiet"]) == 1
-    assert f"{path}: is damaged" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert f"{path}: is damaged" in text
+    assert f"train this part again with noprop train --resume {folder}" in text
     assert not (folder / "model.json").exists()
-    path.unlink()
-    previous_of(path).unlink()
     noprop.resume(folder)
     assert_same(whole, folder)
 
 
-def test_every_byte_of_a_checkpoint_counts(tmp_path):
+def test_every_byte_of_a_file_of_tensors_counts(tmp_path):
     """Any altered byte is found, or changes nothing that is read."""
     path = tmp_path / "c.safetensors"
     tensors = {"a": torch.arange(6.0), "b": torch.tensor([True]), "c": torch.empty(0)}
@@ -229,45 +218,47 @@ def test_equal_content_is_an_equal_file(tmp_path):
     assert len({(tmp_path / f"{n}").read_bytes() for n in range(8)}) == 1
 
 
-def test_a_kill_at_any_rename_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
-    real, path = os.replace, tmp_path / "c.safetensors"
-    for n in range(3):
-        save_generation(path, {"a": torch.tensor(n)}, {})
-    for late in (False, True):
-        for number in (1, 2):
-            calls = []
-
-            def killed(a, b, late=late, number=number, calls=calls):
-                calls.append(b)
-                if len(calls) == number and not late:
-                    raise Killed
-                real(a, b)
-                if len(calls) == number:
-                    raise Killed
-
-            with monkeypatch.context() as patch:
-                patch.setattr("noprop.training.checkpoint.os.replace", killed)
-                with pytest.raises(Killed):
-                    save_generation(path, {"a": torch.tensor(9)}, {})
-            found = newest(path, load_tensors)
+@pytest.mark.parametrize("name", ["commit", "block-1", "shared"])
+def test_every_byte_of_a_commit_counts(whole, tmp_path, name):
+    """A byte altered anywhere in it is found, or changes nothing that is read."""
+    folder = tmp_path / "r"
+    shutil.copytree(whole, folder)
+    place, path = group_folder(folder, "block-1"), files_of(folder, "block-1")[name]
+    (place / PREVIOUS).unlink()
+    good, commit = path.read_bytes(), commit_of(folder, "block-1")
+    refused, places = 0, range(0, len(good), max(1, len(good) // 300))
+    for i in places:
+        path.write_bytes(good[:i] + bytes([good[i] ^ 4]) + good[i + 1 :])
+        try:
+            found = latest(place, files=True)
             assert found is not None
-            assert found.content[0]["a"].item() in (2, 9)
+            found.commit.check(place, commit.fingerprint)
+        except RunError:
+            refused += 1
+            continue
+        assert name == "commit"
+        assert (found.commit.files, found.commit.fingerprint) == (commit.files, commit.fingerprint)
+    assert refused == len(places) if name != "commit" else refused > 0.8 * len(places)
 
 
-def test_another_version_is_refused(capsys, monkeypatch, whole, tmp_path):
-    """A checkpoint of another version of the package, in training, joining and assembling."""
-    monkeypatch.setattr(checkpoint_module, "__version__", "9.9")
+def test_another_version_is_refused(capsys, monkeypatch, whole):
+    """A commit of another version of the package, in training, joining and assembling."""
+    now = noprop.__version__
+    monkeypatch.setattr(commits, "__version__", "9.9")
     for argv in (["train", "--resume"], ["assemble"]):
         assert main([*argv, str(whole), "--quiet"]) == 1
-        assert "was written by noprop 0.1.0, this is 9.9" in capsys.readouterr().err
-    with pytest.raises(RunError, match=r"written by noprop 0\.1\.0, this is 9\.9"):
+        text = capsys.readouterr().err
+        assert f"was written by noprop {now}, this is 9.9; finish the run with that version" in text
+    with pytest.raises(RunError, match=rf"written by noprop {now}, this is 9\.9"):
         noprop.train_units(whole, ["block-1"])
 
 
 def test_a_worker_of_another_version_is_refused(monkeypatch, tmp_path):
     """The package was replaced between the start of a process and that of its worker."""
     monkeypatch.setattr("noprop.run.groups.__version__", "9.9")
-    with pytest.raises(RunError, match=r"worker: has noprop 9\.9, wanted 0\.1\.0 of its parent"):
+    with pytest.raises(
+        RunError, match=rf"worker: has noprop 9\.9, wanted {noprop.__version__} of its parent"
+    ):
         noprop.train_units(tmp_path / "r", ["block-1"], CONFIG)
 
 
@@ -277,7 +268,7 @@ def test_a_worker_of_another_version_is_refused(monkeypatch, tmp_path):
 def test_kill_minus_9_at_random_updates_of_one_unit(whole, tmp_path):
     """Twice, with a checkpoint after every update, in a process for block-2 alone."""
     folder, rng, positions = tmp_path / "r", random.Random(0), [0]
-    path = checkpoint_path(folder, "block-2")
+    path = group_folder(folder, "block-2") / LAST
     for _ in range(2):
         process = started(folder, CONFIG, "--units", "block-2")
         before = path.stat().st_mtime_ns if path.exists() else 0
@@ -285,11 +276,9 @@ def test_kill_minus_9_at_random_updates_of_one_unit(whole, tmp_path):
         time.sleep(rng.uniform(0, 0.05))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        found = newest(path, load_tensors)
-        assert found is not None
-        positions.append(found.content[1]["position"])
+        positions.append(commit_of(folder, "block-2").position)
     assert positions == sorted(set(positions))
-    assert not checkpoint_path(folder, "block-1").exists()
+    assert not group_folder(folder, "block-1").exists()
     noprop.train_units(folder, ["block-1..readout"], overrides=SELDOM)
     assert_same(whole, folder)
     assert not [p for p in folder.rglob(".*") if not p.name.endswith(".lock")]
@@ -299,8 +288,7 @@ def test_kill_minus_9_of_the_parent_of_two_workers(whole, tmp_path):
     """Gone on from at once: a worker that still lives keeps its unit for a moment."""
     folder, config = tmp_path / "r", replace(CONFIG, {"train.workers": 2})
     process = started(folder, config)
-    path = checkpoint_path(folder, "block-1")
-    wait_for(lambda: path.exists() or checkpoint_path(folder, "block-2").exists(), process)
+    wait_for(lambda: list(folder.glob("units/block-*/commit.json")), process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
@@ -323,8 +311,8 @@ def test_sigterm_leaves_a_checkpoint_of_the_update_before(long_whole, tmp_path, 
     assert text == f"stopped; go on with: noprop train --resume {folder}\n"
     assert not psutil.wait_procs(children, timeout=10)[1]
     unit = events(folder, "epoch")[0]["unit"]
-    about = load_tensors(checkpoint_path(folder, unit))[1]
-    assert 20 <= about["position"] < about["total"]
+    commit = commit_of(folder, unit)
+    assert 20 <= commit.position < commit.total
     noprop.train_units(folder, ["block-1..readout"], overrides={"train.workers": 1})
     assert_same(long_whole, folder)
 
@@ -372,7 +360,7 @@ def test_two_processes_started_at_once_on_one_unit(long_whole, tmp_path):
             assert text.startswith(f"noprop: error: {folder}: another process is training block-1")
             assert text.count("\n") == 1
     assert len(events(folder, "trained")) == 1
-    assert_same(long_whole, folder, ["block-1"])
+    assert_same(weights(long_whole, "block-1"), weights(folder, "block-1"))
 
 
 def test_the_second_on_a_unit_leaves_and_the_first_goes_on(long_whole, tmp_path):
@@ -391,7 +379,7 @@ def test_the_second_on_a_unit_leaves_and_the_first_goes_on(long_whole, tmp_path)
     assert text.count("\n") == 1
     assert first.communicate(timeout=60)[1] == ""
     assert first.returncode == 0
-    assert_same(long_whole, folder, ["block-1"])
+    assert_same(weights(long_whole, "block-1"), weights(folder, "block-1"))
 
 
 # -- full disks ----------------------------------------------------------------------------------
@@ -401,15 +389,15 @@ def test_the_second_on_a_unit_leaves_and_the_first_goes_on(long_whole, tmp_path)
 def test_a_full_disk_ends_training_with_one_line(capsys, monkeypatch, whole, tmp_path, place):
     """While the checkpoint of update 14 is written; that of 13 is left, and gone on from."""
     folder = tmp_path / "r"
-    path = stopped_at(folder, 10, every=0.0)
+    stopped_at(folder, 10, every=0.0)
     writes = []
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def opened(file, mode="r"):
-        made = open(file, mode)
-        if "x" in mode and "checkpoint" in str(file):
+    def opened(file, mode="r", **options):
+        made = open(file, mode, **options)
+        if "x" in mode and ".commit.json." in str(file):
             writes.append(file)
             if len(writes) >= 4 and place == "write":
                 made.write(b"half of it")
@@ -421,14 +409,15 @@ def test_a_full_disk_ends_training_with_one_line(capsys, monkeypatch, whole, tmp
             full()
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "open", opened, raising=False)
+        patch.setattr("noprop.files.open", opened, raising=False)
         if place == "fsync":
-            patch.setattr(checkpoint_module.os, "fsync", synced)
+            patch.setattr("noprop.files.os.fsync", synced)
         assert main(["train", "--resume", str(folder), "--quiet"]) == 1
     text = capsys.readouterr().err
     assert text.count("\n") == 1
-    assert f"{path}: cannot be written: No space left on device; the last good" in text
-    assert load_tensors(path)[1]["position"] == 13
+    assert f"{folder}/units/block-1/" in text
+    assert "cannot be written: No space left on device; the last good checkpoint is kept" in text
+    assert commit_of(folder, "block-1").position == 13
     assert not list(folder.rglob(".*.tmp"))
     noprop.train_units(folder, ["block-1..readout"], overrides=SELDOM)
     assert_same(whole, folder)
@@ -450,8 +439,8 @@ class Half:
 def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk(whole, tmp_path):
     """For real: the system cuts the write short."""
     folder = tmp_path / "r"
-    path = stopped_at(folder, 10)
-    limit = path.stat().st_size - 1000
+    place = stopped_at(folder, 10)
+    limit = files_of(folder, "block-1")["block-1"].stat().st_size - 1000
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -460,10 +449,10 @@ def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk(whole, tmp_path):
     text = process.communicate(timeout=60)[1]
     assert process.returncode == 1
     assert text == (
-        f"noprop: error: {path}: cannot be written: {os.strerror(errno.EFBIG)}; the last good "
-        "checkpoint is kept\n"
+        f"noprop: error: {place}/block-1.11.safetensors: cannot be written: "
+        f"{os.strerror(errno.EFBIG)}; the last good checkpoint is kept\n"
     )
-    assert load_tensors(path)[1]["position"] == 10
+    assert commit_of(folder, "block-1").position == 10
     assert not list(folder.rglob(".*.tmp"))
     noprop.train_units(folder, ["block-1..readout"], overrides=SELDOM)
     assert_same(whole, folder)

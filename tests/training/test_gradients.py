@@ -1,7 +1,5 @@
 """A mini-batch in shards: the gradient of their mean loss, whoever computes them."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,8 +11,8 @@ from noprop.errors import ConfigError, RunError
 from noprop.layers import channels_last
 from noprop.methods.base import Unit
 from noprop.randomness import generator
-from noprop.training.gradients import Gradients, flat_gradient, scatter
-from noprop.training.team import SAVE, STOP, Team
+from noprop.training.gradients import Gradients, flat_gradient
+from noprop.training.mesh import ALONE, Mesh, Requests
 
 G = torch.Generator().manual_seed(0)
 DATA = Examples(
@@ -25,17 +23,19 @@ CHOSEN = torch.arange(3, 26)  # 23: shards of unequal size
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
 
 
-class Half(Team):
+class Half(Mesh):
     """One of two processes: it waits for nobody, and keeps what it would have sent."""
 
-    def __init__(self, shards: int, mine: range):
-        super().__init__(shards)
-        self.shards = mine
+    def __init__(self, mine: range):
+        self.mine = mine
         self.kept: list[Tensor] = []
 
-    def mean(self, shards, wish):
+    def shards(self, count: int) -> range:
+        return self.mine
+
+    def sum_over_shards(self, shards, requests):
         self.kept += shards
-        return super().mean(shards, wish)
+        return super().sum_over_shards(shards, requests)
 
 
 def made(shards: int, name: str, **changes) -> tuple[Gradients, Unit, tuple[nn.Parameter, ...]]:
@@ -44,9 +44,7 @@ def made(shards: int, name: str, **changes) -> tuple[Gradients, Unit, tuple[nn.P
     method = build_method(config, TASK, build_embedding(config, TASK, None))
     (unit,) = [u for u in method.units if u.name == name]
     unit.module.train()
-    found = Gradients(
-        config.train, DATA, TASK.normalization, bf16=False, team=Team(config.train.shards or 1)
-    )
+    found = Gradients(config.train, DATA, TASK.normalization, bf16=False, mesh=ALONE)
     return found, unit, method.shared_parameters
 
 
@@ -60,7 +58,7 @@ def loss_of_shard(unit: Unit, part: Tensor, block: str) -> Tensor:
 def test_the_gradient_is_that_of_the_weighted_mean_of_the_shards(name):
     """Σ_s (n_s / n) L_s, by autograd in one go; batch-normalised apart, noise of their own."""
     gradients, unit, shared = made(3, name)
-    terms, _ = gradients.backward(unit, shared, CHOSEN, 7, 0)
+    terms, _ = gradients.backward(unit, shared, CHOSEN, 7, Requests())
     other = made(3, name)
     whole = torch.zeros(())
     for number, part in enumerate(CHOSEN.tensor_split(3)):
@@ -78,7 +76,7 @@ def test_the_gradient_is_that_of_the_weighted_mean_of_the_shards(name):
 def test_kept_statistics_are_the_mean_of_the_shards():
     """Each shard's are those after it alone, from what they were before the mini-batch."""
     gradients, unit, shared = made(2, "block-1")
-    gradients.backward(unit, shared, CHOSEN, 7, 0)
+    gradients.backward(unit, shared, CHOSEN, 7, Requests())
     means: dict[str, Tensor] = {}
     for number, part in enumerate(CHOSEN.tensor_split(2)):
         alone = made(2, "block-1")[1]
@@ -96,7 +94,7 @@ def test_kept_statistics_are_the_mean_of_the_shards():
 def test_one_shard_is_the_whole_mini_batch():
     """To the last bit, and without the detour."""
     (a, unit, shared), (b, same, as_well) = (made(n, "block-1") for n in (0, 1))
-    a.backward(unit, shared, CHOSEN, 7, 0)
+    a.backward(unit, shared, CHOSEN, 7, Requests())
     loss_of_shard(same, CHOSEN, "block-1").backward()
     assert torch.equal(
         flat_gradient([*unit.parameters, *shared]), flat_gradient([*same.parameters, *as_well])
@@ -107,16 +105,16 @@ def test_one_shard_is_the_whole_mini_batch():
 def test_who_computes_a_shard_changes_no_bit():
     """Two processes' shards put together in their order are those of one."""
     whole, unit, shared = made(4, "block-1")
-    whole.team = Half(4, range(4))
-    whole.backward(unit, shared, CHOSEN, 7, 0)
+    whole.mesh = all_of_them = Half(range(4))
+    whole.backward(unit, shared, CHOSEN, 7, Requests())
     halves: list[Tensor] = []
     for mine in (range(2), range(2, 4)):
         gradients, unit, shared = made(4, "block-1")
-        gradients.team = Half(4, mine)
-        gradients.backward(unit, shared, CHOSEN, 7, 0)
-        halves += gradients.team.kept
+        gradients.mesh = half = Half(mine)
+        gradients.backward(unit, shared, CHOSEN, 7, Requests())
+        halves += half.kept
     assert len(halves) == 4
-    assert all(torch.equal(a, b) for a, b in zip(halves, whole.team.kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(halves, all_of_them.kept, strict=True))
 
 
 def test_too_few_examples_for_the_shards_are_said(tmp_path):
@@ -136,8 +134,8 @@ def test_processes_that_read_unlike_checkpoints_are_stopped(tmp_path):
     """As where a network file system is behind: the leader has another update than this one."""
     from noprop.run.groups import Job, Material, group_trainer
 
-    class Behind(Team):
-        def share(self, number: int) -> int:
+    class Behind(Mesh):
+        def broadcast(self, number: int) -> int:
             return number + 5
 
     config = replace(RunConfig(), {"method.num_blocks": 1})
@@ -146,20 +144,3 @@ def test_processes_that_read_unlike_checkpoints_are_stopped(tmp_path):
     trainer = group_trainer(job, material, "block-1", lambda e: None, Behind())
     with pytest.raises(RunError, match="is of update 0 here, and of another"):
         trainer.resume()
-
-
-def test_wishes_are_told_apart():
-    """However many processes wish the one, nobody reads it as the other."""
-    assert (1000 * SAVE) % STOP > 0
-    assert 1000 * SAVE < STOP
-    assert (3 * STOP) % STOP == 0
-
-
-def test_scatter_undoes_a_flat_gradient():
-    a, b = (nn.Parameter(torch.randn(shape)) for shape in ((3, 2, 2, 2), (5,)))
-    a.grad = torch.randn(3, 2, 2, 2).to(memory_format=torch.channels_last)
-    flat: Any = flat_gradient([a, b])
-    assert torch.equal(flat[24:], torch.zeros(5))
-    rest = scatter(torch.cat([flat, torch.ones(2)]), (filled := [torch.empty(3, 2, 2, 2)]))
-    assert torch.equal(filled[0], a.grad)
-    assert rest.numel() == 7

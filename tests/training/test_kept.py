@@ -11,9 +11,10 @@ from noprop.config import RunConfig, replace
 from noprop.errors import RunError
 from noprop.fingerprint import fingerprint
 from noprop.model import Model
-from noprop.run.kept import kept_epochs, kept_model, kept_path
+from noprop.run.assembly import epochs_kept, kept_model
+from noprop.run.groups import group_folder, groups_of
 from noprop.run.runs import train_run
-from noprop.training.checkpoint import load_tensors
+from noprop.training.commits import read_kept
 
 SMALL = {
     "data.train_size": 200,
@@ -50,7 +51,7 @@ def test_a_copy_is_what_a_shorter_run_ends_with(tmp_path, kind):
     config, whole = train(tmp_path / "long", **KINDS[kind], **{"train.epochs": 4,
                                                               "train.keep_every": 2})  # fmt: skip
     _, short = train(tmp_path / "short", **KINDS[kind], **{"train.epochs": 2})
-    assert kept_epochs(tmp_path / "long", config) == [2, 4]
+    assert epochs_kept(tmp_path / "long", config) == [2, 4]
     for epoch, other in ((2, short), (4, whole)):
         model, seconds = kept_model(tmp_path / "long", config, load_data(config), epoch)
         assert seconds > 0
@@ -64,21 +65,18 @@ def test_a_copy_is_what_a_shorter_run_ends_with(tmp_path, kind):
 
 def test_the_last_epoch_has_a_copy_too(tmp_path):
     config, _ = train(tmp_path / "run", **KINDS["ct"], **{"train.epochs": 3, "train.keep_every": 2})
-    assert kept_epochs(tmp_path / "run", config) == [2, 3]
+    assert epochs_kept(tmp_path / "run", config) == [2, 3]
 
 
 @pytest.mark.parametrize("kind", ["dt", "dt-learned"])
 def test_seconds_are_of_all_groups_until_then(tmp_path, kind):
-    """Units of one group are trained at the same time: the last of them to end an epoch counts."""
     changes = {**KINDS[kind], "train.epochs": 2, "train.keep_every": 1}
     config, _ = train(tmp_path / "run", **changes)
     data, spent = load_data(config), []
-    for name in ("block-1", "block-2", "readout"):
-        (path,) = tmp_path.glob(f"run/units/*/{kept_path(Path(), name, 1)}")
-        spent.append(load_tensors(path)[1]["seconds"])
-    total = sum(spent) if kind == "dt" else max(spent)
-    assert kept_model(tmp_path / "run", config, data, 1)[1] == pytest.approx(total)
-    assert kept_model(tmp_path / "run", config, data, 2)[1] > total
+    for group in groups_of(config):
+        spent.append(read_kept(group_folder(tmp_path / "run", group), 1).seconds)
+    assert kept_model(tmp_path / "run", config, data, 1)[1] == pytest.approx(sum(spent))
+    assert kept_model(tmp_path / "run", config, data, 2)[1] > sum(spent)
 
 
 def test_keeping_copies_changes_nothing_else(tmp_path):
@@ -92,8 +90,8 @@ def test_keeping_copies_changes_nothing_else(tmp_path):
 
 def test_an_epoch_counts_only_with_every_unit(tmp_path):
     config, _ = train(tmp_path / "run", **KINDS["dt"], **{"train.epochs": 2, "train.keep_every": 1})
-    kept_path(tmp_path / "run/units/block-2", "block-2", 1).unlink()
-    assert kept_epochs(tmp_path / "run", config) == [2]
+    (tmp_path / "run/units/block-2/epoch-1.json").unlink()
+    assert epochs_kept(tmp_path / "run", config) == [2]
 
 
 def test_a_copy_of_another_training_is_refused(tmp_path):

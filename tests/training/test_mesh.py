@@ -31,8 +31,8 @@ from noprop.run.workers import Seat
 from noprop.training import mesh
 from noprop.training.events import Epoch, Event, Progress, Started, Trained
 from noprop.training.layout import Layout, choose_layout
-from noprop.training.mesh import MeshTeam, mesh_team
-from noprop.training.offload import read_checkpoint, whole_checkpoint
+from noprop.training.mesh import ProcessMesh, Requests, connected_mesh
+from tools import assert_same, commit_of
 
 ONE_HOT: dict[str, Any] = {}
 D20 = {
@@ -55,20 +55,6 @@ SMALL = {
 def configured(**changes) -> RunConfig:
     blocks = {} if "method.name" in changes else {"method.num_blocks": 3}
     return replace(RunConfig(), {**SMALL, **blocks, **changes})
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights, statistics and optimizer state of every checkpoint."""
-    paths = sorted(folder.glob("units/*/checkpoint.safetensors"))
-    parts = [part for path in paths for part in whole_checkpoint(path)]
-    return {name: tensor for part in parts for name, tensor in part.items()}
-
-
-def assert_same(a: Path, b: Path) -> None:
-    x, y = weights(a), weights(b)
-    assert x.keys() == y.keys()
-    assert x
-    assert not [name for name in x if not torch.equal(x[name], y[name])]
 
 
 def trained(folder: Path, data_dir: Path | None = None, /, **changes) -> Path:
@@ -145,7 +131,7 @@ def _member(folder: Path, changes: dict[str, Any], processes: int, rank: int, at
             raise SystemExit(1)
 
     store = FileStore(str(folder / "store"), processes)
-    with mesh_team(
+    with connected_mesh(
         layout, rank, store, coupled=config.method.learned, device=torch.device("cpu")
     ) as team:
         with Sent() as sent:
@@ -176,15 +162,16 @@ def steps(config: RunConfig) -> int:
 
 
 def test_along_block_the_gradient_of_w_embed_crosses_each_link_once_each_way(tmp_path):
-    """m·d numbers and one more, in each step and direction; nothing else but what ends it."""
+    """m·d numbers and two more, in each step and direction; nothing else but what ends it."""
     sent = together(tmp_path / "r", 3, **D20)
-    message = (10 * 20 + 1) * 4
+    message = (10 * 20 + 2) * 4
     links = [1, 2, 1]  # the middle one sends on the sum, and the whole back
     for told, ways in zip(sent, links, strict=True):
         assert told["sent"] == {"block": ways * message * steps(configured()), "data": 0}
         assert told["counted"].pop("send") == told["sent"]["block"]
-        # Taking the lock, beginning and ending: some numbers, however many steps there are.
-        assert sum(told["counted"].values()) <= 64
+        # Taking the lock, beginning and ending: some numbers, and a digest of each unit's file,
+        # however many steps there are.
+        assert sum(told["counted"].values()) <= 64 + 4 * 32
     whole = trained(tmp_path / "1", **D20, **{"train.workers": 1})
     assert_same(whole, tmp_path / "r")
 
@@ -238,8 +225,8 @@ def test_a_team_that_is_stopped_leaves_a_checkpoint(tmp_path):
 
     with pytest.raises(Stopped):
         noprop.train(config, folder=tmp_path / "r", emit=stop)
-    about = read_checkpoint(tmp_path / "r/units/network/checkpoint.safetensors")[1]
-    assert 0 < about["position"] < about["total"]
+    commit = commit_of(tmp_path / "r", "network")
+    assert 0 < commit.position < commit.total
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -248,8 +235,8 @@ def test_any_number_goes_on_from_what_others_have_left(tmp_path, processes):
     folder = tmp_path / "r"
     changes = {**D20, "train.checkpoint_every": 0.0}
     assert together(folder, 2, at=1, **changes) == []
-    about = read_checkpoint(folder / f"units/{COUPLED}/checkpoint.safetensors")[1]
-    assert 0 < about["position"] < about["total"]
+    commit = commit_of(folder, COUPLED)
+    assert 0 < commit.position < commit.total
     together(folder, processes, **changes)
     whole = trained(tmp_path / "1", **D20, **{"train.workers": 1})
     assert_same(whole, folder)
@@ -280,16 +267,17 @@ def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
 
 def test_the_chain_adds_to_what_comes_from_before(monkeypatch):
     """(1e8 - 1e8) + 1 is 1 in that order alone; any other loses the 1 in float32."""
-    team, sent = MeshTeam.__new__(MeshTeam), []
-    team.rows, team.place, team.coupled, team.ranks = 2, 1, True, [0, 1]
-    team.block, team.sent = None, {"block": 0, "data": 0}  # pyright: ignore[reportAttributeAccessIssue]
-    before = torch.tensor([1e8, 3.0])
+    made, sent = ProcessMesh.__new__(ProcessMesh), []
+    made.rows, made.place, made.ranks = 2, 1, [0, 1]
+    made.block, made.sent = None, {"block": 0, "data": 0}  # pyright: ignore[reportAttributeAccessIssue]
+    before = torch.tensor([1e8, 1.0, 0.0])
     monkeypatch.setattr(mesh.dist, "recv", lambda message, rank, group: message.copy_(before))
     monkeypatch.setattr(mesh.dist, "send", lambda message, rank, group: sent.append(message))
-    total, wish = team.fold([torch.tensor([-1e8]), torch.tensor([1.0])], 2)
+    own = Requests(save=False, stop=True)
+    total, requests = made.sum_over_units([torch.tensor([-1e8]), torch.tensor([1.0])], own)
     assert total.tolist() == [1.0]
-    assert wish == 5
-    assert [message.tolist() for message in sent] == [[1.0, 5.0]]
+    assert requests == Requests(save=True, stop=True)
+    assert [message.tolist() for message in sent] == [[1.0, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize("world", ["2", "4"])
@@ -307,6 +295,6 @@ def test_processes_of_one_machine_listen_on_loopback(monkeypatch, tmp_path, worl
     )
     joined()
     assert os.environ.pop(name, None) in (("lo", "lo0") if world == "2" else (None,))
-    monkeypatch.setattr("noprop.run.workers.mesh_team", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("noprop.run.workers.connected_mesh", lambda *_, **__: nullcontext())
     with Seat(Layout((("block-1",), ("block-2",)), 1, 1), 0, tmp_path / "other").taken(RunConfig()):
         assert os.environ[name] in ("lo", "lo0")

@@ -18,28 +18,47 @@ from torch import Tensor, nn
 
 import noprop
 from noprop import encoders, networks
-from noprop.build import Task, build_embedding, load_data
+from noprop.build import build_embedding, load_data
 from noprop.config import RunConfig, replace
-from noprop.data import Examples, Normalization
+from noprop.data import Examples
 from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.fingerprint import fingerprint
+from noprop.methods.base import Unit
 from noprop.model import load_model
 from noprop.run import groups
 from noprop.run.folder import create_run
-from noprop.run.groups import COUPLED, Job, Material, checkpoint_path, group_trainer
+from noprop.run.groups import COUPLED, Job, Material, group_folder, group_trainer, units_wait
 from noprop.run.runs import train_run
-from noprop.training import loop
-from noprop.training.checkpoint import load_tensors, save_tensors
-from noprop.training.events import Damaged, Epoch, Evaluated, Event, Found, Progress, Trained
-from noprop.training.generations import newest, previous_of
-from noprop.training.loop import GroupTrainer
-from noprop.training.offload import Shelf, Waiting, units_wait, whole_checkpoint
+from noprop.tensor_files import load_tensors
+from noprop.training import trainer as trainer_module
+from noprop.training.commits import (
+    LAST,
+    PREVIOUS,
+    kept_epochs,
+    read_commit,
+    write_commit,
+    write_part,
+)
+from noprop.training.events import Damaged, Evaluated, Event, Found, Progress, Trained
 from noprop.training.optimizers import optimizer_state
-from stops import Clock, Killed
+from noprop.training.state import Parked
+from noprop.training.trainer import Trainer
+from tools import (
+    LEARNED,
+    NOISE,
+    NOISE_TASK,
+    Clock,
+    Killed,
+    alter,
+    assert_same,
+    commit_of,
+    files_of,
+    weights,
+)
 
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
 SMALL = {
     **LEARNED,
+    "method.dim": 6,
     "method.num_blocks": 3,
     "train.epochs": 2,
     "train.batch_size": 16,
@@ -48,11 +67,6 @@ SMALL = {
     "train.offload": True,
 }
 DIGITS = {**SMALL, "method.encoder": "mlp", "train.batch_size": 128, "train.workers": 1}
-G = torch.Generator().manual_seed(0)
-DATA = Examples(
-    torch.randint(256, (72, 1, 8, 8), generator=G, dtype=torch.uint8), torch.arange(72) % 10
-)
-TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
 
 
 def quiet(event: Event) -> None:
@@ -60,23 +74,17 @@ def quiet(event: Event) -> None:
 
 
 def task(
-    folder: Path, examples: Examples = DATA, factory=None, /, **changes
+    folder: Path, examples: Examples = NOISE, factory=None, /, **changes
 ) -> tuple[Job, Material]:
     """All units on noise images, at most 72: four mini-batches of 16 and a remainder."""
     config = replace(RunConfig(), {**SMALL, **changes})
-    weight = build_embedding(config, TASK, None).weight.detach()
+    weight = build_embedding(config, NOISE_TASK, None).weight.detach()
     material = Material(examples, examples.take(torch.arange(8)), weight)
-    return Job(config, TASK, folder, "a mark", factory), material
+    return Job(config, NOISE_TASK, folder, "a mark", factory), material
 
 
-def trainer(folder: Path, emit=quiet, /, **changes) -> GroupTrainer:
+def trainer(folder: Path, emit=quiet, /, **changes) -> Trainer:
     return group_trainer(*task(folder, **changes), COUPLED, emit)
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a group's checkpoint, with those of the units that wait beside it."""
-    parts = whole_checkpoint(checkpoint_path(folder, COUPLED))
-    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def trained(folder: Path, emit=quiet, /, **changes) -> dict[str, Tensor]:
@@ -84,23 +92,16 @@ def trained(folder: Path, emit=quiet, /, **changes) -> dict[str, Tensor]:
     return weights(folder)
 
 
-def waiting(folder: Path) -> set[str]:
-    """The files of the units that wait."""
-    return {p.name for p in folder.glob("units/all/waiting/*")}
+def files(folder: Path) -> set[str]:
+    """The files of parts in the folder of the group."""
+    return {p.name for p in group_folder(folder, COUPLED).glob("*.safetensors")}
 
 
-def listed(folder: Path) -> set[str]:
-    """The files that the checkpoint, and the one before it, say there are."""
-    path = checkpoint_path(folder, COUPLED)
-    abouts = [load_tensors(p)[1] for p in (path, previous_of(path)) if p.exists()]
-    items = [item for about in abouts for item in about["waiting"].items()]
-    return {f"{name}.{position}.safetensors" for name, position in items}
-
-
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different
+def named(folder: Path) -> set[str]:
+    """The files that the last commit, and the one before it, name."""
+    paths = (group_folder(folder, COUPLED) / name for name in (LAST, PREVIOUS))
+    commits = [read_commit(path) for path in paths if path.exists()]
+    return {part.file for commit in commits for part in commit.files.values()}
 
 
 # -- the same bits -------------------------------------------------------------------------------
@@ -117,16 +118,16 @@ def test_waiting_changes_no_bit(tmp_path, monkeypatch, optimizer):
     events: dict[bool, list[Event]] = {False: [], True: []}
     found = {}
     for offload, seen in events.items():
-        monkeypatch.setattr(loop, "time", Clock())
+        monkeypatch.setattr(trainer_module, "time", Clock())
         changes = {"train.offload": offload, "train.optimizer": optimizer, "train.flip": True}
         found[offload] = trained(tmp_path / str(offload), seen.append, **changes)
     assert_same(found[False], found[True])
     same = {o: [without_memory(event) for event in seen] for o, seen in events.items()}
     assert same[False] == same[True]
     assert len([e for e in events[True] if isinstance(e, Progress)]) == 2 * 3 * 4 * 2
-    assert not (tmp_path / "False" / "units" / "all" / "waiting").exists()
-    assert waiting(tmp_path / "True") == listed(tmp_path / "True")
-    assert waiting(tmp_path / "True") >= {f"block-{t}.{24 + 8 * t}.safetensors" for t in (1, 2, 3)}
+    for folder in (tmp_path / "True", tmp_path / "False"):
+        assert files(folder) == named(folder)
+    assert files(tmp_path / "True") >= {f"block-{t}.{24 + 8 * t}.safetensors" for t in (1, 2, 3)}
 
 
 class Projection(nn.Module):
@@ -149,7 +150,7 @@ def test_a_block_comes_back_as_it_was_made(tmp_path):
     for offload in (False, True):
         changes = {"train.offload": offload, "method.encoder": "custom"}
         folder = tmp_path / str(offload)
-        group_trainer(*task(folder, DATA, Projection, **changes), COUPLED, quiet).run()
+        group_trainer(*task(folder, NOISE, Projection, **changes), COUPLED, quiet).run()
         found.append(weights(folder))
     assert_same(*found)
 
@@ -196,7 +197,6 @@ def test_where_no_block_would_wait_the_option_does_nothing(tmp_path, changes):
         models.append(train_run(tmp_path / str(offload), own, data, quiet))
     for a, b in zip(*(model.method.units for model in models), strict=True):
         assert_same(a.module.state_dict(), b.module.state_dict())
-    assert not list(tmp_path.rglob("waiting"))
 
 
 # -- stops and kills -----------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_where_no_block_would_wait_the_option_does_nothing(tmp_path, changes):
 
 def test_a_stop_at_every_update_changes_nothing(tmp_path, monkeypatch):
     """Between mini-batches and in them; and the shelf then holds what the checkpoint lists."""
-    monkeypatch.setattr(loop, "time", Clock())
+    monkeypatch.setattr(trainer_module, "time", Clock())
     whole = trained(tmp_path / "whole", **{"train.offload": False})
     folder, total, taken_up = tmp_path / "parts", 2 * 3 * 4 * 2, set()
     for n in range(1, total + 1):
@@ -216,7 +216,7 @@ def test_a_stop_at_every_update_changes_nothing(tmp_path, monkeypatch):
         made = trainer(folder, stop)
         made.resume()
         taken_up.add(made.position)
-        assert not n > 2 or waiting(folder) == listed(folder)
+        assert not n > 2 or files(folder) == named(folder)
         with pytest.raises(Killed):
             made.run()
     made = trainer(folder)
@@ -224,7 +224,7 @@ def test_a_stop_at_every_update_changes_nothing(tmp_path, monkeypatch):
     made.run()
     assert taken_up == set(range(0, total, 2))
     assert_same(whole, weights(folder))
-    assert waiting(folder) == listed(folder)
+    assert files(folder) == named(folder)
 
 
 def test_ctrl_c_while_a_block_is_brought_changes_nothing(tmp_path, monkeypatch):
@@ -236,11 +236,11 @@ def test_ctrl_c_while_a_block_is_brought_changes_nothing(tmp_path, monkeypatch):
         made.step()
     made.save()
 
-    def take(self: Shelf, name: str):
+    def interrupt(name: str):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shelf, "take", take)
+        patch.setattr(made.state, "build", interrupt)
         with pytest.raises(KeyboardInterrupt):
             made.run()
     again = trainer(folder)
@@ -275,47 +275,59 @@ class Disk:
         return operation
 
 
-@pytest.mark.slow
-def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, monkeypatch):
-    """Each write and each deletion in turn is what a kill comes before.
+KINDS: dict[str, dict[str, Any]] = {
+    "one unit": {"method.learned": False},
+    "coupled": {"train.offload": False},
+    "parallel": {"train.offload": False, "train.order": "parallel"},
+    "kept": {"train.offload": False, "train.keep_every": 1, "train.checkpoint_every": 1e9},
+    "offload": {},
+    "offload, one commit": {"train.checkpoint_every": 1e9},
+    "offload, one commit, late": {"train.checkpoint_every": 1e9},
+}
 
-    A checkpoint after every mini-batch, and none but the last: then blocks go to the shelf twice
-    between checkpoints. To come just after an operation is to come before the next, but for what
-    the next has begun to write; so that is tried with the fewer ones alone. The networks are
-    narrow, for their files are written hundreds of times.
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, monkeypatch, kind):
+    """Each renaming and each deletion in turn is what a kill comes before.
+
+    A commit after every mini-batch, or none but the last: then blocks are parked twice between
+    commits. To come just after an operation is to come before the next, but for what the next has
+    begun to write; so that is tried with the fewer operations alone. The networks are narrow, for
+    their files are written hundreds of times.
     """
     for module in (encoders, networks):
         monkeypatch.setattr(module, "WIDTH", 8)
-    small = {"method.num_blocks": 2, "method.encoder": "mlp"}
-    few = DATA.take(torch.arange(34))  # two mini-batches
-    made = group_trainer(
-        *task(tmp_path / "w", few, **small, **{"train.offload": False}), "all", quiet
-    )
-    made.run()
+    small = {"method.num_blocks": 2, "method.encoder": "mlp", "train.checkpoint_every": 0.0}
+    small |= KINDS[kind]
+    group = "block-1" if kind == "one unit" else COUPLED
+    few = NOISE.take(torch.arange(34))  # two mini-batches
+    once = {**small, "train.checkpoint_every": 1e9, "train.keep_every": 0, "train.offload": False}
+    group_trainer(*task(tmp_path / "w", few, None, **once), group, quiet).run()
     whole = weights(tmp_path / "w")
-    for every, late, least in ((0.0, False, 40), (1e9, False, 6), (1e9, True, 6)):
-        operations = 0
-        while True:
-            operations += 1
-            folder = tmp_path / f"{every}-{late}-{operations}"
-            one = task(folder, few, **small, **{"train.checkpoint_every": every})
-            with pytest.MonkeyPatch.context() as patch:
-                Disk(patch, operations, late)
-                try:
-                    group_trainer(*one, COUPLED, quiet).run()
-                    break
-                except Killed:
-                    pass
-            again = group_trainer(*one, COUPLED, quiet)
-            again.resume()
-            if again.position:
-                assert waiting(folder) == listed(folder)
-            else:
-                assert not waiting(folder)
-            again.run()
-            assert_same(whole, weights(folder))
-            assert waiting(folder) == listed(folder)
-        assert operations > least
+    operations = 0
+    while True:
+        operations += 1
+        folder = tmp_path / f"{operations}"
+        one = task(folder, few, None, **small)
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(patch, operations, kind.endswith("late"))
+            try:
+                group_trainer(*one, group, quiet).run()
+                break
+            except Killed:
+                pass
+        again = group_trainer(*one, group, quiet)
+        again.resume()
+        for path in group_folder(folder, group).glob("*.json"):
+            for part in read_commit(path).files.values():
+                assert (path.parent / part.file).is_file()
+        assert again.position or not files(folder)
+        again.run()
+        assert_same(whole, weights(folder))
+        if kind == "kept":
+            assert kept_epochs(group_folder(folder, group)) == {1, 2}
+    assert operations > 12
 
 
 SCRIPT = """
@@ -340,7 +352,7 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path):
     train_run(tmp_path / "whole", replace(config, once), data, quiet)
     create_run(folder, config)
     script.write_text(SCRIPT)
-    path, rng, positions = checkpoint_path(folder, COUPLED), random.Random(0), [0]
+    path, rng, positions = group_folder(folder, COUPLED) / LAST, random.Random(0), [0]
     for _ in range(2):
         process = subprocess.Popen([sys.executable, str(script), str(folder)])
         before = path.stat().st_mtime_ns if path.exists() else 0
@@ -355,28 +367,26 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path):
             process.kill()
             process.wait()
         assert not psutil.pid_exists(process.pid)
-        found = newest(path, load_tensors)  # it may die between the renames of two checkpoints
-        assert found is not None
-        positions.append(found.content[1]["position"])
-        assert listed(folder) <= waiting(folder)
-    (folder / "units/all/waiting/.block-1.2.safetensors.7.tmp").write_bytes(b"half")
-    (folder / "units/all/waiting/block-1.1.safetensors").write_bytes(b"of no checkpoint")
+        positions.append(commit_of(folder, COUPLED).position)
+        assert named(folder) <= files(folder)
+    (folder / "units/all/.block-1.2.safetensors.7.tmp").write_bytes(b"half")
+    (folder / "units/all/block-1.1.safetensors").write_bytes(b"of no commit")
     assert positions == sorted(set(positions))
     model = train_run(folder, replace(config, {"train.checkpoint_every": 1e9}), data, quiet)
     assert_same(weights(tmp_path / "whole"), weights(folder))
-    assert waiting(folder) == listed(folder)
+    assert files(folder) == named(folder)
     assert len(model.method.units) == 4
 
 
-def test_without_a_checkpoint_what_lies_on_the_shelf_is_swept(tmp_path):
-    """A process was killed before its first checkpoint."""
+def test_without_a_commit_the_files_of_parked_units_are_deleted(tmp_path):
+    """A process was killed before its first commit."""
     made = trainer(tmp_path)
     for _ in range(9):
         made.step()
-    assert waiting(tmp_path) == {"block-1.8.safetensors"}
+    assert files(tmp_path) == {"block-1.8.safetensors"}
     again = trainer(tmp_path)
     again.resume()
-    assert not waiting(tmp_path)
+    assert not files(tmp_path)
 
 
 def test_at_most_three_files_a_block(tmp_path):
@@ -387,17 +397,17 @@ def test_at_most_three_files_a_block(tmp_path):
         made.step()
         if n == 9:
             made.save()
-        seen.append(len(waiting(tmp_path)))
-    assert max(seen) <= 3 * 3
+        seen.append(len(files(tmp_path)))
+    assert max(seen) <= 3 * 5  # three blocks, the readout, and what they share
     made.run()
-    assert waiting(tmp_path) == listed(tmp_path)
-    assert len(waiting(tmp_path)) <= 2 * 3
+    assert files(tmp_path) == named(tmp_path)
+    assert len(files(tmp_path)) <= 2 * 5
 
 
 # -- the memory of one ---------------------------------------------------------------------------
 
 
-def tensors_of(made: GroupTrainer) -> list[Tensor]:
+def tensors_of(made: Trainer) -> list[Tensor]:
     """Weights, statistics, gradients and optimizer state of the units in memory."""
     found = []
     for unit, optimizer in zip(made.units, made.state.optimizers, strict=True):
@@ -417,25 +427,22 @@ def test_one_block_is_in_memory(tmp_path, monkeypatch, num_blocks):
     """
     seen: dict[int, weakref.ref[Tensor]] = {}
     bytes_alive, built = [], []
-    monkeypatch.setattr(loop, "time", Clock())
+    monkeypatch.setattr(trainer_module, "time", Clock())
 
-    def note(made: GroupTrainer) -> None:
+    def note(made: Trainer) -> None:
         seen.update({id(t): weakref.ref(t) for t in tensors_of(made)})
 
     def alive() -> int:
         tensors = [t for ref in seen.values() if (t := ref()) is not None]
         return sum(t.untyped_storage().nbytes() for t in tensors)
 
-    real = Shelf.take
-
-    def take(self: Shelf, name: str):
-        assert all(isinstance(u, Waiting) for u in made.units[:-1])
+    def build(name: str) -> Unit:
+        assert real
+        assert all(isinstance(u, Parked) for u in made.units[:-1])
         bytes_alive.append(alive())
-        unit, tensors = real(self, name)
         built.append(name)
-        return unit, tensors
+        return real(name)
 
-    monkeypatch.setattr(Shelf, "take", take)
     peak = []
 
     def listen(event: Event) -> None:
@@ -443,6 +450,9 @@ def test_one_block_is_in_memory(tmp_path, monkeypatch, num_blocks):
         peak.append(alive())
 
     made = trainer(tmp_path, listen, **{"method.num_blocks": num_blocks})
+    real = made.state.build
+    assert real
+    made.state.build = build
     note(made)
     gc.disable()
     try:
@@ -450,7 +460,7 @@ def test_one_block_is_in_memory(tmp_path, monkeypatch, num_blocks):
     finally:
         gc.enable()
     assert built == [f"block-{t}" for t in range(1, num_blocks + 1)] * 2
-    (block,) = (u for u in made.units[:-1] if not isinstance(u, Waiting))
+    (block,) = (u for u in made.units[:-1] if not isinstance(u, Parked))
     one = sum(p.numel() * p.element_size() for p in block.parameters)
     assert max(bytes_alive) < 0.01 * one  # the readout's alone
     assert 3 * one < max(peak) < 3.05 * one  # weights and two moments; gradients are gone
@@ -487,49 +497,55 @@ def test_parallel_order_visits_every_block_and_is_refused():
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_training_begun_otherwise_is_refused(tmp_path, before):
-    """Until it is finished: then both forms are read alike."""
-    config = replace(RunConfig(), {**DIGITS, "train.offload": before})
-    other = replace(config, {"train.offload": not before})
-    data, folder = load_data(config), tmp_path / "run"
-    assert fingerprint(config, data.train) == fingerprint(other, data.train)
-    create_run(folder, config)
+def test_a_training_begun_otherwise_is_resumed(tmp_path, monkeypatch, before):
+    """Stopped at several updates, and resumed with the other setting each time: the same bits."""
+    monkeypatch.setattr(trainer_module, "time", Clock())
+    whole = trained(tmp_path / "whole", **{"train.offload": before})
+    offload, stops = before, [3, 9, 14, 20, 31, 40]
 
     def stop(event: Event) -> None:
-        if isinstance(event, Epoch) and event.unit == "readout":
+        if isinstance(event, Progress) and stops and event.position >= stops[0]:
+            stops.pop(0)
             raise Killed
 
-    with pytest.raises(Killed):
-        train_run(folder, config, data, stop)
-    was, now = ("on", "off") if before else ("off", "on")
-    files = {p: p.read_bytes() for p in folder.glob("units/**/*.safetensors")}
-    with pytest.raises(RunError, match=f"written with train.offload {was}, now it is {now}"):
-        train_run(folder, other, data, quiet)
-    assert files == {p: p.read_bytes() for p in folder.glob("units/**/*.safetensors")}
-    train_run(folder, config, data, quiet)
-    events: list[Event] = []
-    train_run(folder, other, data, events.append)
-    assert events[0] == Found(COUPLED)
+    while True:
+        made = trainer(tmp_path / "r", stop, **{"train.offload": offload})
+        made.resume()
+        try:
+            made.run()
+            break
+        except Killed:
+            offload = not offload
+    assert not stops
+    assert_same(whole, weights(tmp_path / "r"))
+    config = replace(RunConfig(), DIGITS)
+    other = replace(config, {"train.offload": False})
+    data = load_data(config)
+    assert fingerprint(config, data.train) == fingerprint(other, data.train)
 
 
-@pytest.mark.parametrize("damage", ["cut", "of another run", "another architecture"])
-def test_a_waiting_file_that_is_not_as_it_was_is_named(tmp_path, damage):
-    """At once if it is damaged, else when its block's turn comes; nothing is trained from it."""
+@pytest.mark.parametrize("damage", ["cut", "missing", "another architecture"])
+def test_a_file_of_a_parked_unit_that_is_not_as_it_was_is_named(tmp_path, damage):
+    """At once if it is damaged, else when its unit's turn comes; nothing is trained from it."""
     first = trainer(tmp_path)
     for _ in range(26):
         first.step()
     first.save()
-    path = tmp_path / "units/all/waiting/block-2.16.safetensors"
-    tensors, about = load_tensors(path)
+    place = group_folder(tmp_path, COUPLED)
+    path = place / "block-2.16.safetensors"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
-    elif damage == "of another run":
-        save_tensors(path, tensors, {"fingerprint": "another mark"})
+    elif damage == "missing":
+        path.unlink()
     else:
-        save_tensors(path, dict(list(tensors.items())[1:]), about)
+        tensors = dict(list(load_tensors(path)[0].items())[1:])
+        part = write_part(place, "block-2", 16, tensors)
+        commit = read_commit(place / LAST)
+        write_commit(place, dataclasses.replace(commit, files={**commit.files, "block-2": part}))
+        (place / PREVIOUS).unlink()
     words = {
-        "cut": r"block-2\.16\.safetensors: is damaged .* and is the only one; delete .*units/all",
-        "of another run": r"block-2\.16\.safetensors: was trained with other settings",
+        "cut": r"block-2\.16\.safetensors: is damaged .*, and there is no other; delete .*/all",
+        "missing": r"block-2\.16\.safetensors: is missing, and .*commit\.json needs it",
         "another architecture": "belongs to another architecture: ",
     }
     made = trainer(tmp_path)
@@ -537,54 +553,44 @@ def test_a_waiting_file_that_is_not_as_it_was_is_named(tmp_path, damage):
         made.resume()
         made.run()
     assert "\n" not in str(caught.value)
-    assert made.position == (0 if damage == "cut" else 32)
-    assert load_tensors(checkpoint_path(tmp_path, COUPLED))[1]["position"] == 26
+    assert made.position == (32 if damage == "another architecture" else 0)
+    assert read_commit(place / LAST).position == 26
 
 
-@pytest.mark.parametrize("damage", ["checkpoint", "waiting file", "missing"])
-def test_the_checkpoint_before_has_its_files_too(tmp_path, damage):
-    """A bit of the last one, or a file that it alone lists: it goes on from the one before."""
+@pytest.mark.parametrize("damage", ["manifest", "file", "missing"])
+def test_the_commit_before_has_its_files_too(tmp_path, damage):
+    """A bit of the last one, or a file that it alone names: resumed from the one before."""
     whole = trained(tmp_path / "whole", **{"train.offload": False})
     made, folder = trainer(tmp_path / "r"), tmp_path / "r"
     for position in range(1, 39):
         made.step()
         if position in (20, 30, 38):
             made.save()
-    path = checkpoint_path(folder, COUPLED)
-    now, before = (load_tensors(p)[1]["waiting"] for p in (path, previous_of(path)))
-    name = next(name for name in now if now[name] != before[name])
-    broken = path
-    if damage != "checkpoint":
-        broken = path.parent / "waiting" / f"{name}.{now[name]}.safetensors"
-    content = bytearray(broken.read_bytes())
-    content[-10] ^= 1
-    broken.write_bytes(content) if damage != "missing" else broken.unlink()
+    place = group_folder(folder, COUPLED)
+    now, before = (read_commit(place / name).files for name in (LAST, PREVIOUS))
+    broken = place / next(part.file for name, part in now.items() if part != before[name])
+    if damage == "manifest":
+        broken = place / LAST
+        broken.write_bytes(broken.read_bytes()[:-3])
+    elif damage == "file":
+        alter(broken)
+    else:
+        broken.unlink()
     events: list[Event] = []
     again = trainer(folder, events.append)
     again.resume()
     assert again.position == 30
-    (event,) = events
-    assert isinstance(event, Damaged)
-    assert str(broken) in event.reason
-    assert waiting(folder) == listed(folder)
+    assert [type(e) for e in events] == [Damaged]
+    assert isinstance(events[0], Damaged)
+    assert str(broken) in events[0].reason
+    assert files(folder) == named(folder)
     again.run()
     assert_same(whole, weights(folder))
-    assert waiting(folder) == listed(folder)
+    assert files(folder) == named(folder)
 
 
-def test_a_waiting_file_that_is_missing_is_named_at_once(tmp_path):
-    made = trainer(tmp_path)
-    for _ in range(26):
-        made.step()
-    made.save()
-    (tmp_path / "units/all/waiting/block-2.16.safetensors").unlink()
-    words = r"block-2\.16\.safetensors: is missing, and .*checkpoint\.safetensors goes on from it"
-    with pytest.raises(RunError, match=words):
-        trainer(tmp_path).resume()
-
-
-def test_weights_that_are_not_finite_do_not_go_to_the_shelf(tmp_path):
-    """A checkpoint might list them later, when they are out of sight."""
+def test_weights_that_are_not_finite_are_not_parked(tmp_path):
+    """A commit might name them later, when they are out of sight."""
     made = trainer(tmp_path)
     for _ in range(8):
         made.step()
@@ -594,7 +600,7 @@ def test_weights_that_are_not_finite_do_not_go_to_the_shelf(tmp_path):
         TrainingError, match="block-1: the weights are not finite by update 8 of 48"
     ):
         made.run()
-    assert not waiting(tmp_path)
+    assert not files(tmp_path)
 
 
 def test_a_full_disk_while_a_block_is_put_away_stops_training_with_one_line(tmp_path, monkeypatch):
@@ -609,7 +615,7 @@ def test_a_full_disk_while_a_block_is_put_away_stops_training_with_one_line(tmp_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("noprop.training.checkpoint.os.replace", full)
+        patch.setattr("noprop.files.os.replace", full)
         with pytest.raises(RunError, match=r"block-1\.8\.safetensors: cannot be written: No space"):
             made.run()
     again = trainer(tmp_path / "run")
@@ -628,11 +634,11 @@ def test_the_finished_model_is_that_of_the_files(tmp_path):
     found = weights(tmp_path / "run")
     for unit in model.method.units:
         for name, value in unit.module.state_dict().items():
-            assert torch.equal(found[f"{unit.name}/module/{name}"], value)
+            assert torch.equal(found[f"all:{unit.name}/module/{name}"], value)
     assert not (tmp_path / "run" / "model.json").exists()
     with pytest.raises(RunError, match="not trained to its end"):
         load_model(tmp_path / "run")
-    path = next((tmp_path / "run/units/all/waiting").iterdir())
+    path = files_of(tmp_path / "run", COUPLED)["block-2"]
     path.unlink()
     with pytest.raises(RunError, match=path.name):
         train_run(tmp_path / "run", config, data, quiet)

@@ -30,14 +30,14 @@ from noprop.fingerprint import fingerprint
 from noprop.model import load_model, open_run, save_model
 from noprop.run import runs
 from noprop.run.folder import create_run, join_run, workplace
-from noprop.run.groups import checkpoint_path, group_lock, groups_of
+from noprop.run.groups import group_lock, groups_of
 from noprop.run.locks import hold
 from noprop.run.metrics import read_metrics, recorder
 from noprop.run.runs import train_run, train_units
 from noprop.run.workers import local_layout
-from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.tensor_files import load_tensors, save_tensors
 from noprop.training.events import Epoch, Event, Found, Progress, Started, Trained
-from stops import Killed
+from tools import Killed, assert_same, commit_of, files_of, weights
 
 SMALL = {
     "method.num_blocks": 2,
@@ -58,21 +58,6 @@ def train(folder: Path, config: RunConfig, emit=lambda event: None):
     if not folder.exists():
         create_run(folder, config)
     return train_run(folder, config, load_data(config), emit)
-
-
-def weights(folder: Path, config: RunConfig) -> dict[str, torch.Tensor]:
-    """Every tensor of every checkpoint: weights, statistics and optimizer state."""
-    return {
-        f"{group}:{name}": tensor
-        for group in groups_of(config)
-        for name, tensor in load_tensors(checkpoint_path(folder, group))[0].items()
-    }
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -208,11 +193,11 @@ def test_the_number_of_workers_changes_no_bit(tmp_path, order, workers):
     folder = tmp_path / "more"
     train(folder, replace(config, {"train.workers": workers}))
     assert torch.get_num_threads() == threads
-    assert_same(weights(tmp_path / "1", config), weights(folder, config))
+    assert_same(weights(tmp_path / "1"), weights(folder))
     assert not leftovers(folder)
     train(tmp_path / "seed", replace(config, {"train.seed": 6}))
     with pytest.raises(AssertionError):
-        assert_same(weights(tmp_path / "1", config), weights(tmp_path / "seed", config))
+        assert_same(weights(tmp_path / "1"), weights(tmp_path / "seed"))
 
 
 SCRIPT = """
@@ -245,7 +230,7 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
     process = subprocess.Popen([sys.executable, str(script), str(folder)])
     try:
         deadline = time.monotonic() + 60
-        pattern = "units/*/checkpoint.safetensors"
+        pattern = "units/*/commit.json"
         while time.monotonic() < deadline and not list(folder.glob(pattern)):
             time.sleep(0.01)
         time.sleep(0.3)
@@ -255,12 +240,12 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
         process.wait()
     _, alive = psutil.wait_procs(started, timeout=20)
     assert not alive  # its workers end with it
-    (path, *_) = folder.glob("units/*/checkpoint*.safetensors")  # it may die between two renames
-    assert load_tensors(path)[1]["position"] > 0
-    (path.parent / f".{path.name}.{process.pid}.tmp").write_bytes(b"half")  # as a kill may leave
+    (place, *_) = folder.glob("units/*")
+    assert commit_of(folder, place.name).position > 0
+    (place / f".commit.json.{process.pid}.tmp").write_bytes(b"half")  # as a kill may leave
     again = replace(config, {"train.checkpoint_every": 1e9, "train.workers": 1})
     train(folder, again)
-    assert_same(weights(tmp_path / "whole", config), weights(folder, config))
+    assert_same(weights(tmp_path / "whole"), weights(folder))
     assert not leftovers(folder)
 
 
@@ -282,7 +267,7 @@ def test_a_unit_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
     assert [e.units for e in seen if isinstance(e, Trained)] == [["block-1"]]
     assert [e.group for e in seen if isinstance(e, Found)] == ["block-2", "readout"]
     train(tmp_path / "alone", config)
-    assert_same(weights(tmp_path / "r", config), weights(tmp_path / "alone", config))
+    assert_same(weights(tmp_path / "r"), weights(tmp_path / "alone"))
     assert not leftovers(tmp_path / "r")
 
 
@@ -362,7 +347,7 @@ def test_a_killed_worker_is_reported_and_the_others_are_saved(tmp_path):
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
     train(folder, replace(config, {"train.workers": 1}))
-    assert_same(weights(tmp_path / "whole", config), weights(folder, config))
+    assert_same(weights(tmp_path / "whole"), weights(folder))
 
 
 def test_workers_are_at_most_one_a_group():
@@ -447,7 +432,8 @@ def test_damage_is_named_and_never_executed(tmp_path, damage):
     folder, config = tmp_path / "r", configured(**{"method.num_blocks": 1})
     save_model(folder, train(folder, config))
     evil = tmp_path / "executed"
-    for path in (checkpoint_path(folder, "block-1"), folder / "model.safetensors"):
+    files = files_of(folder, "block-1")
+    for path in (files["block-1"], files["commit"], folder / "model.safetensors"):
         good = path.read_bytes()
         if damage == "truncated":
             path.write_bytes(good[:-100])
@@ -602,7 +588,7 @@ def test_a_process_killed_while_it_made_the_folder_left_nothing_in_the_way(tmp_p
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("noprop.training.checkpoint.os.replace", killed)
+        patch.setattr("noprop.files.os.replace", killed)
         with pytest.raises(Killed):
             create_run(folder, configured())
     (folder / ".config.toml.77.tmp").write_bytes(b"[tra")  # as kill -9 would leave it
@@ -655,7 +641,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, call, number):
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"noprop.training.checkpoint.{call}", fails)
+        patch.setattr(f"noprop.files.{call}", fails)
         with pytest.raises(RunError, match=f"{path}: cannot be written: {os.strerror(number)}"):
             write_whole(path, b"new")
     assert path.read_bytes() == b"old"

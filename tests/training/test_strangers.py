@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
 
 import noprop
 from mistakes import line_of_error
@@ -43,10 +42,10 @@ LINKS = {
     ".processes": "folder",
     "units": "folder",
     "units/block-1": "folder",
-    "units/block-1/waiting": "folder",
+    "units/block-1/block-1.1.safetensors": "file",
     "units/block-1/.lock": "file",
-    "units/block-1/checkpoint.safetensors": "file",
-    "units/block-1/checkpoint.previous.safetensors": "absent",
+    "units/block-1/commit.json": "file",
+    "units/block-1/previous.json": "absent",
     "plots": "folder",
     "scores": "folder",
     "metrics.jsonl": "file",
@@ -180,30 +179,30 @@ CLIMBING = ["../x", "..", "/etc/x", "a/b", "../../../canary/folder/9", "", "bloc
 
 
 @pytest.mark.parametrize("name", CLIMBING)
-def test_a_listed_unit_is_no_path(capfd, place, name):
-    """What a checkpoint lists beside it is read, deleted, and brought from a storage by name."""
+@pytest.mark.parametrize("where", ["part", "file"])
+def test_a_named_file_is_no_path(capfd, place, name, where):
+    """What a manifest names is read, deleted, and copied from a storage by name."""
     there = place / "there" / "units" / "block-1"
+    files = {name if where == "part" else "block-1": [f"{name}.9.safetensors", "0" * 64]}
+    about = {"position": 9, "total": 9, "seconds": 1.0, "version": noprop.__version__}
+    content = json.dumps({**about, "fingerprint": "", "files": files})
     for folder in (there, place / "run" / "units" / "block-1"):
         folder.mkdir(parents=True, exist_ok=True)
-        content = save({"w": torch.ones(1)}, metadata={"noprop": json.dumps(listing(name))})
-        (folder / "checkpoint.9.safetensors").write_bytes(content)
-        (folder / "checkpoint.safetensors").write_bytes(content)
-        (folder / "checkpoint.previous.safetensors").write_bytes(content)
+        for manifest in ("commit.9.json", "commit.json", "previous.json"):
+            (folder / manifest).write_text(content)
     before = tree(place / "canary")
     storage = UnitStorage(f"file://{there}")
     storage.fetch(place / "here")
     storage.send(place / "here")
-    assert not [path for path in tree(place / "here") if "waiting" in path]
+    assert not [path for path in tree(place / "here") if not path.endswith(".json")]
     text = line_of_error(capfd, *"train --resume run --quiet".split())
-    assert "waiting in its header must be positions of units by name" in text
+    assert (
+        "files must be those of units" in text or "must be block-1.<position>.safetensors" in text
+    )
     assert tree(place / "canary") == before
 
 
-def listing(name: str) -> dict[str, object]:
-    return {"position": 9, "total": 9, "version": noprop.__version__, "waiting": {name: 9}}
-
-
-@pytest.mark.parametrize("name", ["waiting", "checkpoint.9.safetensors"])
+@pytest.mark.parametrize("name", ["block-1.9.safetensors", "commit.9.json"])
 def test_a_storage_with_links_is_refused(place, name):
     storage = RunStorage(f"file://{place}/there/run")
     storage.begin(b"")

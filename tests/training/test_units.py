@@ -12,10 +12,10 @@ from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError, RunError
 from noprop.run import runs
-from noprop.run.groups import checkpoint_path, group_lock, groups_of
+from noprop.run.groups import group_folder, group_lock, groups_of
 from noprop.run.locks import hold, hold_assembly
 from noprop.run.units import choose_groups, condensed
-from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.tensor_files import load_tensors
 
 SMALL = {
     "method.num_blocks": 2,
@@ -200,9 +200,9 @@ def test_assemble_names_what_is_missing_and_does_nothing_else(capsys, whole, tmp
     for name in ("model.json", "model.safetensors", "evaluation.json"):
         (run / name).unlink()
     shutil.rmtree(run / "units" / "readout")
-    path = checkpoint_path(run, "block-2")
-    tensors, about = load_tensors(path)
-    save_tensors(path, tensors, about | {"position": 1})
+    path = group_folder(run, "block-2") / "commit.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"position": 1}))
     text = error_of(capsys, "assemble", str(run))
     assert f"block-2 (1 of {about['total']} updates), readout (not begun)" in text
     assert not (run / "model.json").exists()
@@ -215,10 +215,11 @@ def test_assemble_refuses_a_unit_of_another_training(capsys, whole, tmp_path):
     shutil.copytree(whole, run)
     other = noprop.train_units(tmp_path / "o", ["readout"], replace(CONFIG, {"train.seed": 1}))
     assert other[-1].finished
-    shutil.copy(checkpoint_path(tmp_path / "o", "readout"), checkpoint_path(run, "readout"))
+    shutil.rmtree(group_folder(run, "readout"))
+    shutil.copytree(group_folder(tmp_path / "o", "readout"), group_folder(run, "readout"))
     (run / "model.json").unlink()
     text = error_of(capsys, "assemble", str(run))
-    assert "units/readout/checkpoint.safetensors: was trained with other settings" in text
+    assert "units/readout/commit.json: was trained with other settings" in text
     assert not (run / "model.json").exists()
 
 

@@ -24,7 +24,7 @@ from noprop.data import Examples
 from noprop.machine import malloc_keeps_memory
 from noprop.run.groups import Job, Material, group_trainer
 from noprop.training.events import print_nothing
-from noprop.training.loop import GroupTrainer
+from noprop.training.trainer import Trainer
 
 __all__ = ["SUITE", "count_turn", "most_workers", "ours"]
 
@@ -101,7 +101,7 @@ def _build_ours(
     return work
 
 
-def trainers(settings: Settings, method: str, units: list[str]) -> list[GroupTrainer]:
+def trainers(settings: Settings, method: str, units: list[str]) -> list[Trainer]:
     """Build a trainer for each unit, as a worker does."""
     config = replace(settings.config(method), {"train.threads": 1})
     x, y = settings.data(EXAMPLES)

@@ -14,7 +14,7 @@ from noprop.paper.numbers import DATASETS, METHODS
 from noprop.paper.records import Summary
 from noprop.paper.tables import scale_text
 from noprop.report.pictures import Picture, draw
-from noprop.training.checkpoint import load_tensors
+from noprop.tensor_files import load_tensors
 
 __all__ = ["draw_experiment"]
 

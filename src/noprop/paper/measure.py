@@ -18,7 +18,7 @@ from noprop.machine import describe_machine, processor_name
 from noprop.paper.cells import EXPERIMENTS, Cell
 from noprop.paper.scale import Scale
 from noprop.randomness import generator
-from noprop.run.kept import kept_epochs, kept_model
+from noprop.run.assembly import epochs_kept, kept_model
 from noprop.run.metrics import append_line, training_cost
 from noprop.trained_model import TrainedModel
 from noprop.training.events import Emit, Evaluating
@@ -186,7 +186,7 @@ def _curve(folder: Path, config: RunConfig, data: RunData) -> list[dict[str, flo
     """Test accuracy in % and seconds of training, of each copy of the weights that was kept."""
     once = replace(config, {"evaluation.runs": 1, "evaluation.samples": 1})
     points = []
-    for epoch in kept_epochs(folder, config):
+    for epoch in epochs_kept(folder, config):
 
         def score(epoch: int = epoch) -> dict[str, Any]:
             model, seconds = kept_model(folder, once, data, epoch)

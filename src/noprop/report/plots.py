@@ -20,7 +20,7 @@ from noprop.report.pictures import Draw, Picture, draw
 from noprop.report.tables import FACTS
 from noprop.run.metrics import read_metrics
 from noprop.schedules import alpha_bar
-from noprop.training.checkpoint import load_tensors
+from noprop.tensor_files import load_tensors
 
 __all__ = ["draw_run"]
 

@@ -26,7 +26,7 @@ from noprop.files import check_folder, write_whole
 from noprop.fingerprint import difference
 from noprop.machine import commit_of_package
 from noprop.run.locks import hold, hold_folder, is_free, remove_half_written
-from noprop.training.checkpoint import check_name, load_tensors, save_tensors
+from noprop.tensor_files import check_utf8_name, load_tensors, save_tensors
 from noprop.version import __version__
 
 __all__ = [
@@ -119,7 +119,7 @@ def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None
 
 
 def _make(folder: Path, taken: RunError) -> None:
-    check_name(folder)
+    check_utf8_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

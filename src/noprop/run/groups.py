@@ -17,15 +17,16 @@ from noprop.config import RunConfig
 from noprop.data import Examples
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
+from noprop.files import write_whole
 from noprop.machine import threads_per_process
 from noprop.methods.base import Method, Unit
 from noprop.run.locks import BusyError, hold, remove_half_written
-from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.tensor_files import encode, load_tensors
 from noprop.training.events import Busy, Emit, Followed, Found
 from noprop.training.layout import Layout
-from noprop.training.loop import GroupTrainer
-from noprop.training.offload import Shelf, Waiting, units_apart, units_wait
-from noprop.training.team import Team
+from noprop.training.mesh import ALONE, Mesh
+from noprop.training.state import Parked
+from noprop.training.trainer import Trainer
 from noprop.version import __version__
 
 __all__ = [
@@ -33,13 +34,14 @@ __all__ = [
     "Job",
     "Material",
     "Work",
-    "checkpoint_path",
+    "group_folder",
     "group_lock",
     "group_trainer",
     "groups_of",
     "share_of_groups",
     "thread_count",
     "train_group",
+    "units_wait",
 ]
 
 COUPLED = "all"
@@ -65,7 +67,7 @@ class Material:
         """Write it to a file, for other processes of this machine."""
         parts = {"train": self.train, "validation": self.validation}
         tensors = {f"{k}/{axis}": getattr(p, axis) for k, p in parts.items() for axis in "xy"}
-        save_tensors(path, {**tensors, "embedding": self.embedding}, {}, checked=False)
+        write_whole(path, encode({**tensors, "embedding": self.embedding}, {}, digest=False))
 
     @classmethod
     def unpack(cls, path: Path) -> "Material":
@@ -116,9 +118,14 @@ def share_of_groups(config: RunConfig, layout: Layout, rank: int) -> list[str]:
     return [COUPLED] if config.method.learned else list(layout.share(rank))
 
 
-def checkpoint_path(folder: Path, group: str) -> Path:
-    """A group's checkpoint in a run folder."""
-    return folder / "units" / group / "checkpoint.safetensors"
+def group_folder(folder: Path, group: str) -> Path:
+    """The folder of a group, with its commits, in a run folder."""
+    return folder / "units" / group
+
+
+def units_wait(config: RunConfig) -> bool:
+    """Whether units are parked in files: if told to, and where several are one group."""
+    return config.train.offload and config.method.learned and len(unit_names(config)) > 1
 
 
 def group_lock(folder: Path, group: str) -> Path:
@@ -141,10 +148,10 @@ def group_trainer(
     material: Material,
     group: str,
     emit: Emit,
-    team: Team | None = None,
+    mesh: Mesh = ALONE,
     saved: Callable[[], None] = lambda: None,
-) -> GroupTrainer:
-    """What trains a group in this process, before its first update; ``team`` has the others."""
+) -> Trainer:
+    """Return the trainer of a group, before its first update; ``mesh`` has the other processes."""
     device = choose_device(job.config.train.device)
     embedding = build_embedding(job.config, job.task, None)
     embedding.load_state_dict({"weight": material.embedding})
@@ -159,19 +166,16 @@ def group_trainer(
                 unit.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return method, units
 
-    checkpoint, shelf = checkpoint_path(job.folder, group), None
-    if group == COUPLED and units_apart(job.config):
-        mine = sorted(team.units) if team and team.units else [None]
-        first, *others = ["readout"] if units_wait(job.config) else mine
-        method, here = build(first)
-        for name in others:
-            here |= build(name)[1]
-        units = [here.get(name) or Waiting(name) for name in unit_names(job.config)]
-        shelf = Shelf(checkpoint, lambda name: build(name)[1][name], job.fingerprint)
-    else:
-        method, here = build(None if group == COUPLED else group)
-        units = list(here.values())
-    return GroupTrainer(
+    # Those in memory at the start: None for all of the group.
+    names = sorted(mesh.units) if group == COUPLED and mesh.units else [None]
+    if units_wait(job.config):
+        names = ["readout"]
+    method, here = build(group if group != COUPLED else names[0])
+    for name in names[1:]:
+        here |= build(name)[1]
+    wanted = unit_names(job.config) if group == COUPLED else [group]
+    units = [here.get(name) or Parked(name) for name in wanted]
+    return Trainer(
         job.config,
         method,
         units,
@@ -179,10 +183,10 @@ def group_trainer(
         material.validation.to(device),
         job.task.normalization,
         bf16=use_bf16(job.config.train.precision, device),
-        checkpoint=checkpoint,
+        folder=group_folder(job.folder, group),
         fingerprint=job.fingerprint,
-        shelf=shelf,
-        team=team,
+        build=lambda name: build(name)[1][name],
+        mesh=mesh,
         emit=emit,
         saved=saved,
     )
@@ -193,26 +197,26 @@ def train_group(
     material: Material,
     group: str,
     emit: Emit,
-    team: Team | None = None,
+    mesh: Mesh = ALONE,
     saved: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train one group in this process, from its checkpoint if it has one, alone or with a team.
+    """Train one group in this process, from its checkpoint if it has one, alone or in a mesh.
 
     The last event says what came of it: ``trained``, ``found`` where another process was faster,
-    ``busy`` where one has it in hand, or ``followed`` where another of the team says it. ``saved``
-    is called after each checkpoint.
+    ``busy`` where one holds its lock, or ``followed`` where another process of the mesh says it.
+    ``saved`` is called after each checkpoint.
     """
     if job.version != __version__:  # the package was replaced while its worker started
         raise RunError(f"worker: has noprop {__version__}, wanted {job.version} of its parent")
-    team, end = team or Team(job.config.train.shards or 1), Busy(group)
+    end = Busy(group)
     with ExitStack() as held:
-        if team.share(not team.leads or _is_held(job.folder, group, held)):
-            trainer = group_trainer(job, material, group, emit, team, saved)
+        if mesh.broadcast(not mesh.writes or _is_held(job.folder, group, held)):
+            trainer = group_trainer(job, material, group, emit, mesh, saved)
             trainer.resume()
             end = Found(group) if trainer.is_finished else None
             if not trainer.is_finished:
                 trainer.run()
-    if not team.speaks or (end and not team.leads):
+    if not mesh.reports or (end and not mesh.writes):
         emit(Followed(group))
     elif end:
         emit(end)

@@ -15,7 +15,7 @@ from noprop.run.engines import Ended, Engine
 from noprop.run.groups import (
     Job,
     Work,
-    checkpoint_path,
+    group_folder,
     group_lock,
     thread_count,
 )
@@ -136,7 +136,7 @@ class RayEngine(Engine):
             if storage and work.groups:
                 storage.begin(to_toml(work.job.config).encode())
                 for group in work.groups:
-                    storage.unit(group).advance(checkpoint_path(work.job.folder, group).parent)
+                    storage.unit(group).advance(group_folder(work.job.folder, group))
         except NoPropError as error:
             return error
         resources = {"num_cpus": self.cpus_of(work.job.config), "num_gpus": self.gpus}

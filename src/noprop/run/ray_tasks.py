@@ -26,7 +26,7 @@ from noprop.errors import ConfigError, NoPropError, RunError
 from noprop.files import check_folder, make_own_folder
 from noprop.machine import malloc_keeps_memory
 from noprop.run.folder import workplace
-from noprop.run.groups import Job, Material, checkpoint_path, train_group
+from noprop.run.groups import Job, Material, group_folder, train_group
 from noprop.run.storage import UnitStorage
 from noprop.training.events import Event, Progress
 from noprop.training.signals import Terminated, answered_between_updates
@@ -163,7 +163,7 @@ def _train_stored(
     places = own / job.fingerprint
     check_folder(places)
     with workplace(places) as place:
-        here = checkpoint_path(place, group).parent
+        here = group_folder(place, group)
         try:
             storage.fetch(here)
             job = replace(job, folder=place)

@@ -4,33 +4,23 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.fingerprint import fingerprint
-from noprop.model import Model, empty_model, load_weights
+from noprop.model import Model
+from noprop.run.assembly import assemble_model, is_finished
 from noprop.run.engines import Engine, LocalEngine
 from noprop.run.folder import starting_embedding
-from noprop.run.groups import Job, Material, Work, checkpoint_path, group_lock, groups_of
+from noprop.run.groups import Job, Material, Work, group_lock, groups_of
 from noprop.run.locks import is_free
 from noprop.run.metrics import recorder
-from noprop.run.units import condensed, survey, unfinished_text
-from noprop.training.checkpoint import DamagedError, check_fingerprint
+from noprop.run.units import condensed, survey
 from noprop.training.events import Busy, Emit, Event, Found, Started
-from noprop.training.generations import newest
-from noprop.training.offload import read_checkpoint, whole_checkpoint
 
-__all__ = [
-    "Training",
-    "check_trained",
-    "is_finished",
-    "put_together",
-    "train_run",
-    "train_units",
-]
+__all__ = ["Training", "train_run", "train_units"]
 
 # Seconds that a process which finds a group locked, and has nothing else to do, waits for it: so
 # long a worker may outlive a parent that was killed.
@@ -58,7 +48,7 @@ def train_run(
             trained; or if the folder cannot be used.
     """
     train_units(folder, config, data, emit, factory)
-    return put_together(folder, config, data, factory)
+    return assemble_model(folder, config, data, factory)
 
 
 def train_units(
@@ -179,54 +169,3 @@ def _elsewhere(folder: Path, groups: Sequence[str]) -> RunError:
         f"{folder}: another process is training {some}, nothing else is left to do here; when all "
         f"units are trained: noprop assemble {folder}"
     )
-
-
-def is_finished(folder: Path, group: str, mark: str) -> bool:
-    """Whether a group is trained to its end."""
-    found = newest(checkpoint_path(folder, group), read_checkpoint)
-    if found is None:
-        return False
-    about = found.content[1]
-    check_fingerprint(found.path, about, mark)
-    return "position" in about and about["position"] == about.get("total")
-
-
-def check_trained(folder: Path, config: RunConfig, mark: str | None = None) -> None:
-    """See that every unit is there and trained to its end.
-
-    Raises:
-        RunError: If not, with what is missing and how far it is; or, if ``mark`` is given, a unit
-            was trained with other settings or other data.
-    """
-    if missing := unfinished_text(survey(folder, config, mark)):
-        raise RunError(
-            f"{folder}: is not trained to its end: {missing}; go on with noprop train --resume "
-            f"{folder}"
-        )
-
-
-def put_together(
-    folder: Path, config: RunConfig, data: RunData, factory: EncoderFactory | None = None
-) -> Model:
-    """The model out of the groups' checkpoints.
-
-    Raises:
-        RunError: If one is missing, unfinished, damaged, or of other settings or data.
-    """
-    check_trained(folder, config, fingerprint(config, data.train))
-    state: dict[str, Any] = {}
-    for group in groups_of(config):
-        found = newest(checkpoint_path(folder, group), read_checkpoint)
-        assert found  # by the check
-        position, total = (found.content[1][name] for name in ("position", "total"))
-        if position < total:
-            raise DamagedError(
-                f"{found.trouble}; the one before it is of update {position} of {total}: go on "
-                f"with noprop train --resume {folder}"
-            )
-        for tensors in whole_checkpoint(found.path):
-            kinds = {"optimizer", "shared-optimizer"}
-            state |= {n: v for n, v in tensors.items() if not kinds & set(n.split("/")[:2])}
-    model = empty_model(config, data.task, factory)
-    load_weights(model, state, folder)
-    return model

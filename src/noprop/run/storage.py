@@ -1,30 +1,27 @@
-"""Checkpoints at an fsspec URL, for machines that share no folder: s3://, gs://, file:// and so on.
+"""Commits at an fsspec URL, for machines that share no folder: s3://, gs://, file:// and so on.
 
-A unit is trained in a folder of its own machine, and each checkpoint is sent to the storage whole:
-first the files that it lists as waiting, then itself, each under a temporary name and then moved.
-It is called by its update there, as in ``checkpoint.120.safetensors``, and the one before it is
-kept. The state after an update is a function of its number; so a worker that was taken for lost
-and still sends does no harm beside the one in its place.
+A group is trained in a folder of its own machine. Each commit is copied to the storage: first the
+files that are not there yet, then the manifest, each under a temporary name and then moved. The
+manifest is named by its update there, as in ``commit.120.json``, and the one before it is kept. The
+state after an update is a function of its number, so a worker that was given up as lost and still
+sends does no harm to the worker in its place.
 """
 
 import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from noprop.errors import ConfigError, RunError
 from noprop.files import check_folder, write_whole
-from noprop.training.checkpoint import DamagedError, read_about
-from noprop.training.generations import previous_of
+from noprop.tensor_files import DamagedError
+from noprop.training.commits import LAST, PREVIOUS, Commit, delete_unnamed, latest, read_commit
 
 __all__ = ["RunStorage", "UnitStorage"]
-
-LAST = "checkpoint.safetensors"
-WAITING = "waiting"
 
 
 @dataclass(frozen=True)
@@ -72,95 +69,93 @@ class RunStorage:
 
 @dataclass(frozen=True)
 class UnitStorage:
-    """The place of a group's checkpoints."""
+    """The place of the commits of a group."""
 
     url: str
 
     def position(self) -> int | None:
-        """Updates that the last checkpoint here has behind it; None without one."""
+        """Return the updates that the last commit here has behind it; None without one."""
         with _reached(self.url):
             return max(self._positions(self._names()), default=None)
 
     def fetch(self, folder: Path) -> bool:
-        """Bring the last two checkpoints, and the files that they list, into a group's folder.
+        """Copy the last two commits, with their files, into the folder of a group.
 
-        Nothing is done where the folder's own is as far.
+        Nothing is copied where the last commit of the folder is as far.
 
         Returns:
-            Whether anything was brought.
+            Whether anything was copied.
 
         Raises:
             RunError: If the storage cannot be read, or the folder not written.
         """
         with _reached(self.url):
             positions = sorted(self._positions(self._names()), reverse=True)[:2]
-            if not positions or (_position(folder / LAST) or -1) >= positions[0]:
+            own = _last(folder)
+            if not positions or (own is not None and own.position >= positions[0]):
                 return False
-            places = (folder / LAST, previous_of(folder / LAST))
-            for position, place in reversed([*zip(positions, places, strict=False)]):
-                content = self._read(_name(position))
-                kept = place.with_name(f"{place.name}.fetched")
-                write_whole(kept, content)
-                for name in _waiting(kept):
-                    self._bring_waiting(folder, name)
-                os.replace(kept, place)
+            for position, name in reversed([*zip(positions, (LAST, PREVIOUS), strict=False)]):
+                new = folder / f"{name}.fetched"
+                write_whole(new, self._read(f"commit.{position}.json"))
+                with suppress(DamagedError):  # training then reports it
+                    for part in read_commit(new).files.values():
+                        if not (folder / part.file).exists():
+                            with _absent_allowed():  # training then reports that it is missing
+                                write_whole(folder / part.file, self._read(part.file))
+                os.replace(new, folder / name)
+            delete_unnamed(folder)
             return True
 
-    def _bring_waiting(self, folder: Path, name: str) -> None:
-        place = folder / WAITING / name
-        if not place.exists():
-            with _absent_allowed():  # whoever goes on from the checkpoint says that it is missing
-                write_whole(place, self._read(f"{WAITING}/{name}"))
-
     def send(self, folder: Path) -> None:
-        """Send a group's last checkpoint, and delete what it makes needless.
+        """Copy the last commit of a group here, and delete the files that no manifest names.
 
         Raises:
             RunError: If the storage cannot be written.
         """
-        last = folder / LAST
-        position = _position(last)
-        if position is None:
+        commit = _last(folder)
+        if commit is None:
             return
         with _reached(self.url):
-            there = self._names()
-            for name in _waiting(last):
-                if f"{WAITING}/{name}" not in there:
-                    self._write(f"{WAITING}/{name}", folder / WAITING / name)
-            self._write(_name(position), last)
-            if position >= max(self._positions(there), default=0):
-                self._tidy(folder, there)
+            present = self._names()
+            for part in commit.files.values():
+                if part.file not in present:
+                    self._write(part.file, folder / part.file)
+            self._write(f"commit.{commit.position}.json", folder / LAST)
+            if commit.position >= max(self._positions(present), default=0):
+                self._tidy(folder, present)
 
     def advance(self, folder: Path) -> None:
-        """Send a group's last checkpoint if none here is as far."""
-        if (position := _position(folder / LAST)) is not None and position > (self.position() or 0):
+        """Send the last commit of a group if none here is as far."""
+        commit = _last(folder)
+        if commit is not None and commit.position > (self.position() or 0):
             self.send(folder)
 
-    def _tidy(self, folder: Path, there: set[str]) -> None:
-        """Delete all but this checkpoint and the one before it, with the files that they list."""
+    def _tidy(self, folder: Path, present: set[str]) -> None:
+        """Delete all but this commit and the one before it, with the files that they name."""
         files, root = _opened(self.url)
         kept = set()
-        for path in (folder / LAST, previous_of(folder / LAST)):
-            if (position := _position(path)) is not None:
-                kept |= {_name(position), *(f"{WAITING}/{name}" for name in _waiting(path))}
-        for name in there - kept:
+        for path in (folder / LAST, folder / PREVIOUS):
+            with suppress(DamagedError):  # or absent
+                commit = read_commit(path)
+                kept |= {f"commit.{commit.position}.json"}
+                kept |= {part.file for part in commit.files.values()}
+        for name in present - kept:
             with _absent_allowed():
                 files.rm_file(f"{root}/{name}")
 
     def _write(self, name: str, source: Path) -> None:
         files, root = _opened(self.url)
-        folder, _, last = f"{root}/{name}".rpartition("/")
-        temporary = f"{folder}/.{last}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        files.makedirs(folder, exist_ok=True)
+        temporary = f"{root}/.{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        files.makedirs(root, exist_ok=True)
         files.put_file(str(source), temporary)
-        files.mv(temporary, f"{folder}/{last}")
+        files.mv(temporary, f"{root}/{name}")
 
     def _read(self, name: str) -> bytes:
         files, root = _opened(self.url)
         return files.cat_file(f"{root}/{name}")
 
     def _names(self) -> set[str]:
-        """Every file here, by its path from here."""
+        """Return the path of every file here, from here."""
         files, root = _checked(self.url)
         files.invalidate_cache()
         found = files.find(root) if files.exists(root) else []
@@ -168,29 +163,17 @@ class UnitStorage:
 
     @staticmethod
     def _positions(names: set[str]) -> list[int]:
-        found = [re.fullmatch(r"checkpoint\.([0-9]{1,18})\.safetensors", name) for name in names]
+        found = [re.fullmatch(r"commit\.([0-9]{1,18})\.json", name) for name in names]
         return [int(match[1]) for match in found if match]
 
 
-def _name(position: int) -> str:
-    return f"checkpoint.{position}.safetensors"
-
-
-def _about(path: Path) -> dict[str, Any]:
+def _last(folder: Path) -> Commit | None:
+    """Return the last commit of a folder; None where it is absent or damaged."""
     try:
-        return read_about(path)
-    except DamagedError:  # or absent: whoever goes on from it says so
-        return {}
-
-
-def _position(path: Path) -> int | None:
-    return _about(path).get("position")
-
-
-def _waiting(path: Path) -> list[str]:
-    """Names of the files that a checkpoint lists beside it."""
-    waiting = _about(path).get("waiting", {})
-    return [f"{unit}.{position}.safetensors" for unit, position in waiting.items()]
+        found = latest(folder)
+    except DamagedError:
+        return None
+    return found and found.commit
 
 
 def _opened(url: str) -> tuple[Any, str]:

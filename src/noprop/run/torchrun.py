@@ -21,6 +21,7 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.fingerprint import fingerprint
 from noprop.machine import malloc_keeps_memory
+from noprop.run.assembly import is_finished
 from noprop.run.folder import starting_embedding
 from noprop.run.groups import (
     Job,
@@ -33,13 +34,11 @@ from noprop.run.groups import (
 from noprop.run.locks import is_free
 from noprop.run.member import Member
 from noprop.run.metrics import recorder
-from noprop.run.runs import is_finished
 from noprop.run.units import condensed, state_of, survey
 from noprop.run.workers import threads_of
 from noprop.training.events import Busy, Emit, Event, Followed, Found, Started
 from noprop.training.layout import Layout, choose_layout
-from noprop.training.mesh import mesh_team
-from noprop.training.team import PeerLostError
+from noprop.training.mesh import PeerLostError, connected_mesh
 from noprop.version import __version__
 
 __all__ = ["own_device", "train_as_member"]
@@ -159,7 +158,7 @@ class _Crew:
                 f"torchrun: rank {self.member.rank} shares a GPU with another, and a unit with "
                 f"others; start at most {torch.cuda.device_count()} processes here"
             )
-        with mesh_team(
+        with connected_mesh(
             self.layout,
             self.member.rank,
             self.member.store,

@@ -8,9 +8,8 @@ from pathlib import Path
 from noprop.build import unit_names
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, RunError
-from noprop.run.groups import checkpoint_path, groups_of
-from noprop.training.checkpoint import check_fingerprint, read_about
-from noprop.training.generations import newest
+from noprop.run.groups import group_folder, groups_of
+from noprop.training.commits import latest
 
 __all__ = ["UnitState", "choose_groups", "condensed", "state_of", "survey", "unfinished_text"]
 
@@ -99,18 +98,17 @@ def survey(folder: Path, config: RunConfig, mark: str | None = None) -> list[Uni
 
 
 def state_of(folder: Path, group: str, mark: str | None = None) -> UnitState:
-    """How far one group is; see :func:`survey`."""
+    """Return how far one group is; see :func:`survey`."""
+    place = group_folder(folder, group)
     try:
-        found = newest(checkpoint_path(folder, group), read_about)
-        if found is None:
-            return UnitState(group)
-        about = found.content
-        position, total = about["position"], about["total"]
-    except (RunError, KeyError) as error:
+        found = latest(place)
+    except RunError as error:
         return UnitState(group, damage=str(error))
+    if found is None:
+        return UnitState(group)
     if mark is not None:
-        check_fingerprint(found.path, about, mark)
-    return UnitState(group, position, total)
+        found.commit.check(place, mark)
+    return UnitState(group, found.commit.position, found.commit.total)
 
 
 def unfinished_text(states: Sequence[UnitState]) -> str:

@@ -22,9 +22,8 @@ from noprop.run.groups import COUPLED, Job, Material, groups_of, share_of_groups
 from noprop.run.processes import Child, ProcessLostError, start_server, stop
 from noprop.training.events import Busy, Emit, Event, Followed, Found, Trained
 from noprop.training.layout import Layout, choose_layout
-from noprop.training.mesh import MeshTeam, keep_to_loopback, mesh_team
+from noprop.training.mesh import ALONE, PeerLostError, ProcessMesh, connected_mesh, keep_to_loopback
 from noprop.training.signals import ask
-from noprop.training.team import PeerLostError
 
 __all__ = ["expect_workers", "local_layout", "threads_of", "train_groups"]
 
@@ -102,12 +101,12 @@ class Seat:
     store: Path
 
     @contextmanager
-    def taken(self, config: RunConfig) -> Iterator[MeshTeam]:
+    def taken(self, config: RunConfig) -> Iterator[ProcessMesh]:
         """The team, while its processes are connected."""
         keep_to_loopback()
         store = FileStore(str(self.store), self.layout.size)
         learned, cpu = config.method.learned, torch.device("cpu")
-        with mesh_team(self.layout, self.rank, store, coupled=learned, device=cpu) as team:
+        with connected_mesh(self.layout, self.rank, store, coupled=learned, device=cpu) as team:
             yield team
 
 
@@ -192,6 +191,6 @@ def _work(connection: Connection, job: Job, packed: Path, seat: Seat | None) -> 
     material = Material.unpack(packed)
     with ExitStack() as held:
         held.enter_context(malloc_keeps_memory())
-        team = held.enter_context(seat.taken(job.config)) if seat else None
+        team = held.enter_context(seat.taken(job.config)) if seat else ALONE
         while (group := connection.recv()) is not None:
             train_group(job, material, group, emit, team)

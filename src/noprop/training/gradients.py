@@ -17,7 +17,7 @@ from noprop.data import Examples, Normalization, augment
 from noprop.layers import channels_last
 from noprop.methods.base import LossTerms, Unit
 from noprop.randomness import generator
-from noprop.training.team import Team
+from noprop.training.mesh import Mesh, Requests
 
 __all__ = ["Gradients", "flat_gradient", "scatter"]
 
@@ -30,7 +30,7 @@ class Gradients:
         examples: training part, on the device.
         normalization: of inputs.
         bf16: whether convolutions and products run in bf16.
-        team: whoever computes the other shards.
+        mesh: The processes that compute the shards.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class Gradients:
         normalization: Normalization,
         *,
         bf16: bool,
-        team: Team,
+        mesh: Mesh,
     ):
         self.c, self.examples, self.normalization = train, examples, normalization
-        self.bf16, self.team = bf16, team
+        self.bf16, self.mesh = bf16, mesh
+        self.num_shards = max(1, train.shards)
 
     def loss(self, unit: Unit, x: Tensor, y: Tensor, draws: torch.Generator) -> LossTerms:
         """A unit's loss on raw inputs, which it may not look at."""
@@ -59,8 +60,8 @@ class Gradients:
         shared: Sequence[nn.Parameter],
         indices: Int64[Tensor, " batch"],
         step: int,
-        wish: int,
-    ) -> tuple[LossTerms, int]:
+        requests: Requests,
+    ) -> tuple[LossTerms, Requests]:
         """Leave the gradient of a mini-batch in the unit's and the shared parameters.
 
         Args:
@@ -68,16 +69,16 @@ class Gradients:
             shared: parameters, without gradients.
             indices: of the mini-batch.
             step: how many updates of the unit come before.
-            wish: of this process, told to the team where there are shards.
+            requests: Requests of this process, sent to the mesh where there are shards.
 
         Returns:
-            The loss, and the wishes of the team.
+            The loss, and the requests of the mesh.
         """
-        if self.team.all_shards == 1:
+        if self.num_shards == 1:
             terms = self._loss(unit, indices, step, unit.name)
             terms.total.backward()
-            return terms, wish
-        return self._in_shards(unit, shared, indices, step, wish)
+            return terms, requests
+        return self._in_shards(unit, shared, indices, step, requests)
 
     def _loss(
         self, unit: Unit, indices: Int64[Tensor, " batch"], step: int, block: str
@@ -94,8 +95,8 @@ class Gradients:
         shared: Sequence[nn.Parameter],
         indices: Int64[Tensor, " batch"],
         step: int,
-        wish: int,
-    ) -> tuple[LossTerms, int]:
+        requests: Requests,
+    ) -> tuple[LossTerms, Requests]:
         parameters = [*unit.parameters, *shared]
         buffers = list(unit.module.buffers())
         averaged = [b for b in buffers if b.is_floating_point()]
@@ -108,7 +109,7 @@ class Gradients:
                 p.grad = None
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
-            part = indices.tensor_split(self.team.all_shards)[number]
+            part = indices.tensor_split(self.num_shards)[number]
             terms = self._loss(unit, part, step, f"{unit.name}/{number}")
             terms.total.backward()
             names[:] = terms.terms
@@ -116,10 +117,11 @@ class Gradients:
             flat = torch.cat([flat_gradient(parameters), *(b.reshape(-1) for b in rest)])
             return flat * (len(part) / len(indices))
 
-        total, wish = self.team.mean([shard(n) for n in self.team.shards], wish)
+        mine = [shard(n) for n in self.mesh.shards(self.num_shards)]
+        total, requests = self.mesh.sum_over_shards(mine, requests)
         rest = scatter(total, [_gradient_of(p) for p in parameters])
         values = scatter(rest, averaged)
-        return LossTerms(dict(zip(names, values, strict=True))), wish
+        return LossTerms(dict(zip(names, values, strict=True))), requests
 
 
 def _gradient_of(p: nn.Parameter) -> Tensor:

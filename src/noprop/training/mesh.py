@@ -1,10 +1,14 @@
-"""A team of processes of ``torch.distributed``: a device mesh of block × data.
+"""The processes that train one group together: a mesh of block × data.
 
-Along *block* the shared gradient goes through a chain: each process adds those of its units, in
-order, to the sum that comes from the one before, and sends it on; the whole returns the same way.
-So m·d numbers cross each link of the chain, once in each direction, in one step. Along *data* each
-process sums one part of the gradient over all shards, in order, and gathers the other parts: as
-many bytes as a ring's all-reduce. One number more in either tells who wishes a checkpoint or stop.
+Along *block* each process has some of the units of the group. Only the gradient of shared
+parameters crosses, through a chain: each process adds those of its units, in order, to the sum that
+comes from the process before it and sends it on; the whole returns the same way. So m·d numbers
+cross each link of the chain once in each direction in one step, and nothing at all with fixed
+embeddings. Along *data* each process computes some shards of a mini-batch; it sums one part of the
+gradient over all shards, in order, and gathers the other parts: as many bytes as a ring all-reduce.
+
+Both sums have one order for any number of processes, so that on a CPU the weights are the same to
+the last bit. Two numbers more in each sum say which process requests a checkpoint or a stop.
 """
 
 import os
@@ -12,65 +16,167 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from noprop.errors import TrainingError
 from noprop.training.layout import Layout
-from noprop.training.team import PeerLostError, Team, in_order
 
-__all__ = ["MeshTeam", "keep_to_loopback", "mesh_team"]
+__all__ = [
+    "ALONE",
+    "Mesh",
+    "PeerLostError",
+    "PeerStoppedError",
+    "ProcessMesh",
+    "Requests",
+    "connected_mesh",
+    "keep_to_loopback",
+    "peers",
+]
 
-# A process whose machine is gone without a word is waited for so long. Between two updates another
-# may have to look through its validation part, or write to a slow disk.
+# How long to wait for a process whose machine is lost without a word. Between two updates another
+# process may have to look through its validation part, or write to a slow disk.
 PATIENCE = timedelta(minutes=5)
 
 
-class MeshTeam(Team):
-    """Processes that train one group.
+class PeerLostError(TrainingError):
+    """Another process of the mesh has ended."""
 
-    Args:
-        mesh: of axes ``block`` and ``data``; this process is in it.
-        units: those of this process. Along *block* they follow each other in the group's order.
-        shards: of a mini-batch; a multiple of the size of ``data``.
-        coupled: whether all of the mesh train one group, else only those along *data*.
+
+class PeerStoppedError(KeyboardInterrupt):
+    """Another process of the mesh was asked to stop; all have saved the same update."""
+
+
+class Requests(NamedTuple):
+    """What a process, or any process of a mesh, requests after an update."""
+
+    save: bool = False
+    stop: bool = False
+
+
+class Mesh:
+    """One process alone.
 
     Attributes:
-        sent: bytes that this process has sent along each axis.
+        is_alone: Whether there is no other process.
+        writes: Whether this process holds the lock of the group and writes its commits.
+        reports: Whether it emits events; of those with the same units one does.
+        units: Names of the units it has; None for all.
+    """
+
+    is_alone: bool = True
+    writes: bool = True
+    reports: bool = True
+    units: frozenset[str] | None = None
+
+    def shards(self, count: int) -> range:
+        """Return the numbers of the shards that this process computes, of ``count``."""
+        return range(count)
+
+    def sum_over_shards(
+        self, shards: Sequence[Float[Tensor, " n"]], requests: Requests
+    ) -> tuple[Float[Tensor, " n"], Requests]:
+        """Sum vectors over all shards, in their order.
+
+        Args:
+            shards: Those of this process, in order, weighted already.
+            requests: Requests of this process.
+
+        Returns:
+            The sum, and the requests of any process.
+
+        Raises:
+            PeerLostError: If another process of the mesh has ended.
+        """
+        return sum_in_order(shards), requests
+
+    def sum_over_units(
+        self, parts: Sequence[Float[Tensor, " n"]], requests: Requests
+    ) -> tuple[Float[Tensor, " n"], Requests]:
+        """Sum the shares of the units in the shared gradient over all units, in their order.
+
+        Args:
+            parts: Those of the units of this process, in order.
+            requests: Requests of this process.
+
+        Returns:
+            The sum, and the requests of any process.
+
+        Raises:
+            PeerLostError: If another process of the mesh has ended.
+        """
+        return sum_in_order(parts), requests
+
+    def broadcast(self, number: int) -> int:
+        """Return the number of the process that writes."""
+        return number
+
+    def merge(self, rows: UInt8[Tensor, "units width"]) -> UInt8[Tensor, "units width"]:
+        """Fill the rows of other processes' units, which are zero here."""
+        return rows
+
+    def barrier(self) -> None:
+        """Wait until all processes of the mesh have called this."""
+
+
+ALONE = Mesh()
+
+
+def sum_in_order(parts: Sequence[Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
+    """Return ((p_1 + p_2) + p_3) + …: floating-point sums depend on the order."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+class ProcessMesh(Mesh):
+    """Processes of ``torch.distributed`` that train one group.
+
+    Args:
+        mesh: Device mesh of axes ``block`` and ``data``, with this process in it.
+        units: Units of this process. Along *block* they follow each other in the group's order.
+        coupled: Whether all of the mesh train one group, else only those along *data*.
+
+    Attributes:
+        sent: Bytes that this process has sent along each axis.
     """
 
     is_alone = False
 
-    def __init__(self, mesh: DeviceMesh, units: Sequence[str], shards: int, *, coupled: bool):
-        super().__init__(shards)
+    def __init__(self, mesh: DeviceMesh, units: Sequence[str], *, coupled: bool):
         self.block, self.place = mesh["block"].get_group(), mesh.get_local_rank("block")
-        self.data, column = mesh["data"].get_group(), mesh.get_local_rank("data")
-        self.rows, self.width = mesh.size(0), mesh.size(1)
-        each = shards // self.width
-        self.shards = range(column * each, (column + 1) * each)
+        self.data, self.column = mesh["data"].get_group(), mesh.get_local_rank("data")
+        self.rows, self.width = (mesh.size(0) if coupled else 1), mesh.size(1)
         self.units = frozenset(units)
-        self.speaks = column == 0
-        self.leads = column == 0 and (self.place == 0 or not coupled)
-        self.coupled = coupled
+        self.reports = self.column == 0
+        self.writes = self.column == 0 and (self.place == 0 or not coupled)
         self.ranks = dist.get_process_group_ranks(self.block)
         self.device = torch.device(mesh.device_type)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.sent = {"block": 0, "data": 0}
 
-    def mean(
-        self, shards: Sequence[Float[Tensor, " n"]], wish: int
-    ) -> tuple[Float[Tensor, " n"], int]:
-        """See :meth:`Team.mean`: each process sums a part, then all gather the parts."""
+    def shards(self, count: int) -> range:
+        """See :meth:`Mesh.shards`; ``count`` is a multiple of the size of *data*."""
+        each = count // self.width
+        return range(self.column * each, (self.column + 1) * each)
+
+    def sum_over_shards(
+        self, shards: Sequence[Float[Tensor, " n"]], requests: Requests
+    ) -> tuple[Float[Tensor, " n"], Requests]:
+        """See :meth:`Mesh.sum_over_shards`: each process sums a part, then all gather the parts."""
         if self.width == 1:
-            return super().mean(shards, wish)
-        own = torch.stack([F.pad(v, (0, 1)) for v in shards])
-        own[0, -1] = wish
+            return super().sum_over_shards(shards, requests)
+        own = torch.stack([F.pad(v, (0, 2)) for v in shards])
+        own[0, -2:] = torch.tensor(requests)
         length, each = own.shape[1], len(shards)
         part = -(-length // self.width)
         own = F.pad(own, (0, part * self.width - length))
@@ -79,60 +185,74 @@ class MeshTeam(Team):
         total = torch.empty(self.width * part, dtype=own.dtype, device=own.device)
         with peers():
             dist.all_to_all_single(incoming, outgoing, group=self.data)
-            mine = in_order(list(incoming.view(self.all_shards, part)))
+            mine = sum_in_order(list(incoming.view(self.width * each, part)))
             dist.all_to_all_single(total, mine.repeat(self.width), group=self.data)  # all gather
         self.sent["data"] += (self.width - 1) * (each + 1) * part * own.element_size()
-        return total[: length - 1], round(float(total[length - 1]))
+        return _split(total[:length])
 
-    def fold(
-        self, parts: Sequence[Float[Tensor, " n"]], wish: int
-    ) -> tuple[Float[Tensor, " n"], int]:
-        """See :meth:`Team.fold`: a chain through the processes, there and back."""
-        if self.rows == 1 or not self.coupled:
-            return super().fold(parts, wish)
-        message = torch.empty(len(parts[0]) + 1, dtype=parts[0].dtype, device=parts[0].device)
+    def sum_over_units(
+        self, parts: Sequence[Float[Tensor, " n"]], requests: Requests
+    ) -> tuple[Float[Tensor, " n"], Requests]:
+        """See :meth:`Mesh.sum_over_units`: a chain through the processes, there and back."""
+        if self.rows == 1:
+            return super().sum_over_units(parts, requests)
+        own = torch.tensor(requests, dtype=parts[0].dtype, device=parts[0].device)
+        message = torch.empty(len(parts[0]) + 2, dtype=parts[0].dtype, device=parts[0].device)
         before = self.ranks[self.place - 1] if self.place else None
         after = self.ranks[self.place + 1] if self.place + 1 < self.rows else None
         with peers():
             if before is None:
-                message[:-1], message[-1] = in_order(parts), wish
+                message[:-2], message[-2:] = sum_in_order(parts), own
             else:
                 dist.recv(message, before, group=self.block)
-                message[:-1] = in_order([message[:-1], *parts])
-                message[-1] += wish
+                message[:-2] = sum_in_order([message[:-2], *parts])
+                message[-2:] += own
             if after is not None:
                 self._send(message, after)
                 dist.recv(message, after, group=self.block)
             if before is not None:
                 self._send(message, before)
-        return message[:-1], round(float(message[-1]))
+        return _split(message)
 
     def _send(self, message: Tensor, rank: int) -> None:
         dist.send(message, rank, group=self.block)
         self.sent["block"] += message.numel() * message.element_size()
 
-    def share(self, number: int) -> int:
-        """See :meth:`Team.share`."""
-        told = torch.tensor([int(number) if self.leads else 0], device=self.device)
+    def broadcast(self, number: int) -> int:
+        """See :meth:`Mesh.broadcast`."""
+        told = torch.tensor([int(number) if self.writes else 0], device=self.device)
+        return int(self._sum(told))
+
+    def merge(self, rows: UInt8[Tensor, "units width"]) -> UInt8[Tensor, "units width"]:
+        """See :meth:`Mesh.merge`."""
+        return self._sum((rows if self.reports else torch.zeros_like(rows)).to(self.device)).cpu()
+
+    def _sum(self, numbers: Int64[Tensor, "*n"] | UInt8[Tensor, "*n"]) -> Tensor:
+        """Sum numbers of which each is zero in all processes but one."""
         with peers():
             if self.width > 1:
-                dist.all_reduce(told, group=self.data)
-            if self.coupled and self.rows > 1:
-                dist.broadcast(told, self.ranks[0], group=self.block)
-        return int(told)
+                dist.all_reduce(numbers, group=self.data)
+            if self.rows > 1:
+                dist.all_reduce(numbers, group=self.block)
+        return numbers
 
-    def meet(self) -> None:
-        """See :meth:`Team.meet`."""
+    def barrier(self) -> None:
+        """See :meth:`Mesh.barrier`."""
         with peers():
             if self.width > 1:
                 dist.barrier(group=self.data)
-            if self.coupled and self.rows > 1:  # whoever is here, all along its data axis are
+            if self.rows > 1:  # a process that has come this far speaks for its row along data
                 dist.barrier(group=self.block)
+
+
+def _split(message: Float[Tensor, " m"]) -> tuple[Float[Tensor, " n"], Requests]:
+    save, stop = (bool(number) for number in message[-2:].tolist())
+    return message[:-2], Requests(save, stop)
 
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """In here what fails is another process."""
+    """Report errors raised in this block as those of another process that has ended."""
     try:
         yield
     except RuntimeError as error:  # of gloo and nccl alike; dist.DistError is one of these
@@ -143,25 +263,25 @@ def peers() -> Iterator[None]:
 def keep_to_loopback() -> None:
     """Have Gloo listen on the loopback interface alone, for processes of one machine.
 
-    It would listen on the address that the name of the machine stands for. What the user has set
-    stays.
+    By default it listens on the address that the name of the machine stands for. An interface that
+    the user has set is left.
     """
     for name in {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 @contextmanager
-def mesh_team(
+def connected_mesh(
     layout: Layout, rank: int, store: Store, *, coupled: bool, device: torch.device
-) -> Iterator[MeshTeam]:
-    """The team of this process, and its connections while it is used.
+) -> Iterator[ProcessMesh]:
+    """Connect this process to the others of a layout, and disconnect it at the end of the block.
 
     Args:
-        layout: of all processes.
-        rank: of this one, below ``layout.size``.
-        store: where they find each other.
-        coupled: whether all of them train one group.
-        device: of this process; ``cuda`` ones talk by NCCL, others by Gloo.
+        layout: Places of all processes.
+        rank: Rank of this one, below ``layout.size``.
+        store: Where the processes find each other.
+        coupled: Whether all of them train one group.
+        device: Device of this process; ``cuda`` ones communicate by NCCL, others by Gloo.
 
     Raises:
         PeerLostError: If another process does not come.
@@ -176,6 +296,6 @@ def mesh_team(
         with peers():
             shape = (len(layout.shares), layout.data)
             mesh = init_device_mesh(kind, shape, mesh_dim_names=("block", "data"))
-        yield MeshTeam(mesh, layout.share(rank), layout.shards, coupled=coupled)
+        yield ProcessMesh(mesh, layout.share(rank), coupled=coupled)
     finally:
         dist.destroy_process_group()

@@ -13,11 +13,10 @@ from noprop.machine import peak_memory
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.events import Emit, Epoch, Event, Progress, Trained
-from noprop.training.generations import previous_of
 from noprop.training.gradients import Gradients
+from noprop.training.mesh import Mesh
+from noprop.training.plan import Plan, Update
 from noprop.training.state import GroupState
-from noprop.training.team import Team
-from noprop.training.updates import Update, Updates
 
 __all__ = ["Reports"]
 
@@ -29,10 +28,10 @@ class Reports:
         train: how the units are trained.
         method: whose facts and embeddings are told.
         state: of the group.
-        updates: its work.
+        plan: its work.
         gradients: computes losses of the validation part.
         validation: validation part, on the device; its local losses are reported, nothing else.
-        team: who trains the group.
+        mesh: the processes that train the group.
         emit: called with every event.
     """
 
@@ -41,21 +40,23 @@ class Reports:
         train: TrainConfig,
         method: Method,
         state: GroupState,
-        updates: Updates,
+        plan: Plan,
         gradients: Gradients,
         validation: Examples,
-        team: Team,
+        mesh: Mesh,
         emit: Emit,
     ):
-        self.c, self.method, self.state, self.updates = train, method, state, updates
+        self.c, self.method, self.state, self.plan = train, method, state, plan
         self.gradients, self.validation = gradients, validation
-        self.team, self.emit = team, emit
+        self.mesh, self.emit = mesh, emit
 
-    def progress(self, at: Update, position: int, running: Mapping[str, Sequence[Tensor]]) -> None:
+    def progress(
+        self, update: Update, position: int, running: Mapping[str, Sequence[Tensor]]
+    ) -> None:
         """How far the group is.
 
         Args:
-            at: the last update.
+            update: the last update.
             position: the next one.
             running: losses of each unit since its last epoch ended.
 
@@ -65,22 +66,22 @@ class Reports:
         for name, losses in running.items():
             if losses and not bool(torch.stack(list(losses)).isfinite().all()):
                 raise self.diverged(f"{name}: the loss is", position)
-        unit = self.state.units[at.index]
+        unit = self.state.units[update.unit]
         self._tell(
             Progress(
                 unit.name,
-                epoch=at.epoch + 1,
+                epoch=update.epoch + 1,
                 position=position,
-                total=self.updates.total,
-                work=self.updates.work(position),
-                total_work=self.updates.work(self.updates.total),
+                total=self.plan.total,
+                work=self.plan.work(position),
+                total_work=self.plan.work(self.plan.total),
                 loss=torch.stack(list(running[unit.name])).mean().item(),
             )
         )
 
-    def epoch(self, at: Update, losses: Tensor, terms: LossTerms) -> None:
+    def epoch(self, update: Update, losses: Tensor, terms: LossTerms) -> None:
         """A unit's losses in an epoch, on the validation part too, and what the method tells."""
-        unit = self.state.units[at.index]
+        unit = self.state.units[update.unit]
         embedding = None
         if self.method.embedding.learned:
             lengths, least = separation(self.method.embedding.weight)
@@ -92,7 +93,7 @@ class Reports:
         self._tell(
             Epoch(
                 unit.name,
-                epoch=at.epoch + 1,
+                epoch=update.epoch + 1,
                 loss=losses.mean().item(),
                 terms={name: value.item() for name, value in terms.terms.items()},
                 validation_loss=self._validation_loss(unit),
@@ -110,18 +111,17 @@ class Reports:
 
     def diverged(self, what: str, position: int) -> TrainingError:
         """The error of what is not finite before update ``position``."""
-        epoch = self.updates.at(position - 1).epoch + 1
-        path = self.state.checkpoint
-        kept = path.exists() or previous_of(path).exists()
+        epoch = self.plan.at(position - 1).epoch + 1
+        kept = any(self.state.folder.glob("*.json"))
         return TrainingError(
-            f"{what} not finite by update {position} of {self.updates.total} "
+            f"{what} not finite by update {position} of {self.plan.total} "
             f"(epoch {epoch}, lr {self.c.lr:g})"
             + "; its last good checkpoint is kept" * kept
             + ". Try a smaller train.lr"
         )
 
     def _tell(self, event: Event) -> None:
-        if self.team.speaks:
+        if self.mesh.reports:
             self.emit(event)
 
     @torch.no_grad()

@@ -1,55 +1,76 @@
-"""What a group of units is while it is trained: its weights and optimizers, in memory and on disk.
+"""A group of units while it is trained: weights and optimizers, in memory and in files.
 
-The checkpoint of a group is one file; or, where units wait for their turn (``train.offload``) or
-are spread over processes, one with what they share and a file beside it for each unit. Which of the
-two it is depends on the configuration, never on the number of processes: any number of them can go
-on from the checkpoint of any other.
+Each unit has a file, and so have the shared parameters with their optimizer. With learned
+embeddings all blocks are one group, yet Algorithm 1 trains one at a time: every mini-batch of an
+epoch for block 1, then for block 2, …. With ``train.offload`` only that one is in memory, with the
+readout that takes its steps with it; the others are *parked* in their files, or not made yet.
+
+Commits with and without it are alike, as are those of one process and of many: a training that
+began with one can be resumed with the other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 from noprop.config import TrainConfig
 from noprop.errors import RunError
-from noprop.methods.base import Method, Unit
-from noprop.training.checkpoint import (
-    DamagedError,
-    check_fingerprint,
-    flatten,
-    read_about,
-    save_tensors,
-    unflatten,
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.tensor_files import flatten, unflatten
+from noprop.training.commits import (
+    Commit,
+    Found,
+    Part,
+    delete_unnamed,
+    latest,
+    load_part,
+    restore_previous,
+    write_commit,
+    write_part,
 )
-from noprop.training.generations import Generation, newest, previous_of, promote, save_generation
-from noprop.training.offload import Shelf, Waiting, read_checkpoint
+from noprop.training.mesh import Mesh
 from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
-from noprop.training.team import Team
 
-__all__ = ["GroupState", "kept_path"]
+__all__ = ["SHARED", "GroupState", "Parked"]
+
+SHARED = "shared"
 
 
-def kept_path(place: Path, unit: str, epoch: int) -> Path:
-    """The copy of a unit after an epoch, in the folder of its group."""
-    return place / f"{unit}.epoch-{epoch}.safetensors"
+class Parked(Unit):
+    """The place of a block that is not in memory: its name, without weights.
+
+    Its part in an epoch is a block's, which is what :class:`Unit` has by default.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.module = nn.Module()
+
+    def loss(
+        self, x: Float[Tensor, "images ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+    ) -> LossTerms:
+        """Raise, for a parked block is loaded before it is trained."""
+        raise AssertionError(f"{self.name} is not in memory")
 
 
 class GroupState:
     """Weights and optimizer states of a group.
 
     Args:
-        train: how the units are trained.
-        method: whose shared parameters are trained with the group.
-        units: the group.
-        checkpoint: the group's file.
-        fingerprint: of the settings and the data; a checkpoint with another is refused.
-        shelf: where units have files of their own; ``units`` then has a :class:`Waiting` in the
-            place of each that is not in memory.
-        team: who trains the group.
+        train: How the units are trained.
+        method: Method whose shared parameters are trained with the group.
+        units: The group, with a :class:`Parked` for each unit that is not in memory.
+        folder: Folder of the group.
+        fingerprint: Digest of the settings and the data; a commit with another is refused.
+        build: Makes a unit of the group as it is before training, on its device, given its name.
+        mesh: The processes that train the group.
+
+    Attributes:
+        files: The last file of each part; none for what has not been written.
     """
 
     def __init__(
@@ -58,199 +79,207 @@ class GroupState:
         method: Method,
         units: Sequence[Unit],
         *,
-        checkpoint: Path,
+        folder: Path,
         fingerprint: str = "",
-        shelf: Shelf | None = None,
-        team: Team,
+        build: Callable[[str], Unit] | None = None,
+        mesh: Mesh,
     ):
         self.c, self.method, self.units = train, method, list(units)
-        self.checkpoint, self.fingerprint = checkpoint, fingerprint
-        self.shelf, self.team = shelf, team
+        self.folder, self.fingerprint, self.build = folder, fingerprint, build
+        self.mesh = mesh
         self.optimizers = [self._optimizer(unit) for unit in units]
-        self.visitor: int | None = None  # the unit in memory that waits at other times
         shared = method.shared_parameters
         self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
+        self.files: dict[str, Part] = {}
+        self.changed = {SHARED} | {unit.name for unit in units if not isinstance(unit, Parked)}
+        self.visitor: int | None = None  # the unit in memory that is parked at other times
 
     def has(self, index: int) -> bool:
-        """Whether a unit is trained in this process."""
-        return self.team.units is None or self.units[index].name in self.team.units
+        """Return whether a unit is trained in this process."""
+        return self.mesh.units is None or self.units[index].name in self.mesh.units
 
     def not_finite(self) -> str | None:
-        """The first unit with a weight or statistic that is not finite; shared ones count too."""
-        shared = {"shared embeddings": self.method.shared}
-        for name, module in {**{u.name: u.module for u in self.units}, **shared}.items():
+        """Return the first unit, or the shared embeddings, with a value that is not finite."""
+        modules = {
+            **{u.name: u.module for u in self.units},
+            "shared embeddings": self.method.shared,
+        }
+        for name, module in modules.items():
             if not all(bool(v.isfinite().all()) for v in module.state_dict().values()):
                 return name
         return None
 
-    # -- units that wait -------------------------------------------------------------------------
+    def _optimizer(self, unit: Unit) -> torch.optim.Optimizer | None:
+        return None if isinstance(unit, Parked) else make_optimizer(self.c, unit.parameters)
 
-    def waits(self, index: int) -> bool:
-        """Whether a unit must be brought into memory before it is trained."""
+    # -- parked units ----------------------------------------------------------------------------
+
+    def is_parked(self, index: int) -> bool:
+        """Return whether a unit must be loaded before it is trained."""
         return self.optimizers[index] is None
 
-    def bring(self, index: int, position: int) -> None:
-        """Have a unit in memory, in place of the one that was there before it."""
-        assert self.shelf
-        if self.visitor is not None:
-            self._put(self.visitor, position)
-            self._set(self.visitor, Waiting(self.units[self.visitor].name))
-        unit, tensors = self.shelf.take(self.units[index].name)
-        unit.module.train()
-        self._set(index, unit)
-        self.visitor = index
-        if tensors:
-            with self._one_architecture():
-                self._load(index, tensors)
-
-    def _optimizer(self, unit: Unit) -> torch.optim.Optimizer | None:
-        return None if isinstance(unit, Waiting) else make_optimizer(self.c, unit.parameters)
-
-    def _set(self, index: int, unit: Unit) -> None:
-        self.units[index], self.optimizers[index] = unit, self._optimizer(unit)
-
-    def _put(self, index: int, position: int) -> None:
-        """Have the file of a unit say what it is before update ``position``."""
-        assert self.shelf
-        self.shelf.put(self.units[index].name, position, self._state(index))
-
-    # -- checkpoints -----------------------------------------------------------------------------
-
-    def save(self, about: dict[str, Any]) -> None:
-        """Write weights and optimizer states.
-
-        Args:
-            about: what else the checkpoint says: at least ``position``, the updates made.
-        """
-        position = about["position"]
-        apart = [i for i in range(len(self.units)) if self._has_a_file(i)]
-        if self.team.speaks:
-            for index in apart:
-                self._put(index, position)
-        self.team.meet()  # the files of all are there before a checkpoint lists them
-        if self.shelf and not self.c.offload:
-            self.shelf.positions = {unit.name: position for unit in self.units}
-        if not self.team.leads:
-            if self.shelf:
-                self.shelf.settle(delete=False)
-            return
-        tensors = flatten("shared", self.method.shared.state_dict())
-        for index, optimizer in enumerate(self.optimizers):
-            if optimizer and index not in apart:
-                tensors |= self._state(index)
-        if self.shared_optimizer:
-            tensors |= flatten("shared-optimizer", optimizer_state(self.shared_optimizer))
-        listed = {"waiting": self.shelf.positions} if self.shelf else {}
-        save_generation(
-            self.checkpoint, tensors, {**about, "fingerprint": self.fingerprint, **listed}
-        )
-        if self.shelf:
-            self.shelf.settle()
-
-    def _has_a_file(self, index: int) -> bool:
-        """Whether a unit in memory has a file beside the checkpoint."""
-        if not self.shelf or self.waits(index):
-            return False
-        return not self.c.offload or index == self.visitor
-
-    def keep(self, index: int, about: dict[str, Any]) -> None:
-        """Leave a copy of a unit's weights, and of the shared ones, for good.
-
-        Args:
-            index: of the unit.
-            about: what the copy says; ``epoch`` is in its name.
-        """
-        unit = self.units[index]
-        tensors = flatten(f"{unit.name}/module", unit.module.state_dict())
-        tensors |= flatten("shared", self.method.shared.state_dict())
-        path = kept_path(self.checkpoint.parent, unit.name, about["epoch"])
-        save_tensors(path, tensors, {**about, "fingerprint": self.fingerprint})
-
-    def resume(self, total: int) -> Generation[dict[str, Any]] | None:
-        """Take up the last checkpoint that is whole, if there is one.
-
-        Args:
-            total: updates of this training.
-
-        Returns:
-            What the checkpoint says.
+    def load(self, index: int, position: int) -> None:
+        """Load a parked unit, and park the one before it as it is before update ``position``.
 
         Raises:
-            RunError: If it belongs to another architecture or length of training, or to a training
-                in which units did not wait as they do in this one.
+            RunError: If a file cannot be written, or is damaged.
         """
-        if not self.team.leads:
-            self.team.meet()  # until the leader has put the files in order
-        found = newest(self.checkpoint, read_checkpoint)
-        if found:
-            self._check(found.content[1], total)
-            self._take_up(found.content[0])
-            if found.path != self.checkpoint and self.team.leads:
-                promote(self.checkpoint)
-        if self.shelf:
-            positions = found.content[1]["waiting"] if found else {}
-            older = self._waiting_before() if found else {}
-            self.shelf.begin(positions, older, delete=self.team.leads)
-        if self.shelf and not self.c.offload:
-            for index, unit in enumerate(self.units):
-                if not self.waits(index) and (tensors := self.shelf.tensors(unit.name)):
-                    with self._one_architecture():
-                        self._load(index, tensors)
-        if self.team.leads:
-            self.team.meet()
-        return found and Generation(found.content[1], found.path, found.trouble)
+        if self.visitor is not None:
+            self._write(self.visitor, position)
+            delete_unnamed(self.folder, self.files.values())
+            self._place(self.visitor, Parked(self.units[self.visitor].name))
+        assert self.build
+        unit = self.build(self.units[index].name)
+        unit.module.train()
+        self._place(index, unit)
+        self.visitor = index
+        if unit.name in self.files:
+            self._load_unit(index)
+        else:
+            self.changed.add(unit.name)
 
-    def _check(self, about: dict[str, Any], total: int) -> None:
-        if not {"position", "total"} <= about.keys():
-            raise RunError(f"{self.checkpoint}: is no checkpoint of a training")
-        check_fingerprint(self.checkpoint, about, self.fingerprint)
-        if unknown := about.get("waiting", {}).keys() - {unit.name for unit in self.units}:
-            raise RunError(f"{self.checkpoint}: lists {min(unknown)}, which is no unit of this run")
-        if about["total"] != total:
+    def _place(self, index: int, unit: Unit) -> None:
+        self.units[index], self.optimizers[index] = unit, self._optimizer(unit)
+
+    # -- commits ---------------------------------------------------------------------------------
+
+    def mark_changed(self, index: int) -> None:
+        """Note that an update changed a unit, and the shared parameters if any are trained."""
+        self.changed.add(self.units[index].name)
+        if self.shared_optimizer:
+            self.changed.add(SHARED)
+
+    def commit(
+        self, position: int, total: int, seconds: float, *, keep_as_epoch: int | None = None
+    ) -> None:
+        """Write what has changed, and make it the last commit of the group.
+
+        Args:
+            position: Updates made.
+            total: Updates of the whole training.
+            seconds: Time of training until now.
+            keep_as_epoch: Epoch under which to keep the commit for good.
+
+        Raises:
+            RunError: If it cannot be written; the commit before is kept.
+        """
+        if self.mesh.reports:
+            for index in range(len(self.units)):
+                if not self.is_parked(index):
+                    self._write(index, position)
+        self._share_files(position)  # so the files of all processes exist before the manifest
+        if not self.mesh.writes:
+            return
+        if SHARED in self.changed:
+            self.files[SHARED] = write_part(self.folder, SHARED, position, self._shared_tensors())
+            self.changed.discard(SHARED)
+        commit = Commit(position, total, seconds, dict(self.files), self.fingerprint)
+        write_commit(self.folder, commit, keep_as_epoch=keep_as_epoch)
+
+    def _write(self, index: int, position: int) -> None:
+        """Write the file of a unit as it is before update ``position``, if it has changed."""
+        name = self.units[index].name
+        if name in self.changed:
+            self.files[name] = write_part(self.folder, name, position, self._unit_tensors(index))
+            self.changed.discard(name)
+
+    def _share_files(self, position: int) -> None:
+        """Learn the files of the units that other processes have: their digests are sent."""
+        if all(map(self.has, range(len(self.units)))):
+            return
+        digests = torch.zeros(len(self.units), 32, dtype=torch.uint8)
+        for index, unit in enumerate(self.units):
+            if self.has(index) and unit.name in self.files:
+                digests[index] = torch.frombuffer(
+                    bytearray.fromhex(self.files[unit.name].sha256), dtype=torch.uint8
+                )
+        for unit, digest in zip(self.units, self.mesh.merge(digests), strict=True):
+            # Units are divided among processes in parallel order alone: all have changed.
+            file = f"{unit.name}.{position}.safetensors"
+            self.files[unit.name] = Part(file, digest.numpy().tobytes().hex())
+
+    def resume(self, total: int) -> Found | None:
+        """Load the last commit that is whole, if there is one.
+
+        Args:
+            total: Updates of this training.
+
+        Raises:
+            RunError: If it is of another architecture, length of training, settings or data.
+        """
+        if not self.mesh.writes:
+            self.mesh.barrier()  # until the process that writes has put the files in order
+        found = latest(self.folder, files=self.mesh.writes)
+        if found:
+            self._check(found.commit, total)
+            self.files = dict(found.commit.files)
+            with self._one_architecture():
+                self._load_shared()
+                for index, unit in enumerate(self.units):
+                    # One without a file was parked before its first update: as it was built.
+                    if not self.is_parked(index) and unit.name in self.files:
+                        self._load_unit(index)
+        if self.mesh.writes:
+            if found:
+                restore_previous(self.folder, found)
+            delete_unnamed(self.folder)
+            self.mesh.barrier()
+        return found
+
+    def _check(self, commit: Commit, total: int) -> None:
+        commit.check(self.folder, self.fingerprint)
+        if commit.total != total:
             raise RunError(
-                f"{self.checkpoint}: belongs to a training of {about['total']} updates, "
+                f"{self.folder}: its checkpoint belongs to a training of {commit.total} updates, "
                 f"this one has {total}"
             )
-        if ("waiting" in about) != bool(self.shelf):
-            before, now = ("off", "on") if self.shelf else ("on", "off")
+        names = {unit.name for unit in self.units}
+        if unknown := commit.files.keys() - names - {SHARED}:
             raise RunError(
-                f"{self.checkpoint}: was written with train.offload {before}, now it is {now}; "
-                "put it back, or begin a run of its own"
+                f"{self.folder}: its checkpoint names {min(unknown)}, which is no unit of this run"
             )
+        if SHARED not in commit.files:
+            raise RunError(f"{self.folder}: its checkpoint has no file of what units share")
 
-    def _take_up(self, tensors: dict[str, Tensor]) -> None:
-        with self._one_architecture():
-            self.method.shared.load_state_dict(unflatten("shared", tensors))
-            for index, optimizer in enumerate(self.optimizers):
-                if optimizer and not self._has_a_file(index):
-                    self._load(index, tensors)
-            if self.shared_optimizer:
-                restore_optimizer(self.shared_optimizer, unflatten("shared-optimizer", tensors))
+    # -- tensors ---------------------------------------------------------------------------------
 
-    def _waiting_before(self) -> dict[str, int]:
-        """The files that the checkpoint before the last one lists."""
-        try:
-            return read_about(previous_of(self.checkpoint)).get("waiting", {})
-        except DamagedError:  # or there is none
-            return {}
-
-    def _state(self, index: int) -> dict[str, Tensor]:
+    def _unit_tensors(self, index: int) -> dict[str, Tensor]:
         unit, optimizer = self.units[index], self.optimizers[index]
         assert optimizer
         tensors = flatten(f"{unit.name}/module", unit.module.state_dict())
         return tensors | flatten(f"{unit.name}/optimizer", optimizer_state(optimizer))
 
-    def _load(self, index: int, tensors: dict[str, Tensor]) -> None:
+    def _load_unit(self, index: int) -> None:
         unit, optimizer = self.units[index], self.optimizers[index]
         assert optimizer
-        unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
-        restore_optimizer(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
+        tensors = load_part(self.folder, self.files[unit.name])
+        with self._one_architecture():
+            unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
+            restore_optimizer(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
+        self.changed.discard(unit.name)
+
+    def _shared_tensors(self) -> dict[str, Tensor]:
+        tensors = flatten("shared", self.method.shared.state_dict())
+        if self.shared_optimizer:
+            tensors |= flatten("shared-optimizer", optimizer_state(self.shared_optimizer))
+        return tensors
+
+    def _load_shared(self) -> None:
+        tensors: Mapping[str, Tensor] = load_part(self.folder, self.files[SHARED])
+        self.method.shared.load_state_dict(unflatten("shared", tensors))
+        if self.shared_optimizer:
+            restore_optimizer(self.shared_optimizer, unflatten("shared-optimizer", tensors))
+        self.changed.discard(SHARED)
 
     @contextmanager
     def _one_architecture(self) -> Iterator[None]:
-        """In here tensors that do not fit are those of another architecture."""
+        """Report tensors that do not fit as those of another architecture."""
         try:
             yield
+        except RunError:
+            raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             first = " ".join(str(error).split())[:200]
-            raise RunError(f"{self.checkpoint}: belongs to another architecture: {first}") from None
+            raise RunError(
+                f"{self.folder}: its checkpoint belongs to another architecture: {first}"
+            ) from None

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 import noprop
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
-from noprop.data import Examples, Normalization, batch_indices
+from noprop.data import Examples, batch_indices
 from noprop.errors import RunError, TrainingError
 from noprop.layers import channels_last
 from noprop.methods.base import LossTerms
 from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
-from noprop.training import loop
-from noprop.training.checkpoint import load_tensors, save_tensors
+from noprop.training import trainer as trainer_module
+from noprop.training.commits import LAST, PREVIOUS, read_commit
 from noprop.training.events import Epoch, Event, Progress, Trained
-from noprop.training.loop import GroupTrainer
 from noprop.training.optimizers import make_optimizer
-from noprop.training.updates import Update
-from stops import Clock, Killed
+from noprop.training.plan import Update
+from noprop.training.trainer import Trainer
+from tools import NOISE, NOISE_TASK, Clock, Killed, assert_same, commit_of, files_of, weights
 
 FIXED: dict[str, object] = {}
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
@@ -35,11 +35,6 @@ SMALL = {
     "train.device": "cpu",
     "train.precision": "float32",
 }
-G = torch.Generator().manual_seed(0)
-DATA = Examples(
-    torch.randint(256, (72, 1, 8, 8), generator=G, dtype=torch.uint8), torch.arange(72) % 10
-)
-TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
 
 
 def quiet(event: Event) -> None:
@@ -49,25 +44,24 @@ def quiet(event: Event) -> None:
 def trainer(folder: Path, emit=quiet, only: str | None = None, /, **changes):
     """A trainer of all units, or of one, on 72 noise images: four mini-batches and a remainder."""
     config = replace(RunConfig(), {**SMALL, **changes})
-    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    method = build_method(config, NOISE_TASK, build_embedding(config, NOISE_TASK, None))
     assert isinstance(method, DiscreteNoProp)
     units = [u for u in method.units if only in (None, u.name)]
-    return GroupTrainer(
-        config, method, units, DATA, DATA.take(torch.arange(8)), TASK.normalization,
-        bf16=False, checkpoint=folder / "checkpoint.safetensors", emit=emit,
+    return Trainer(
+        config, method, units, NOISE, NOISE.take(torch.arange(8)), NOISE_TASK.normalization,
+        bf16=False, folder=folder / "units" / (only or "all"), emit=emit,
     )  # fmt: skip
 
 
 def trained(folder: Path, only: str | None = None, /, **changes) -> dict[str, Tensor]:
     made = trainer(folder, quiet, only, **changes)
     made.run()
-    return load_tensors(made.checkpoint)[0]
+    return weights_of(folder)
 
 
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the one group that is here, by its name."""
+    return {name.partition(":")[2]: tensor for name, tensor in weights(folder).items()}
 
 
 # -- the list of updates -------------------------------------------------------------------------
@@ -77,7 +71,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def test_each_epoch_has_every_unit_on_every_batch(tmp_path, order):
     """No update is missing or doubled; the readout passes once a block in Algorithm 1."""
     made = trainer(tmp_path, **{"train.order": order})
-    seen = Counter(made.updates.at(i) for i in range(made.updates.total))
+    seen = Counter(made.plan.at(i) for i in range(made.plan.total))
     passes = [1, 1, 2 if order == "sequential" else 1]
     wanted = {
         Update(epoch, index, turn, batch)
@@ -88,7 +82,7 @@ def test_each_epoch_has_every_unit_on_every_batch(tmp_path, order):
     }
     assert set(seen) == wanted
     assert set(seen.values()) == {1}
-    places = [(u.epoch, u.index) for u in (made.updates.at(i) for i in range(made.updates.total))]
+    places = [(u.epoch, u.unit) for u in (made.plan.at(i) for i in range(made.plan.total))]
     if order == "sequential":
         assert places == sorted(places)
     else:
@@ -101,12 +95,12 @@ def test_work_counts_the_updates_that_read_images(tmp_path, order, embedding):
     """One by one: the readout's, which take no time, leave the count where it is."""
     made = trainer(tmp_path, **embedding, **{"train.order": order})
     count = 0
-    for position in range(made.updates.total):
-        assert made.updates.work(position) == count
-        count += made.units[made.updates.at(position).index].reads_images
-    assert made.updates.work(made.updates.total) == count == 2 * 2 * 4
+    for position in range(made.plan.total):
+        assert made.plan.work(position) == count
+        count += made.units[made.plan.at(position).unit].reads_images
+    assert made.plan.work(made.plan.total) == count == 2 * 2 * 4
     alone = trainer(tmp_path, quiet, "readout", **{"train.order": order})
-    assert alone.updates.work(alone.updates.total) == alone.updates.total
+    assert alone.plan.work(alone.plan.total) == alone.plan.total
 
 
 @pytest.mark.parametrize("order", ["sequential", "parallel"])
@@ -130,7 +124,7 @@ def test_which_examples_each_unit_sees(tmp_path, monkeypatch, order):
     else:
         assert first != second
         assert len(readout) == 2 * len(first)
-    indices = [made.indices(made.updates.at(i)) for i in range(made.updates.total)]
+    indices = [made.indices(made.plan.at(i)) for i in range(made.plan.total)]
     for batches in (indices[:4],) if order == "sequential" else (indices[:12:3],):
         drawn = torch.cat(batches)
         assert len(drawn.unique()) == len(drawn) == 64
@@ -139,8 +133,8 @@ def test_which_examples_each_unit_sees(tmp_path, monkeypatch, order):
 def test_with_shared_embeddings_the_readout_steps_beside_every_block(tmp_path):
     """Block, readout, block, …: each pair on one mini-batch, and shared weights move after it."""
     made = trainer(tmp_path, **LEARNED, **{"train.order": "sequential"})
-    updates = [made.updates.at(i) for i in range(made.updates.total)]
-    places = [(u.epoch, u.index, u.turn, u.batch) for u in updates]
+    updates = [made.plan.at(i) for i in range(made.plan.total)]
+    places = [(u.epoch, u.unit, u.turn, u.batch) for u in updates]
     wanted = [
         place
         for epoch in range(2)
@@ -151,7 +145,7 @@ def test_with_shared_embeddings_the_readout_steps_beside_every_block(tmp_path):
     assert places == wanted
     for block, readout in zip(updates[::2], updates[1::2], strict=True):
         assert torch.equal(made.indices(block), made.indices(readout))
-    assert [made.updates.between_steps(i) for i in range(4)] == [True, False, True, False]
+    assert [made.plan.begins_mini_batch(i) for i in range(4)] == [True, False, True, False]
 
 
 def test_with_shared_embeddings_training_is_algorithm_1(tmp_path):
@@ -162,7 +156,7 @@ def test_with_shared_embeddings_training_is_algorithm_1(tmp_path):
     changes = {**LEARNED, "train.order": "sequential", "method.num_blocks": 3, "train.seed": 4}
     found = trained(tmp_path, **changes)
     config = replace(RunConfig(), {**SMALL, **changes})
-    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    method = build_method(config, NOISE_TASK, build_embedding(config, NOISE_TASK, None))
     assert isinstance(method, DiscreteNoProp)
     optimizers = {
         name: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-3, fused=True)
@@ -173,11 +167,11 @@ def test_with_shared_embeddings_training_is_algorithm_1(tmp_path):
     }
     for epoch in range(2):
         for t, block in enumerate(method.blocks):
-            order = batch_indices(len(DATA), 16, generator(4, "order", epoch, block.name))
+            order = batch_indices(len(NOISE), 16, generator(4, "order", epoch, block.name))
             for batch, chosen in enumerate(order):
-                x = TASK.normalization.apply(DATA.x[chosen])
+                x = NOISE_TASK.normalization.apply(NOISE.x[chosen])
                 x = channels_last(x)
-                y, turn = DATA.y[chosen], 3 * epoch + t
+                y, turn = NOISE.y[chosen], 3 * epoch + t
                 own = generator(4, "step", 4 * epoch + batch, block.name)
                 beside = generator(4, "step", 4 * turn + batch, "readout")
                 terms = method.readout.loss(x[:0], y, beside).terms
@@ -230,7 +224,7 @@ def test_unit_by_unit_is_algorithm_1(tmp_path):
         found |= trained(tmp_path / name, name, **changes)
 
     config = replace(RunConfig(), {**SMALL, **changes})
-    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    method = build_method(config, NOISE_TASK, build_embedding(config, NOISE_TASK, None))
     assert isinstance(method, DiscreteNoProp)
     optimizers = {
         unit.name: torch.optim.AdamW(unit.parameters, lr=1e-3, weight_decay=1e-3, fused=True)
@@ -238,11 +232,11 @@ def test_unit_by_unit_is_algorithm_1(tmp_path):
     }
 
     def descend(unit, turn: int, batch: int) -> None:
-        order = batch_indices(len(DATA), 16, generator(4, "order", turn, unit.name))
+        order = batch_indices(len(NOISE), 16, generator(4, "order", turn, unit.name))
         chosen = order[batch]
-        x = channels_last(TASK.normalization.apply(DATA.x[chosen]))
+        x = channels_last(NOISE_TASK.normalization.apply(NOISE.x[chosen]))
         draws = generator(4, "step", 4 * turn + batch, unit.name)
-        unit.loss(x, DATA.y[chosen], draws).total.backward()
+        unit.loss(x, NOISE.y[chosen], draws).total.backward()
         optimizers[unit.name].step()
         optimizers[unit.name].zero_grad()
 
@@ -273,8 +267,8 @@ def test_shared_embeddings_descend_the_gradient_of_eq_8(tmp_path):
     for index, unit in enumerate(made.units):
         chosen = made.indices(Update(0, index, 0, 0))
         draws = generator(0, "step", 0, unit.name)
-        x = channels_last(TASK.normalization.apply(DATA.x[chosen]))
-        loss = shares[unit.name] * unit.loss(x, DATA.y[chosen], draws).total
+        x = channels_last(NOISE_TASK.normalization.apply(NOISE.x[chosen]))
+        loss = shares[unit.name] * unit.loss(x, NOISE.y[chosen], draws).total
         parts += torch.autograd.grad(loss, shared)
     for index in range(3):
         assert made.step()[0] == Update(0, index, 0, 0)
@@ -291,9 +285,9 @@ def test_the_losses_told_are_means_over_an_epoch_and_over_validation(tmp_path, m
     Validation is read in chunks of 1000 and 500: the mean of their means would be 1/2.
     """
     config, events = replace(RunConfig(), SMALL), []
-    method = build_method(config, TASK, build_embedding(config, TASK, None))
+    method = build_method(config, NOISE_TASK, build_embedding(config, NOISE_TASK, None))
     (unit,) = [u for u in method.units if u.name == "block-1"]
-    validation = Examples(DATA.x[:1].expand(1500, -1, -1, -1), (torch.arange(1500) >= 1000).long())
+    validation = Examples(NOISE.x[:1].expand(1500, -1, -1, -1), (torch.arange(1500) >= 1000).long())
     seen: list[bool] = []
 
     def loss(x: Tensor, y: Tensor, generator: torch.Generator) -> LossTerms:
@@ -302,9 +296,9 @@ def test_the_losses_told_are_means_over_an_epoch_and_over_validation(tmp_path, m
         return LossTerms({"a": told + 0 * unit.parameters[0].sum()})
 
     monkeypatch.setattr(unit, "loss", loss)
-    GroupTrainer(
-        config, method, [unit], DATA, validation, TASK.normalization,
-        bf16=False, checkpoint=tmp_path / "c.safetensors", emit=events.append,
+    Trainer(
+        config, method, [unit], NOISE, validation, NOISE_TASK.normalization,
+        bf16=False, folder=tmp_path / "c", emit=events.append,
     ).run()  # fmt: skip
     assert seen == ([True] * 4 + [False] * 2) * 2
     epochs = [e for e in events if isinstance(e, Epoch)]
@@ -336,7 +330,7 @@ def test_a_step_moves_one_unit_only(tmp_path):
     made = trainer(tmp_path, **LEARNED)
     for index, unit in enumerate(made.units):
         before = [{k: v.clone() for k, v in u.module.state_dict().items()} for u in made.units]
-        made._step(Update(0, index, 0, 0))
+        made._update(Update(0, index, 0, 0))
         for other, old in zip(made.units, before, strict=True):
             new = other.module.state_dict()
             assert (other is not unit) == all(torch.equal(old[k], new[k]) for k in old)
@@ -350,7 +344,7 @@ def test_a_step_moves_one_unit_only(tmp_path):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_stops_change_nothing(tmp_path, monkeypatch, order, embedding, optimizer):
     """Stopped at many updates, in and between mini-batches: same weights and optimizer state."""
-    monkeypatch.setattr(loop, "time", Clock())
+    monkeypatch.setattr(trainer_module, "time", Clock())
     changes = {**embedding, "train.order": order, "train.optimizer": optimizer}
     whole = trained(tmp_path / "whole", **changes)
     stops = [1, 2, 5, 6, 12, 17, 23]
@@ -373,9 +367,12 @@ def test_stops_change_nothing(tmp_path, monkeypatch, order, embedding, optimizer
     assert not stops
     assert positions == sorted(positions)
     assert positions[-1] >= 12
-    assert_same(whole, load_tensors(tmp_path / "parts" / "checkpoint.safetensors")[0])
-    names = {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
-    assert {p.name for p in (tmp_path / "parts").iterdir()} == names
+    assert_same(whole, weights_of(tmp_path / "parts"))
+    place = tmp_path / "parts" / "units" / "all"
+    named = {
+        part.file for name in (LAST, PREVIOUS) for part in read_commit(place / name).files.values()
+    }
+    assert {p.name for p in place.iterdir()} == named | {LAST, PREVIOUS}
 
 
 @pytest.mark.parametrize("embedding", [FIXED, LEARNED], ids=["fixed", "learned"])
@@ -383,22 +380,22 @@ def test_ctrl_c_inside_an_update_changes_nothing(tmp_path, embedding):
     """A signal can arrive after the weights moved and before the update is counted."""
     whole = trained(tmp_path / "whole", **embedding)
     made = trainer(tmp_path / "parts", **embedding)
-    real, calls = made._step, []
+    real, calls = made._update, []
 
-    def step(at):
-        terms = real(at)
-        calls.append(at)
+    def step(update):
+        terms = real(update)
+        calls.append(update)
         if len(calls) == 7:
             raise KeyboardInterrupt
         return terms
 
-    made._step = step
+    made._update = step
     with pytest.raises(KeyboardInterrupt):
         made.run()
     again = trainer(tmp_path / "parts", **embedding)
     again.resume()
     again.run()
-    assert_same(whole, load_tensors(again.checkpoint)[0])
+    assert_same(whole, weights_of(tmp_path / "parts"))
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient", "last gradient"])
@@ -422,9 +419,8 @@ def test_what_is_not_finite_is_named_and_never_saved(tmp_path, monkeypatch, brok
     monkeypatch.setattr(unit, "loss", loss)
     with pytest.raises(TrainingError, match=r"block-2.*not finite.*update \d+ of 8.*lr 0\.001"):
         made.run()
-    tensors, about = load_tensors(made.checkpoint)
-    assert 0 < about["position"] < 8
-    assert all(t.isfinite().all() for t in tensors.values())
+    assert 0 < commit_of(tmp_path, "block-2").position < 8
+    assert all(t.isfinite().all() for t in weights(tmp_path).values())
 
 
 def test_a_huge_learning_rate_is_a_training_error(tmp_path):
@@ -443,22 +439,23 @@ def test_a_full_disk_stops_training_with_one_line(tmp_path, monkeypatch):
 
     with pytest.raises(Killed):
         trainer(tmp_path / "r", stop).run()
-    before = (tmp_path / "r" / "checkpoint.safetensors").read_bytes()
+    files = files_of(tmp_path / "r", "all")
+    before = {path: path.read_bytes() for path in files.values()}
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("noprop.training.checkpoint.os.replace", full)
+        patch.setattr("noprop.files.os.replace", full)
         made = trainer(tmp_path / "r")
         made.resume()
-        with pytest.raises(RunError, match=r"checkpoint\.safetensors: cannot be written: No space"):
+        with pytest.raises(RunError, match=r"\.safetensors: cannot be written: No space"):
             made.run()
-    assert (tmp_path / "r" / "checkpoint.safetensors").read_bytes() == before
+    assert {path: path.read_bytes() for path in files.values()} == before
     made = trainer(tmp_path / "r")
     made.resume()
     made.run()
-    assert_same(whole, load_tensors(made.checkpoint)[0])
+    assert_same(whole, weights_of(tmp_path / "r"))
 
 
 @pytest.mark.parametrize(
@@ -475,26 +472,24 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, changes, words):
     made = trainer(tmp_path, **changes)
     with pytest.raises(RunError, match=words) as caught:
         made.resume()
-    assert str(made.checkpoint) in str(caught.value)
+    assert str(made.folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert made.position == 0
 
 
-def test_a_file_that_is_no_training_checkpoint_is_refused(tmp_path):
-    """Tensors of ours without a position, as model.safetensors has them."""
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"position": 3, "total": 2}'])
+def test_a_file_that_is_no_manifest_is_refused(tmp_path, content):
     made = trainer(tmp_path)
-    save_tensors(made.checkpoint, {"a": torch.zeros(1)}, {"format": 1})
-    with pytest.raises(RunError, match=r"checkpoint\.safetensors"):
-        made.resume()
-    save_tensors(made.checkpoint, {"a": torch.zeros(1)}, {"total": made.updates.total})
-    with pytest.raises(RunError, match=r"checkpoint\.safetensors"):
+    made.folder.mkdir(parents=True)
+    (made.folder / LAST).write_text(content)
+    with pytest.raises(RunError, match=r"commit\.json: is damaged"):
         made.resume()
 
 
 def test_the_seconds_of_training_are_those_of_every_process(tmp_path, monkeypatch):
     """A clock that ticks a second a look: what was spent before a stop is not forgotten."""
     ticks = iter(range(1_000_000))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: float(next(ticks)))
 
     def stop(event: Event) -> None:
         if isinstance(event, Epoch) and event.unit == "block-2" and event.epoch == 2:
@@ -503,7 +498,7 @@ def test_the_seconds_of_training_are_those_of_every_process(tmp_path, monkeypatc
     first = trainer(tmp_path, stop)
     with pytest.raises(Killed):
         first.run()
-    spent = load_tensors(first.checkpoint)[1]["seconds"]
+    spent = commit_of(tmp_path, "all").seconds
     events: list[Event] = []
     second = trainer(tmp_path, events.append)
     second.resume()

@@ -1,0 +1,295 @@
+"""Training one group of units, resumable at any mini-batch.
+
+A *group* is what must be trained together: a single unit when nothing is shared, all of them when
+W_Embed is learned. Its work is a numbered list of updates (:mod:`noprop.training.plan`); its state
+after update n is a function of n, whichever process makes the updates. So a checkpoint is weights,
+optimizer state and n.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from noprop.config import RunConfig
+from noprop.data import Examples, Normalization, batch_indices
+from noprop.errors import ConfigError, RunError, TrainingError
+from noprop.machine import reset_peak
+from noprop.methods.base import LossTerms, Method, Unit
+from noprop.randomness import generator
+from noprop.training.events import Damaged, Emit
+from noprop.training.gradients import Gradients, flat_gradient, scatter
+from noprop.training.mesh import ALONE, Mesh, PeerStoppedError, Requests
+from noprop.training.plan import Plan, Update
+from noprop.training.reports import Reports
+from noprop.training.signals import asked, signals_kept, stop_if_asked
+from noprop.training.state import GroupState
+
+__all__ = ["Trainer"]
+
+PROGRESS_EVERY = 0.5  # seconds between reports of mere progress
+
+
+class Trainer:
+    """Trains a group of units, or those of them that this process of a mesh has.
+
+    Args:
+        config: The run.
+        method: Method whose shared parameters are trained with the group.
+        units: The group, with a :class:`~noprop.training.state.Parked` for each unit that is not
+            in memory.
+        train: Training part, on the device.
+        validation: Validation part, on the device; its local losses are reported, nothing else.
+        normalization: Normalization of inputs.
+        bf16: Whether convolutions and products run in bf16.
+        folder: Folder of the group, for its commits.
+        fingerprint: Digest of the settings and the data; a commit with another is refused.
+        build: Makes a unit as it is before training, given its name, for units that are parked.
+        mesh: The processes that train the group.
+        emit: Called with every event.
+        saved: Called after each commit.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        method: Method,
+        units: Sequence[Unit],
+        train: Examples,
+        validation: Examples,
+        normalization: Normalization,
+        *,
+        bf16: bool,
+        folder: Path,
+        emit: Emit,
+        fingerprint: str = "",
+        build: Callable[[str], Unit] | None = None,
+        mesh: Mesh = ALONE,
+        saved: Callable[[], None] = lambda: None,
+    ):
+        self.c, self.method, self.mesh = config.train, method, mesh
+        if self.c.shards > 1 and len(train) < 2 * self.c.shards:
+            raise ConfigError(
+                f"train.shards: each of {self.c.shards} needs at least two examples, and there are "
+                f"{len(train)} to train on"
+            )
+        self.train_part, self.folder = train, folder
+        self.emit, self.after_save = emit, saved
+        self.device = train.x.device
+        self.state = GroupState(
+            self.c, method, units, folder=folder, fingerprint=fingerprint, build=build, mesh=mesh
+        )
+        self.gradients = Gradients(self.c, train, normalization, bf16=bf16, mesh=mesh)
+        self.plan = Plan(
+            units,
+            order=self.c.order,
+            epochs=self.c.epochs,
+            batches=max(1, len(train) // self.c.batch_size),
+            shared=bool(method.shared_parameters),
+        )
+        self.reports = Reports(
+            self.c, method, self.state, self.plan, self.gradients, validation, mesh, emit
+        )
+        self.position = 0
+        self.committed: int | None = None  # position of the last commit
+        self.parts: list[Tensor] = []  # of the shared gradient, one for each unit since its update
+        self.seconds = 0.0  # of training, in the processes before this one
+        self.started = self.saved = time.monotonic()
+        self.is_updating = False  # weights and position may disagree
+        self.requests = Requests()  # of the mesh, at the last update
+        self.order: tuple[tuple[int, str], Int64[Tensor, "batches batch"]] | None = None
+
+    @property
+    def units(self) -> list[Unit]:
+        """The group, with a :class:`Parked` for each unit that is not in memory."""
+        return self.state.units
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every update is made."""
+        return self.position == self.plan.total
+
+    # -- training ------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train from the current position to the end, with a commit now and then.
+
+        An exception that ``emit`` raises to stop the training leaves a commit of the update before;
+        a signal inside an update leaves the last commit there was.
+        """
+        for unit in self.units:
+            unit.module.train()
+        try:
+            with signals_kept():
+                self._run()
+            stop_if_asked()
+        except TrainingError:
+            raise
+        except BaseException:
+            whole = not self.is_updating and self.plan.begins_mini_batch(self.position)
+            if whole and self.mesh.is_alone and self.state.not_finite() is None:
+                self.save()
+            raise
+
+    def _run(self) -> None:
+        reset_peak(self.device)
+        self.started = self.saved = time.monotonic()
+        reported = 0.0
+        running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
+        while not self.is_finished:
+            update, terms = self.step()
+            losses = running[self.units[update.unit].name]
+            losses.append(terms.total.detach())
+            is_whole = self.plan.begins_mini_batch(self.position)
+            ends, due = self.plan.ends_epoch(update), is_whole and self.requests.save
+            now = time.monotonic()
+            if ends or due or now - reported > PROGRESS_EVERY:
+                reported = now
+                self.reports.progress(update, self.position, running)
+            if ends:
+                self.reports.epoch(update, torch.stack(losses), terms)
+                losses.clear()
+            keep = self._epoch_to_keep() if is_whole else None
+            if due or keep:
+                self.save(keep_as_epoch=keep)
+            if is_whole and (self.requests.stop or (self.mesh.is_alone and asked())):
+                self._stop()
+        if self.committed != self.position:
+            self.save()
+        self.reports.end(self._seconds())
+
+    def step(self) -> tuple[Update, LossTerms]:
+        """Make the next update of this process, and what follows from it.
+
+        Where units share parameters and other processes have the rest of the mini-batch, this waits
+        for them after the last update of this process in it.
+        """
+        self.is_updating = True
+        while not self.state.has(self.plan.at(self.position).unit):
+            self.position += 1
+        update = self.plan.at(self.position)
+        if self.state.is_parked(update.unit):
+            self._check_finite()
+            self.state.load(update.unit, self.position)
+        terms = self._update(update)
+        self.position = self._next_position()
+        if self.state.shared_optimizer and self.plan.begins_mini_batch(self.position):
+            self._update_shared(self.state.shared_optimizer)
+        self.is_updating = False
+        return update, terms
+
+    def _next_position(self) -> int:
+        """Return the next update of this process in the mini-batch, or the end of that."""
+        position = self.position + 1
+        while not self.plan.begins_mini_batch(position):
+            if self.state.has(self.plan.at(position).unit):
+                break
+            position += 1
+        return position
+
+    def indices(self, update: Update) -> Int64[Tensor, " batch"]:
+        """Return the examples of an update."""
+        key = self.plan.shuffle(update)
+        if self.order is None or self.order[0] != key:
+            shuffle = generator(self.c.seed, "order", *key)
+            order = batch_indices(len(self.train_part), self.c.batch_size, shuffle)
+            self.order = key, order.to(self.device)
+        return self.order[1][update.batch]
+
+    def _update(self, update: Update) -> LossTerms:
+        unit, optimizer = self.units[update.unit], self.state.optimizers[update.unit]
+        shared = self.method.shared_parameters
+        assert optimizer
+        terms, self.requests = self.gradients.backward(
+            unit, shared, self.indices(update), self.plan.step(update), self._own_requests()
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.state.mark_changed(update.unit)
+        if shared:
+            part = flat_gradient(shared)
+            self.parts.append(part * unit.coupling if self.c.order == "parallel" else part)
+            for p in shared:
+                p.grad = None
+        return terms
+
+    def _update_shared(self, optimizer: torch.optim.Optimizer) -> None:
+        """Descend the sum of the gradients of the mini-batch's losses."""
+        total, self.requests = self.mesh.sum_over_units(self.parts, self.requests)
+        self.parts.clear()
+        for p in self.method.shared_parameters:
+            p.grad = torch.empty_like(p)
+        scatter(total, [p.grad for p in self.method.shared_parameters if p.grad is not None])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    # -- stopping and saving -------------------------------------------------------------------
+
+    def _seconds(self) -> float:
+        """Return the seconds of training until now, those of earlier processes included."""
+        return self.seconds + time.monotonic() - self.started
+
+    def _own_requests(self) -> Requests:
+        """Return what this process requests after the current update."""
+        due = self.mesh.writes and time.monotonic() - self.saved > self.c.checkpoint_every
+        return Requests(due, asked())
+
+    def _epoch_to_keep(self) -> int | None:
+        """Return the epoch that has just ended for the whole group, if its weights are kept."""
+        epoch, rest = divmod(self.position, len(self.plan.rows))
+        due = self.c.keep_every and not rest
+        return epoch if due and (epoch % self.c.keep_every == 0 or self.is_finished) else None
+
+    def _stop(self) -> None:
+        """Leave with a commit, because this process or another of the mesh was asked to."""
+        if not self.mesh.is_alone:  # else :meth:`run` writes it
+            self.save()
+        stop_if_asked()
+        raise PeerStoppedError
+
+    def _check_finite(self) -> None:
+        # A finite loss can have an infinite gradient: such weights must not replace good ones.
+        if name := self.state.not_finite():
+            raise self.reports.diverged(f"{name}: the weights are", self.position)
+
+    def save(self, *, keep_as_epoch: int | None = None) -> None:
+        """Commit weights, optimizer states and the position.
+
+        Raises:
+            TrainingError: If a weight is not finite; the commit before is kept.
+        """
+        self._check_finite()
+        self.state.commit(
+            self.position, self.plan.total, self._seconds(), keep_as_epoch=keep_as_epoch
+        )
+        self.committed, self.saved = self.position, time.monotonic()
+        self.after_save()
+
+    def resume(self) -> None:
+        """Load the last commit that is whole, if there is one.
+
+        Raises:
+            RunError: If it belongs to another architecture, length of training, settings or data.
+        """
+        found = self.state.resume(self.plan.total)
+        self.position = found.commit.position if found else 0
+        if self.mesh.broadcast(self.position) != self.position:
+            raise RunError(
+                f"{self.folder}: its checkpoint is of update {self.position} here, and of another "
+                "for the process that writes it; the file system lags behind, start again"
+            )
+        if found is None:
+            return
+        self.committed, self.seconds = self.position, found.commit.seconds
+        if found.damage and self.mesh.writes:
+            self.emit(
+                Damaged(
+                    [unit.name for unit in self.units],
+                    reason=found.damage,
+                    position=self.position,
+                    total=self.plan.total,
+                )
+            )
