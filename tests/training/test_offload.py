@@ -40,8 +40,7 @@ from noprop.training.commits import (
     write_part,
 )
 from noprop.training.events import Damaged, Evaluated, Event, Found, Progress, Trained
-from noprop.training.optimizers import optimizer_state
-from noprop.training.state import Parked
+from noprop.training.state import Parked, optimizer_state
 from noprop.training.trainer import Trainer
 from tools import (
     LEARNED,

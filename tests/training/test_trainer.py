@@ -21,8 +21,8 @@ from noprop.randomness import generator
 from noprop.training import trainer as trainer_module
 from noprop.training.commits import LAST, PREVIOUS, read_commit
 from noprop.training.events import Epoch, Event, Progress, Trained
-from noprop.training.optimizers import make_optimizer
 from noprop.training.plan import Update
+from noprop.training.state import make_optimizer
 from noprop.training.trainer import Trainer
 from tools import NOISE, NOISE_TASK, Clock, Killed, assert_same, commit_of, files_of, weights
 
@@ -327,10 +327,10 @@ def test_an_optimizer_is_torch_s_of_that_name(name, kind):
 
 def test_a_step_moves_one_unit_only(tmp_path):
     """Locality of an update: weights and batch-norm statistics of other units keep every bit."""
-    made = trainer(tmp_path, **LEARNED)
+    made = trainer(tmp_path, **LEARNED, **{"train.order": "parallel"})
     for index, unit in enumerate(made.units):
         before = [{k: v.clone() for k, v in u.module.state_dict().items()} for u in made.units]
-        made._update(Update(0, index, 0, 0))
+        assert made.step()[0] == Update(0, index, 0, 0)
         for other, old in zip(made.units, before, strict=True):
             new = other.module.state_dict()
             assert (other is not unit) == all(torch.equal(old[k], new[k]) for k in old)
@@ -380,16 +380,15 @@ def test_ctrl_c_inside_an_update_changes_nothing(tmp_path, embedding):
     """A signal can arrive after the weights moved and before the update is counted."""
     whole = trained(tmp_path / "whole", **embedding)
     made = trainer(tmp_path / "parts", **embedding)
-    real, calls = made._update, []
+    real, calls = made._next_position, []
 
-    def step(update):
-        terms = real(update)
-        calls.append(update)
+    def next_position() -> int:
+        calls.append(made.position)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return terms
+        return real()
 
-    made._update = step
+    made._next_position = next_position
     with pytest.raises(KeyboardInterrupt):
         made.run()
     again = trainer(tmp_path / "parts", **embedding)

@@ -75,19 +75,20 @@ class Gradients:
             The loss, and the requests of the mesh.
         """
         if self.num_shards == 1:
-            terms = self._loss(unit, indices, step, unit.name)
+            terms = self.loss(unit, *self._batch(unit, indices, step, unit.name))
             terms.total.backward()
             return terms, requests
         return self._in_shards(unit, shared, indices, step, requests)
 
-    def _loss(
+    def _batch(
         self, unit: Unit, indices: Int64[Tensor, " batch"], step: int, block: str
-    ) -> LossTerms:
+    ) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Return inputs, labels and the generator of an update or of a shard of it."""
         draws = generator(self.c.seed, "step", step, block, indices.device)
         x = self.examples.x[indices] if unit.reads_images else self.examples.x[:0]
         if unit.reads_images and (self.c.crop_padding or self.c.flip):
             x = augment(x, draws, padding=self.c.crop_padding, flip=self.c.flip)
-        return self.loss(unit, x, self.examples.y[indices], draws)
+        return x, self.examples.y[indices], draws
 
     def _in_shards(
         self,
@@ -110,7 +111,7 @@ class Gradients:
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
             part = indices.tensor_split(self.num_shards)[number]
-            terms = self._loss(unit, part, step, f"{unit.name}/{number}")
+            terms = self.loss(unit, *self._batch(unit, part, step, f"{unit.name}/{number}"))
             terms.total.backward()
             names[:] = terms.terms
             rest = [*averaged, *(t.detach() for t in terms.terms.values())]

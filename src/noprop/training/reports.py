@@ -14,7 +14,6 @@ from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.events import Emit, Epoch, Event, Progress, Trained
 from noprop.training.gradients import Gradients
-from noprop.training.mesh import Mesh
 from noprop.training.plan import Plan, Update
 from noprop.training.state import GroupState
 
@@ -31,7 +30,6 @@ class Reports:
         plan: its work.
         gradients: computes losses of the validation part.
         validation: validation part, on the device; its local losses are reported, nothing else.
-        mesh: the processes that train the group.
         emit: called with every event.
     """
 
@@ -43,12 +41,11 @@ class Reports:
         plan: Plan,
         gradients: Gradients,
         validation: Examples,
-        mesh: Mesh,
         emit: Emit,
     ):
         self.c, self.method, self.state, self.plan = train, method, state, plan
         self.gradients, self.validation = gradients, validation
-        self.mesh, self.emit = mesh, emit
+        self.emit = emit
 
     def progress(
         self, update: Update, position: int, running: Mapping[str, Sequence[Tensor]]
@@ -105,7 +102,7 @@ class Reports:
     def end(self, seconds: float) -> None:
         """That the group is trained, and what it took."""
         units = self.state.units
-        names = [unit.name for index, unit in enumerate(units) if self.state.has(index)]
+        names = [unit.name for index, unit in enumerate(units) if self.state.is_mine[index]]
         memory, counter = peak_memory(self.validation.x.device)
         self._tell(Trained(names, seconds, peak_memory_mb=memory, memory_counter=counter))
 
@@ -121,7 +118,7 @@ class Reports:
         )
 
     def _tell(self, event: Event) -> None:
-        if self.mesh.reports:
+        if self.state.mesh.reports:
             self.emit(event)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ began with one can be resumed with the other.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -33,9 +34,8 @@ from noprop.training.commits import (
     write_part,
 )
 from noprop.training.mesh import Mesh
-from noprop.training.optimizers import make_optimizer, optimizer_state, restore_optimizer
 
-__all__ = ["SHARED", "GroupState", "Parked"]
+__all__ = ["SHARED", "GroupState", "Parked", "make_optimizer", "optimizer_state"]
 
 SHARED = "shared"
 
@@ -70,6 +70,9 @@ class GroupState:
         mesh: The processes that train the group.
 
     Attributes:
+        is_mine: Whether each unit is trained in this process.
+        optimizers: Optimizer of each unit; None while it is parked.
+        changed: Names of the parts that an update has changed since their file was written.
         files: The last file of each part; none for what has not been written.
     """
 
@@ -87,16 +90,13 @@ class GroupState:
         self.c, self.method, self.units = train, method, list(units)
         self.folder, self.fingerprint, self.build = folder, fingerprint, build
         self.mesh = mesh
+        self.is_mine = [mesh.units is None or unit.name in mesh.units for unit in units]
         self.optimizers = [self._optimizer(unit) for unit in units]
         shared = method.shared_parameters
         self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
         self.files: dict[str, Part] = {}
         self.changed = {SHARED} | {unit.name for unit in units if not isinstance(unit, Parked)}
         self.visitor: int | None = None  # the unit in memory that is parked at other times
-
-    def has(self, index: int) -> bool:
-        """Return whether a unit is trained in this process."""
-        return self.mesh.units is None or self.units[index].name in self.mesh.units
 
     def not_finite(self) -> str | None:
         """Return the first unit, or the shared embeddings, with a value that is not finite."""
@@ -113,10 +113,6 @@ class GroupState:
         return None if isinstance(unit, Parked) else make_optimizer(self.c, unit.parameters)
 
     # -- parked units ----------------------------------------------------------------------------
-
-    def is_parked(self, index: int) -> bool:
-        """Return whether a unit must be loaded before it is trained."""
-        return self.optimizers[index] is None
 
     def load(self, index: int, position: int) -> None:
         """Load a parked unit, and park the one before it as it is before update ``position``.
@@ -143,12 +139,6 @@ class GroupState:
 
     # -- commits ---------------------------------------------------------------------------------
 
-    def mark_changed(self, index: int) -> None:
-        """Note that an update changed a unit, and the shared parameters if any are trained."""
-        self.changed.add(self.units[index].name)
-        if self.shared_optimizer:
-            self.changed.add(SHARED)
-
     def commit(
         self, position: int, total: int, seconds: float, *, keep_as_epoch: int | None = None
     ) -> None:
@@ -165,7 +155,7 @@ class GroupState:
         """
         if self.mesh.reports:
             for index in range(len(self.units)):
-                if not self.is_parked(index):
+                if self.optimizers[index]:
                     self._write(index, position)
         self._share_files(position)  # so the files of all processes exist before the manifest
         if not self.mesh.writes:
@@ -185,11 +175,11 @@ class GroupState:
 
     def _share_files(self, position: int) -> None:
         """Learn the files of the units that other processes have: their digests are sent."""
-        if all(map(self.has, range(len(self.units)))):
+        if all(self.is_mine):
             return
         digests = torch.zeros(len(self.units), 32, dtype=torch.uint8)
         for index, unit in enumerate(self.units):
-            if self.has(index) and unit.name in self.files:
+            if self.is_mine[index] and unit.name in self.files:
                 digests[index] = torch.frombuffer(
                     bytearray.fromhex(self.files[unit.name].sha256), dtype=torch.uint8
                 )
@@ -217,7 +207,7 @@ class GroupState:
                 self._load_shared()
                 for index, unit in enumerate(self.units):
                     # One without a file was parked before its first update: as it was built.
-                    if not self.is_parked(index) and unit.name in self.files:
+                    if self.optimizers[index] and unit.name in self.files:
                         self._load_unit(index)
         if self.mesh.writes:
             if found:
@@ -283,3 +273,45 @@ class GroupState:
             raise RunError(
                 f"{self.folder}: its checkpoint belongs to another architecture: {first}"
             ) from None
+
+
+# -- optimizers ----------------------------------------------------------------------------------
+
+# What Adam and AdamW keep of a parameter; SGD without momentum keeps nothing.
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+
+
+def make_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of one unit, fused into one pass over the weights."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
+    return kind[config.optimizer](
+        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of each parameter, by its number."""
+    return {str(i): state for i, state in optimizer.state_dict()["state"].items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up what :func:`optimizer_state` gave, or its tensors read from a file.
+
+    Raises:
+        ValueError: If they are not those of such an optimizer.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict(
+        {"state": {int(i): s for i, s in state.items()}, "param_groups": groups}
+    )
+    # Fused steps walk a weight and its moments side by side: they must lie alike in memory.
+    for p, kept in optimizer.state.items():
+        moments: dict[str, Tensor] = {n: v for n, v in kept.items() if v is not None}
+        if moments.keys() != (set() if isinstance(optimizer, torch.optim.SGD) else ADAM):
+            raise ValueError(f"the optimizer state of a parameter holds {', '.join(moments)}")
+        for name, value in moments.items():
+            if value.shape == p.shape:
+                kept[name] = torch.empty_like(p).copy_(value)
+            elif value.ndim:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, wanted {tuple(p.shape)}")

@@ -7,7 +7,8 @@ optimizer state and n.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from noprop.training.mesh import ALONE, Mesh, PeerStoppedError, Requests
 from noprop.training.plan import Plan, Update
 from noprop.training.reports import Reports
 from noprop.training.signals import asked, signals_kept, stop_if_asked
-from noprop.training.state import GroupState
+from noprop.training.state import SHARED, GroupState
 
 __all__ = ["Trainer"]
 
@@ -71,6 +72,7 @@ class Trainer:
         saved: Callable[[], None] = lambda: None,
     ):
         self.c, self.method, self.mesh = config.train, method, mesh
+        self.shared = method.shared_parameters
         if self.c.shards > 1 and len(train) < 2 * self.c.shards:
             raise ConfigError(
                 f"train.shards: each of {self.c.shards} needs at least two examples, and there are "
@@ -88,10 +90,10 @@ class Trainer:
             order=self.c.order,
             epochs=self.c.epochs,
             batches=max(1, len(train) // self.c.batch_size),
-            shared=bool(method.shared_parameters),
+            shared=bool(self.shared),
         )
         self.reports = Reports(
-            self.c, method, self.state, self.plan, self.gradients, validation, mesh, emit
+            self.c, method, self.state, self.plan, self.gradients, validation, emit
         )
         self.position = 0
         self.committed: int | None = None  # position of the last commit
@@ -122,9 +124,39 @@ class Trainer:
         """
         for unit in self.units:
             unit.module.train()
+        reset_peak(self.device)
+        self.started = self.saved = time.monotonic()
+        reported = 0.0
+        running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
+        with self._saved_when_stopped():
+            while not self.is_finished:
+                update, terms = self.step()
+                losses = running[self.units[update.unit].name]
+                losses.append(terms.total.detach())
+                is_whole = self.plan.begins_mini_batch(self.position)
+                ends, due = self.plan.ends_epoch(update), is_whole and self.requests.save
+                now = time.monotonic()
+                if ends or due or now - reported > PROGRESS_EVERY:
+                    reported = now
+                    self.reports.progress(update, self.position, running)
+                if ends:
+                    self.reports.epoch(update, torch.stack(losses), terms)
+                    losses.clear()
+                keep = self._epoch_to_keep() if is_whole else None
+                if due or keep:
+                    self.save(keep_as_epoch=keep)
+                if is_whole and (self.requests.stop or (self.mesh.is_alone and asked())):
+                    self._stop()
+            if self.committed != self.position:
+                self.save()
+            self.reports.end(self._seconds())
+
+    @contextmanager
+    def _saved_when_stopped(self) -> Iterator[None]:
+        """Keep signals until an update ends, and commit when an exception stops this block."""
         try:
             with signals_kept():
-                self._run()
+                yield
             stop_if_asked()
         except TrainingError:
             raise
@@ -134,33 +166,6 @@ class Trainer:
                 self.save()
             raise
 
-    def _run(self) -> None:
-        reset_peak(self.device)
-        self.started = self.saved = time.monotonic()
-        reported = 0.0
-        running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
-        while not self.is_finished:
-            update, terms = self.step()
-            losses = running[self.units[update.unit].name]
-            losses.append(terms.total.detach())
-            is_whole = self.plan.begins_mini_batch(self.position)
-            ends, due = self.plan.ends_epoch(update), is_whole and self.requests.save
-            now = time.monotonic()
-            if ends or due or now - reported > PROGRESS_EVERY:
-                reported = now
-                self.reports.progress(update, self.position, running)
-            if ends:
-                self.reports.epoch(update, torch.stack(losses), terms)
-                losses.clear()
-            keep = self._epoch_to_keep() if is_whole else None
-            if due or keep:
-                self.save(keep_as_epoch=keep)
-            if is_whole and (self.requests.stop or (self.mesh.is_alone and asked())):
-                self._stop()
-        if self.committed != self.position:
-            self.save()
-        self.reports.end(self._seconds())
-
     def step(self) -> tuple[Update, LossTerms]:
         """Make the next update of this process, and what follows from it.
 
@@ -168,13 +173,25 @@ class Trainer:
         for them after the last update of this process in it.
         """
         self.is_updating = True
-        while not self.state.has(self.plan.at(self.position).unit):
+        while not self.state.is_mine[self.plan.at(self.position).unit]:
             self.position += 1
         update = self.plan.at(self.position)
-        if self.state.is_parked(update.unit):
+        if self.state.optimizers[update.unit] is None:
             self._check_finite()
             self.state.load(update.unit, self.position)
-        terms = self._update(update)
+        unit, optimizer = self.units[update.unit], self.state.optimizers[update.unit]
+        assert optimizer
+        terms, self.requests = self.gradients.backward(
+            unit, self.shared, self.indices(update), self.plan.step(update), self._own_requests()
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.state.changed.add(unit.name)
+        if self.shared:
+            part = flat_gradient(self.shared)
+            self.parts.append(part * unit.coupling if self.c.order == "parallel" else part)
+            for p in self.shared:
+                p.grad = None
         self.position = self._next_position()
         if self.state.shared_optimizer and self.plan.begins_mini_batch(self.position):
             self._update_shared(self.state.shared_optimizer)
@@ -185,7 +202,7 @@ class Trainer:
         """Return the next update of this process in the mini-batch, or the end of that."""
         position = self.position + 1
         while not self.plan.begins_mini_batch(position):
-            if self.state.has(self.plan.at(position).unit):
+            if self.state.is_mine[self.plan.at(position).unit]:
                 break
             position += 1
         return position
@@ -199,32 +216,16 @@ class Trainer:
             self.order = key, order.to(self.device)
         return self.order[1][update.batch]
 
-    def _update(self, update: Update) -> LossTerms:
-        unit, optimizer = self.units[update.unit], self.state.optimizers[update.unit]
-        shared = self.method.shared_parameters
-        assert optimizer
-        terms, self.requests = self.gradients.backward(
-            unit, shared, self.indices(update), self.plan.step(update), self._own_requests()
-        )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self.state.mark_changed(update.unit)
-        if shared:
-            part = flat_gradient(shared)
-            self.parts.append(part * unit.coupling if self.c.order == "parallel" else part)
-            for p in shared:
-                p.grad = None
-        return terms
-
     def _update_shared(self, optimizer: torch.optim.Optimizer) -> None:
         """Descend the sum of the gradients of the mini-batch's losses."""
         total, self.requests = self.mesh.sum_over_units(self.parts, self.requests)
         self.parts.clear()
-        for p in self.method.shared_parameters:
+        for p in self.shared:
             p.grad = torch.empty_like(p)
-        scatter(total, [p.grad for p in self.method.shared_parameters if p.grad is not None])
+        scatter(total, [p.grad for p in self.shared if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self.state.changed.add(SHARED)
 
     # -- stopping and saving -------------------------------------------------------------------
 
