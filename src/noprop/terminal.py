@@ -1,7 +1,7 @@
-"""What reaches the terminal: text that commands nothing there, in whatever encoding it has.
+"""All output to the terminal: text without control characters, in any encoding.
 
-Names of classes, files and folders may come from a stranger. All that the package prints passes
-through :func:`show`, :func:`show_json` or :func:`tell`, which escape what is not printable.
+Names of classes, files and folders may come from a stranger. The package prints only through
+:func:`show`, :func:`show_json` and :func:`tell`, which escape what is not printable.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["printable", "readable_output", "show", "show_json", "tell"]
 
-# What the package itself prints, for encodings that lack it.
+# ASCII for the characters that the package prints itself, for encodings without them.
 SPELLINGS = {
     **{"±": "+/-", "×": "x", "·": "*", "→": "->", "−": "-", "–": "-", "…": "...", "′": "'"},
     **{"≥": ">=", "≤": "<=", "√": "sqrt ", "‖": "||", "½": "1/2", "Σ": "sum", "û": "u_hat"},
@@ -25,10 +25,10 @@ SPELLINGS = {
 
 
 def printable(value: object) -> str:
-    """Return the text of a value in one line, with escapes in place of what is not printable.
+    """Return the text of a value in one line, with characters escaped that are not printable.
 
-    Those are control characters, newlines, and what changes the direction of text; also bytes of a
-    file name that no character stands for.
+    Those are control characters, newlines, characters that change the direction of text, and bytes
+    of a file name that are no text.
     """
     text = str(value)
     return text if text.isprintable() else "".join(map(_escaped, text))
@@ -48,7 +48,7 @@ def show(text: object) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print a value as JSON on stdout; what is not printable there is escaped as JSON has it."""
+    """Print a value as JSON on stdout, with JSON escapes for characters that are not printable."""
     print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))
 
 
@@ -59,10 +59,10 @@ def tell(text: object) -> None:
 
 @contextmanager
 def readable_output() -> Iterator[None]:
-    """Print in this block what an encoding lacks as ASCII.
+    """Print ASCII in this block for characters that the encoding of a stream lacks.
 
-    A standard stream that is closed is one to nowhere: the next file opened would take its number,
-    and what a library prints would be written to that file.
+    Standard streams that are closed are opened to ``/dev/null``. Otherwise the next file opened
+    would get the number of one, and a library's output would be written to that file.
     """
     _open_closed_streams()
     codecs.register_error("noprop.spelled", _spelled)
@@ -89,7 +89,7 @@ def _open_closed_streams() -> None:
 
 
 def _drop_unwritable(stream: io.TextIOWrapper) -> None:
-    """Send what cannot be written to nowhere, or Python would try again, and report it, at exit."""
+    """Send output that cannot be written to ``/dev/null``, or Python would report it at exit."""
     try:
         stream.flush()
     except OSError:
@@ -98,7 +98,7 @@ def _drop_unwritable(stream: io.TextIOWrapper) -> None:
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
-    """The error handler of encodings: known characters are spelled, others escaped."""
+    """Encode known characters as their spelling, and others as an escape: an error handler."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     wanting = error.object[error.start : error.end]

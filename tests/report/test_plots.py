@@ -175,7 +175,7 @@ def test_the_page_of_a_method_without_a_bound_has_its_results(tmp_path, method):
     assert page.values == expected
     assert "Last step alone on noise" not in page.text
     assert "The bound on" not in page.text
-    assert f"asks the network {results['evaluations']:.4g} times" in page.text
+    assert f"evaluates the network {results['evaluations']:.4g} times" in page.text
 
 
 def test_names_of_strangers_stay_text(tmp_path):
@@ -228,10 +228,10 @@ def test_a_run_without_results_says_so(tmp_path):
     for name in ("evaluation.json", "environment.json", "config.toml", "metrics.jsonl"):
         (run / name).unlink()
     text = Page(page_of(run, model)).text
-    assert "evaluation.json is absent" in text
-    assert "environment.json is absent" in text
-    assert "config.toml cannot be read" in text
-    assert "“curves” cannot be drawn: metrics.jsonl tells of no epoch" in text
+    assert "evaluation.json is missing" in text
+    assert "environment.json is missing" in text
+    assert "config.toml is missing" in text
+    assert "“curves” cannot be drawn: metrics.jsonl has no epoch" in text
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_every_method_has_its_pictures(tmp_path, drawn, method):
     pathless = method in ("backprop", "adjoint")
     titles = [axis.get_title() for axis in drawn["chain"].axes]
     assert "latent z_t: cosine to each u_y" in titles
-    assert ("probabilities guessed on the way" in titles) == (not pathless)
+    assert ("class probabilities at t" in titles) == (not pathless)
     cosine, guesses, last = plots._follow(model, some_examples(model).x[:1])
     (levels, stretches) = {"ct": (21, 10), "fm": (21, 10)}.get(method, (len(cosine), None))
     assert len(cosine) == levels

@@ -10,7 +10,7 @@ from noprop.commands.options import named_encoder
 from noprop.config import RunConfig
 from noprop.data import SOURCES, inspect_sources, load_dataset, read_inputs, search_path
 from noprop.errors import ConfigError
-from noprop.report.description import describe as description
+from noprop.report.describe import describe as description
 from noprop.report.tables import description_text, evaluation_text, table
 from noprop.terminal import printable, show, show_json, tell
 

@@ -16,7 +16,7 @@ from noprop.paper.numbers import (
     Number,
 )
 from noprop.paper.records import Summary
-from noprop.report.tables import accuracy_text, duration
+from noprop.report.tables import accuracy_text, duration, mean_text
 from noprop.terminal import printable
 
 __all__ = [
@@ -71,10 +71,7 @@ def row_name(method: str, embedding: str, readout: str = "softmax") -> str:
 
 
 def _pm(number: Number | None, digits: int = 2) -> str:
-    if number is None:
-        return "–"
-    error = "" if math.isnan(number.error) else f" ± {number.error:.{digits}f}"
-    return f"{number.mean:.{digits}f}{error}"
+    return mean_text(number.mean, number.error, digits) if number else "–"
 
 
 def _row(summary: Summary) -> tuple[str, str, str]:

@@ -1,7 +1,4 @@
-"""A figure drawn once and kept both as PNG, for a file, and as SVG, for a page.
-
-What cannot be drawn is a picture too: one that says why.
-"""
+"""A figure drawn once and kept as PNG, for a file, and as SVG, for a page."""
 
 import io
 import re
@@ -14,22 +11,23 @@ from typing import Any
 from noprop.errors import ConfigError
 from noprop.files import write_whole
 
-__all__ = ["Draw", "Picture", "draw", "save_pictures"]
+__all__ = ["FEW_POINTS", "Draw", "Picture", "draw", "marker", "save_pictures", "whole_ticks"]
 
 SIZE = (9.0, 4.5)  # inches
+FEW_POINTS = 40  # a line through more has no markers
 
 Draw = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure drawn, or the reason why there is none.
+    """A figure that was drawn, or the reason why there is none.
 
     Attributes:
-        name: of the picture, and of its file without the suffix.
-        png: the figure as PNG; empty where it could not be drawn.
-        svg: the same as one ``<svg>`` element, its text as paths, its ids unlike other pictures'.
-        trouble: why it could not be drawn, else empty.
+        name: Name of the picture, and of its file without the suffix.
+        png: The figure as PNG; empty if it could not be drawn.
+        svg: The figure as an ``<svg>`` element, with text as paths, and ids of its own.
+        trouble: The reason why it could not be drawn, or empty.
     """
 
     name: str
@@ -39,7 +37,11 @@ class Picture:
 
 
 def draw(name: str, drawing: Draw) -> Picture:
-    """Draw one picture: the same bytes every time, whatever style the user has set.
+    """Draw a picture; it has the same bytes every time, whatever style the user has set.
+
+    Args:
+        name: Name of the picture.
+        drawing: A function that draws on a figure of matplotlib.
 
     Raises:
         ConfigError: If matplotlib is not installed.
@@ -51,23 +53,23 @@ def draw(name: str, drawing: Draw) -> Picture:
         raise ConfigError("plots need matplotlib: pip install 'noprop[plots]'") from None
     salt = {"svg.hashsalt": name, "svg.fonttype": "path"}
     files = {"png": io.BytesIO(), "svg": io.BytesIO()}
-    # A letter that the font lacks is drawn as a box; the warning would help nobody.
+    # A character that the font lacks is drawn as a box; the warning would help nobody.
     with warnings.catch_warnings(action="ignore"), style.context(["default", salt]):
         try:
             figure = Figure(figsize=SIZE, layout="constrained")
             drawing(figure)
             for kind, file in files.items():
                 figure.savefig(file, format=kind, dpi=120)
-        except Exception as error:  # a picture less is no reason to lose the others
+        except Exception as error:  # the other pictures are drawn all the same
             text = " ".join(str(error).split())[:300]
             return Picture(name, trouble=text or type(error).__name__)
     return Picture(name, files["png"].getvalue(), _element(name, files["svg"].getvalue()))
 
 
 def _element(name: str, content: bytes) -> str:
-    """An SVG file as an element of a page: ids of its own, without comments and metadata.
+    """Return an SVG file as an element of a page: ids of its own, no comments, no metadata.
 
-    Those would hold the texts of the figure once more, and the date.
+    Those hold the texts of the figure a second time, and the date.
     """
     svg = content.decode()
     svg = re.sub(
@@ -78,7 +80,7 @@ def _element(name: str, content: bytes) -> str:
 
 
 def save_pictures(pictures: list[Picture], out: Path) -> list[Path]:
-    """Write those that could be drawn as PNG files, and return their paths.
+    """Write the pictures that could be drawn as PNG files, and return their paths.
 
     Raises:
         RunError: If the disk is full or the folder cannot be written.
@@ -87,3 +89,13 @@ def save_pictures(pictures: list[Picture], out: Path) -> list[Path]:
     for path, content in drawn.items():
         write_whole(path, content)
     return list(drawn)
+
+
+def whole_ticks(axis: Any) -> None:
+    """Label only integers on the x axis: there is no epoch 1.5."""
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def marker(points: Any) -> str | None:
+    """Return the marker of a line through some points; none where they are many."""
+    return "." if len(points) <= FEW_POINTS else None

@@ -1,9 +1,9 @@
-"""A run as pictures: loss curves, the schedule, a label appearing out of noise, the embeddings.
+"""A run as pictures: loss curves, the schedule, one prediction step by step, the embeddings.
 
-Each is drawn once and kept both as PNG, for a file, and as SVG, for the page of
-:mod:`noprop.report.page`. What cannot be drawn is a picture too: one that says why.
+Each is drawn once, as PNG for a file and as SVG for the page of :mod:`noprop.report.page`.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,25 @@ from torch import Tensor
 from noprop.data import Examples
 from noprop.embeddings import separation
 from noprop.evaluate import inputs, prepare
-from noprop.methods.dt import DiscreteNoProp
 from noprop.model import Model
 from noprop.randomness import generator
-from noprop.report.pictures import Draw, Picture, draw
-from noprop.report.tables import FACTS
+from noprop.report.pictures import FEW_POINTS, Draw, Picture, draw, marker, whole_ticks
+from noprop.report.tables import FACT_NAMES
 from noprop.run.metrics import read_metrics
-from noprop.schedules import alpha_bar
 from noprop.tensor_files import load_tensors
 
 __all__ = ["draw_run"]
 
-MANY_CLASSES = 20  # as many names as stand legibly under one another
-WHOLE = {"integer": True, "min_n_ticks": 1}  # of ticks: there is no epoch 1.5
-FEW_LINES = 40  # more of them are pixels in an SVG too: T = 100 would be megabytes of paths
+MANY_CLASSES = 20  # more names do not fit under one another
 
 
 def draw_run(run: Path, model: Model, examples: Examples) -> list[Picture]:
-    """Draw everything that the run has.
+    """Draw every picture that a run has.
 
     Args:
-        run: the run folder, for its metrics.
-        model: the trained model.
-        examples: of which the first is followed through the chain.
+        run: The run folder, for its metrics.
+        model: The trained model.
+        examples: Examples, the first of which is followed through the chain.
 
     Raises:
         ConfigError: If matplotlib is not installed.
@@ -45,10 +41,10 @@ def draw_run(run: Path, model: Model, examples: Examples) -> list[Picture]:
         "chain": lambda figure: _chain(figure, model, examples),
         "embeddings": lambda figure: _embeddings(figure, model),
     }
-    method = model.method
-    if isinstance(method, DiscreteNoProp):
-        drawings["schedule"] = lambda figure: _schedule(figure, method)
-    elif method.facts():
+    levels = model.method.schedule_table()
+    if levels and "a" in levels[0]:
+        drawings["schedule"] = lambda figure: _schedule(figure, levels)
+    elif model.method.facts():
         drawings["schedule"] = lambda figure: _facts(figure, run)
     if model.config.method.learned:
         drawings["separation"] = lambda figure: _separation(figure, run)
@@ -57,46 +53,48 @@ def draw_run(run: Path, model: Model, examples: Examples) -> list[Picture]:
     return [draw(name, drawing) for name, drawing in drawings.items()]
 
 
-# -- training ------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 def _epochs(run: Path) -> list[dict[str, Any]]:
-    events = [e for e in read_metrics(run) if isinstance(e, dict) and e.get("event") == "epoch"]
+    events = [event for event in read_metrics(run) if event["event"] == "epoch"]
     if not events:
-        raise ValueError("metrics.jsonl tells of no epoch")
+        raise ValueError("metrics.jsonl has no epoch")
     return events
 
 
 def _curves(figure: Any, run: Path) -> None:
-    """Each unit's own loss; blocks differ by the weights of Eq. 8, hence the logarithm."""
+    """Draw the losses of each unit; blocks differ by the weights of Eq. 8, hence the logarithm."""
     from matplotlib.cm import ScalarMappable
 
-    values: dict[str, dict[int, tuple[float, float | None]]] = {}
+    losses: dict[str, dict[int, tuple[float, float | None]]] = {}
     for e in _epochs(run):
-        pair = (e["loss"], e["validation_loss"])
-        values.setdefault(e["unit"], {})[e["epoch"]] = pair
-    blocks = {int(n[6:]): v for n, v in values.items() if n.startswith("block-")}
-    others = {n: v for n, v in values.items() if not n.startswith("block-")}
-    colors = _colors_by_t(max(blocks, default=1))
+        losses.setdefault(e["unit"], {})[e["epoch"]] = (e["loss"], e["validation_loss"])
+    blocks = {name: int(name[6:]) for name in losses if name.startswith("block-")}
+    scale, colors = _colors_by_t(max(blocks.values(), default=1))
+    many = len(blocks) > FEW_POINTS
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, which in zip(axes, (0, 1), strict=True):
-        for t in sorted(blocks):
-            look = {"color": colors[1](colors[0](t)), "rasterized": len(blocks) > FEW_LINES}
-            _line(axis, blocks[t], which, look | ({"label": "block-1"} if len(blocks) == 1 else {}))
-        for unit, points in others.items():
-            _line(axis, points, which, {"color": "black", "linestyle": "--", "label": unit})
-        axis.set(title=f"{('training', 'validation')[which]} loss", xlabel="epoch", yscale="log")
-        axis.xaxis.get_major_locator().set_params(**WHOLE)
+    for part, axis in enumerate(axes):
+        for unit in sorted(losses, key=lambda name: blocks.get(name, math.inf)):
+            look: dict[str, Any] = {"color": "black", "linestyle": "--", "label": unit}
+            if unit in blocks:  # many lines are kept as pixels, or the SVG would be megabytes
+                look = {"color": colors(scale(blocks[unit])), "rasterized": many}
+                look |= {"label": unit} if len(blocks) == 1 else {}
+            points = {epoch: pair[part] for epoch, pair in sorted(losses[unit].items())}
+            if None not in points.values():  # no validation part
+                axis.plot(*zip(*points.items(), strict=True), marker=marker(points), lw=1.2, **look)
+        axis.set(title=f"{('training', 'validation')[part]} loss", xlabel="epoch", yscale="log")
+        whole_ticks(axis)
     axes[0].set_ylabel("nats")
-    if others or len(blocks) == 1:
+    if axes[0].get_legend_handles_labels()[0]:
         axes[0].legend()
     if len(blocks) > 1:
-        bar = figure.colorbar(ScalarMappable(*colors), ax=axes, label="block t")
+        bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, label="block t")
         bar.locator.set_params(integer=True, steps=[1, 2, 5, 10])
 
 
 def _colors_by_t(last: int) -> tuple[Any, Any]:
-    """Colours of blocks 1..T: viridis without its yellow, which is faint on white."""
+    """Return a scale and colors for 1..T: viridis without its yellow, which is faint on white."""
     import matplotlib
     from matplotlib.colors import ListedColormap, Normalize
 
@@ -104,169 +102,156 @@ def _colors_by_t(last: int) -> tuple[Any, Any]:
     return Normalize(1, last), ListedColormap(part)
 
 
-def _line(axis: Any, points: dict[int, Any], which: int, look: dict[str, Any]) -> None:
-    epochs = sorted(points)
-    y = [points[e][which] for e in epochs]
-    if all(v is not None for v in y):
-        axis.plot(epochs, y, marker="." if len(epochs) <= 30 else None, linewidth=1.2, **look)
-
-
 def _separation(figure: Any, run: Path) -> None:
-    """Least distance and lengths of learned embeddings in each epoch; epoch 0 is their start."""
-    points: dict[int, tuple[float, float, float]] = {}
+    """Draw the least distance and the lengths of learned embeddings; epoch 0 is their start."""
+    found: dict[int, list[dict[str, float]]] = {}
     start = run / "embedding.safetensors"
     if start.exists():
-        lengths, distance = separation(load_tensors(start)[0]["weight"])
-        points[0] = (distance, lengths.min().item(), lengths.max().item())
-    found = [e for e in _epochs(run) if e.get("embedding")]
-    if not found:
-        raise ValueError("metrics.jsonl tells nothing of the embeddings")
-    for e in found:  # the worst of an epoch: a collapse between two blocks must be seen
-        s, none = e["embedding"], (float("inf"), float("inf"), 0.0)
-        worst = points.get(e["epoch"], none)
-        points[e["epoch"]] = (
-            min(worst[0], s["least_distance"]),
-            min(worst[1], s["least_length"]),
-            max(worst[2], s["greatest_length"]),
-        )
-    epochs = sorted(points)
-    distance, least, greatest = zip(*(points[e] for e in epochs), strict=True)
+        lengths, least = separation(load_tensors(start)[0]["weight"])
+        ends = {"least_length": lengths.min().item(), "greatest_length": lengths.max().item()}
+        found[0] = [{"least_distance": least, **ends}]
+    for e in _epochs(run):
+        if e.get("embedding"):
+            found.setdefault(e["epoch"], []).append(e["embedding"])
+    if not found.keys() - {0}:
+        raise ValueError("metrics.jsonl has no lengths of the embeddings")
+    epochs = sorted(found)
+    # The worst of each epoch, or a collapse between two blocks would not be seen.
+    worst = {"least_distance": min, "least_length": min, "greatest_length": max}
+    distance, least, greatest = (
+        [choose(one[name] for one in found[epoch]) for epoch in epochs]
+        for name, choose in worst.items()
+    )
     left, right = figure.subplots(1, 2)
-    left.plot(epochs, distance, marker=_marker(epochs))
+    left.plot(epochs, distance, marker=marker(epochs))
     change = f"{distance[0]:.3g} → {distance[-1]:.3g}"
     left.set(title=f"least distance: {change}", ylabel="min ‖u_i - u_j‖")
     right.fill_between(epochs, least, greatest, alpha=0.25, linewidth=0)
     for values, name, style in ((greatest, "greatest", "-"), (least, "least", "--")):
-        right.plot(epochs, values, style, color="C0", marker=_marker(epochs), label=name)
+        right.plot(epochs, values, style, color="C0", marker=marker(epochs), label=name)
     right.set(title="lengths ‖u_y‖")
     right.legend()
     for axis in (left, right):
-        axis.set(xlabel="epoch", ylim=(0, None))  # from 0, so that a collapse is seen as one
-        axis.xaxis.get_major_locator().set_params(**WHOLE)
+        axis.set(xlabel="epoch", ylim=(0, None))  # from 0, so that a collapse looks like one
+        whole_ticks(axis)
 
 
-def _marker(points: Any) -> str | None:
-    return "." if len(points) <= FEW_LINES else None
+# -- the schedule ----------------------------------------------------------------------------------
 
 
-# -- the chain -------------------------------------------------------------------------------------
-
-
-def _schedule(figure: Any, method: DiscreteNoProp) -> None:
-    gamma, k = method.gamma.cpu(), method.coefficients
+def _schedule(figure: Any, levels: list[dict[str, Any]]) -> None:
+    """Draw signal and noise at each t, and the coefficients of each step."""
     left, right = figure.subplots(1, 2)
-    for name, values in (("ᾱ, signal power", gamma), ("1 - ᾱ, noise power", -gamma)):
-        left.plot(alpha_bar(values).numpy(), marker=_marker(gamma), label=name)
+    power = torch.tensor([level["alpha_bar"] for level in levels])
+    for name, values in (("ᾱ, signal power", power), ("1 - ᾱ, noise power", 1 - power)):
+        left.plot(values.numpy(), marker=marker(levels), label=name)
     left.set(title="schedule: t = 0 is noise", xlabel="t", ylim=(0, 1))
-    steps = range(1, len(k) + 1)
-    for name, values in (
-        ("a, of the guess", k.a),
-        ("b, of the latent", k.b),
-        ("√c, noise", k.c.sqrt()),
-    ):
-        right.plot(steps, values.cpu().numpy(), marker=_marker(gamma), label=name)
-    right.set(title="one step of the chain", xlabel="t", ylim=(0, 1))
+    steps = levels[1:]
+    a, b, c = ([step[name] for step in steps] for name in "abc")
+    deviation = [variance**0.5 for variance in c]
+    for name, values in (("a, of û", a), ("b, of the latent", b), ("√c, of the noise", deviation)):
+        right.plot([step["t"] for step in steps], values, marker=marker(levels), label=name)
+    right.set(title="coefficients of one step", xlabel="t", ylim=(0, 1))
     for axis in (left, right):
         axis.legend()
-        axis.xaxis.get_major_locator().set_params(**WHOLE)
+        whole_ticks(axis)
 
 
 def _facts(figure: Any, run: Path) -> None:
-    """What a method told of itself after every epoch: lists as curves, numbers over the epochs."""
+    """Draw what a method reports after each epoch: lists over t, numbers over the epochs."""
     found = {e["epoch"]: e["facts"] for e in _epochs(run) if e.get("facts")}
     if not found:
-        raise ValueError("metrics.jsonl tells no facts of the method")
-    last = found[max(found)]
-    lists = [name for name, value in last.items() if isinstance(value, list)]
-    numbers = [name for name, value in last.items() if not isinstance(value, list)]
+        raise ValueError("metrics.jsonl has no facts of the method")
+    epochs = sorted(found)
+    lists = [name for name, value in found[epochs[-1]].items() if isinstance(value, list)]
+    numbers = [name for name in found[epochs[-1]] if name not in lists]
     axes = figure.subplots(1, len(lists) + bool(numbers), squeeze=False)[0]
+    scale, colors = _colors_by_t(max(len(found), 2))
     for axis, name in zip(axes, lists, strict=False):
-        shades = _colors_by_t(max(len(found), 2))
-        for place, epoch in enumerate(sorted(found), start=1):
+        over_time = name == "gamma"
+        for place, epoch in enumerate(epochs, start=1):
             values = found[epoch][name]
-            ends = (0.0, 1.0) if name == "gamma" else (1, len(values))
-            t = torch.linspace(*ends, len(values)).tolist()
-            label = f"epoch {epoch}" if epoch in (min(found), max(found)) else None
-            axis.plot(t, values, color=shades[1](shades[0](place)), label=label)
-        noise = ": t = 0 is noise" if name == "gamma" else ""
-        axis.set(title=FACTS.get(name, name) + noise, xlabel="t")
+            t = torch.linspace(*((0, 1) if over_time else (1, len(values))), len(values)).tolist()
+            label = f"epoch {epoch}" if epoch in (epochs[0], epochs[-1]) else None
+            axis.plot(t, values, color=colors(scale(place)), label=label)
+        axis.set(title=FACT_NAMES.get(name, name) + ": t = 0 is noise" * over_time, xlabel="t")
         axis.legend()
     for name in numbers:
-        values, words = [found[e][name] for e in sorted(found)], FACTS.get(name, name)
+        values, label = [found[epoch][name] for epoch in epochs], FACT_NAMES.get(name, name)
         if name == "alpha_bar_1":  # so near to 1 that only the rest shows a change
-            values, words = [1 - v for v in values], f"1 - {words}"
-        axes[-1].plot(sorted(found), values, marker=_marker(found), label=words)
+            values, label = [1 - value for value in values], f"1 - {label}"
+        axes[-1].plot(epochs, values, marker=marker(epochs), label=label)
     if numbers:
         axes[-1].set(title="after each epoch", xlabel="epoch", yscale="log")
-        axes[-1].xaxis.get_major_locator().set_params(**WHOLE)
+        whole_ticks(axes[-1])
         axes[-1].legend()
 
 
+# -- one prediction --------------------------------------------------------------------------------
+
+
 def _chain(figure: Any, model: Model, examples: Examples) -> None:
-    """One input, its latent step by step as nearness to each class, and the guesses on the way."""
+    """Draw one input, its latent as nearness to each class, and the probabilities at each step."""
     if len(examples) == 0:
         raise ValueError("there is no example to follow")
-    cosine, guesses, last = _follow(model, examples.x[:1])
+    cosine, path, end = _follow(model, examples.x[:1])
     names, label = model.task.class_names, int(examples.y[0])
-    shown = _likeliest(cosine if guesses is None else guesses, label)
-    right = _input_beside(figure, examples.x[0], f"x: {_short(names[label])}")
+    shown = _likeliest(cosine if path is None else path, label)
     panels = [(cosine, "latent z_t: cosine to each u_y", "RdBu_r", -1, 0.0)]
-    if guesses is not None:
-        discrete = isinstance(model.method, DiscreteNoProp)
-        title = "block t's probabilities" if discrete else "probabilities guessed on the way"
-        panels.append((guesses, title, "viridis", 0, last / len(guesses)))
+    if path is not None:
+        panels.append((path, "class probabilities at t", "viridis", 0, end / len(path)))
+    right = _draw_input(figure, examples.x[0], f"x: {_short(names[label])}")
     axes = right.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (values, title, colors, low, first) in zip(axes, panels, strict=True):
-        half = (last - first) / max(1, len(values) - 1) / 2 or 0.5
-        extent = (first - half, last + half, len(shown) - 0.5, -0.5)
+    for axis, (values, title, colors, low, start) in zip(axes, panels, strict=True):
+        half = (end - start) / max(1, len(values) - 1) / 2 or 0.5
         drawn = axis.imshow(
             values[:, shown].T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1,
-            extent=extent, interpolation="nearest",
+            extent=(start - half, end + half, len(shown) - 0.5, -0.5), interpolation="nearest",
         )  # fmt: skip
         axis.set(title=title, xlabel="t")
-        if last > 1:
-            axis.xaxis.get_major_locator().set_params(**WHOLE)
-        right.colorbar(drawn, ax=axis)
         axis.tick_params(labelleft=axis is axes[0])
+        right.colorbar(drawn, ax=axis)
+        if end > 1:
+            whole_ticks(axis)
     axes[0].set_yticks(range(len(shown)), [_short(names[i]) for i in shown])
     axes[0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
     few = f" ({len(shown)} likeliest of {len(names)} classes)" if len(shown) < len(names) else ""
-    figure.suptitle("a label appears out of noise" + few)
+    figure.suptitle("one prediction, from noise to label" + few)
 
 
 def _follow(model: Model, raw: Tensor) -> tuple[Tensor, Tensor | None, float]:
-    """Cosine of z_t to each class, (L, m), the guesses on the way, (P, m), and the last time."""
+    """Return the cosine of z_t to each class (L, m), the path (P, m) if any, and the last time."""
     x = inputs(model, raw)
     draws = generator(model.config.train.seed, "plot", device=model.device)
     p = model.method.predict(x, draws, prepared=prepare(model, x))
     unit = torch.nn.functional.normalize(model.method.embedding.weight.detach(), dim=1)
     cosine = torch.nn.functional.normalize(p.latents[:, 0], dim=1) @ unit.T
-    guesses = None if p.path is None else p.path[:, 0].float().cpu()
-    return cosine.cpu(), guesses, p.times[-1].item()
+    path = None if p.path is None else p.path[:, 0].float().cpu()
+    return cosine.cpu(), path, p.times[-1].item()
 
 
-def _likeliest(guesses: Tensor, label: int) -> list[int]:
-    """All classes where few; else the label and those that some block thinks likeliest."""
-    if guesses.shape[1] <= MANY_CLASSES:
-        return list(range(guesses.shape[1]))
-    best = guesses.max(dim=0).values
+def _likeliest(values: Tensor, label: int) -> list[int]:
+    """Return all classes where they are few, or else the label and the likeliest at some step."""
+    if values.shape[1] <= MANY_CLASSES:
+        return list(range(values.shape[1]))
+    best = values.max(dim=0).values
     best[label] = torch.inf
     return sorted(best.topk(12).indices.tolist())
 
 
-def _input_beside(figure: Any, raw: Tensor, title: str) -> Any:
-    """Draw x on the left, where it is an image, and return the rest of the figure."""
+def _draw_input(figure: Any, raw: Tensor, title: str) -> Any:
+    """Draw x on the left if it is an image, and return the rest of the figure."""
     if raw.ndim != 3:
         return figure
     left, right = figure.subfigures(1, 2, width_ratios=(1, 3.4))
     axis = left.subplots()
-    _image(axis, raw.cpu())
+    _draw_image(axis, raw.cpu())
     axis.set(title=title, xticks=[], yticks=[])
     return right
 
 
-def _image(axis: Any, image: Tensor) -> None:
-    """An image (C, H, W), uint8 or stretched to its own range."""
+def _draw_image(axis: Any, image: Tensor) -> None:
+    """Draw an image (C, H, W), of uint8 or stretched to its own range."""
     if image.dtype != torch.uint8:
         low, high = image.min(), image.max()
         image = (image - low) / (high - low).clamp_min(1e-9)
@@ -275,7 +260,7 @@ def _image(axis: Any, image: Tensor) -> None:
 
 
 def _short(name: str, length: int = 16) -> str:
-    """A class name as matplotlib can set it in one line: a ``$`` would begin a formula."""
+    """Return a class name in one line, in which ``$`` begins no formula of matplotlib."""
     name = "".join(c if c.isprintable() else "?" for c in name)
     name = name if len(name) <= length else name[: length - 1] + "…"
     return name.replace("$", r"\$")
@@ -285,8 +270,9 @@ def _short(name: str, length: int = 16) -> str:
 
 
 def _embeddings(figure: Any, model: Model) -> None:
+    """Draw the distances between class embeddings, and their lengths."""
     weight = model.method.embedding.weight.detach().cpu().double()
-    names = [_short(n, 12) for n in model.task.class_names]
+    names = [_short(name, 12) for name in model.task.class_names]
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
     left, right = figure.subplots(1, 2)
     shown = left.imshow(distances.numpy(), cmap="magma", vmin=0, interpolation="nearest")
@@ -303,7 +289,7 @@ def _embeddings(figure: Any, model: Model) -> None:
 
 
 def _prototypes(figure: Any, model: Model) -> None:
-    """The first hundred classes' prototypes, each stretched to its own range."""
+    """Draw the prototypes of the first hundred classes, each stretched to its own range."""
     weight = model.method.embedding.weight.detach().cpu()
     images = weight.unflatten(1, model.task.shape)[:100]
     rows = -(-len(images) // 10)
@@ -312,5 +298,5 @@ def _prototypes(figure: Any, model: Model) -> None:
     for axis in axes:
         axis.set_axis_off()
     for axis, image, name in zip(axes, images, model.task.class_names, strict=False):
-        _image(axis, image)
+        _draw_image(axis, image)
         axis.set_title(_short(name, 13), fontsize=7)

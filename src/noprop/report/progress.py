@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from noprop.report.tables import FACTS, accuracy_text, duration
+from noprop.report.tables import FACT_NAMES, accuracy_text, duration
 from noprop.terminal import printable, tell
 from noprop.training.events import (
     Damaged,
@@ -337,7 +337,7 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     for name, value in facts.items():
         values = value if isinstance(value, list) else [value]
         if len(values) <= 10:
-            shown.append(f"{FACTS.get(name, name)} " + " ".join(f"{v:.4g}" for v in values))
+            shown.append(f"{FACT_NAMES.get(name, name)} " + " ".join(f"{v:.4g}" for v in values))
     return ", ".join(shown)
 
 

@@ -1,42 +1,46 @@
-"""What the commands print, as text: evaluations, descriptions of a run, predictions, data sets."""
+"""Results as text for a terminal: evaluations, grids, descriptions of a run, tables."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from noprop.terminal import printable
 
 __all__ = [
-    "FACTS",
+    "FACT_NAMES",
+    "MODE_NAMES",
     "accuracy_text",
     "description_text",
     "duration",
     "evaluation_text",
     "grid_text",
+    "mean_text",
     "table",
 ]
 
+# Names of the ways to predict.
 MODE_NAMES = {
     "single": "one chain (the paper's protocol)",
     "samples": "{samples} chains averaged",
     "path": "path average, uniform",
     "path-fitted": "path average, fitted weights",
     "mean": "mean chain (no noise)",
-    "mean-path-fitted": "mean chain, path average, fitted",
+    "mean-path-fitted": "mean chain, path average, fitted weights",
 }
-
-
-# What a method tells of itself after an epoch, as people write it.
-FACTS = {
+# Names of the numbers that a method reports after an epoch.
+FACT_NAMES = {
     "alpha_bar_0": "ᾱ(0)",
     "alpha_bar_1": "ᾱ(1)",
     "max_snr_slope": "max SNR′(t)",
     "gamma": "γ(t)",
     "mixing": "α_t",
 }
+# Heads of the columns of a schedule.
+LEVEL_NAMES = {"alpha_bar": "ᾱ", "snr": "SNR", "snr_slope": "SNR′", "weight": "loss weight"}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns padded to their widest cell; the first to the left, the others to the right."""
+    """Return a table whose first column is aligned left, and the others right."""
     head, rows = list(map(printable, head)), [list(map(printable, row)) for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
@@ -48,19 +52,35 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(head), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
-def evaluation_text(results: dict[str, Any]) -> str:
-    """An evaluation as a person reads it; what a method does not have is left out."""
+def mean_text(mean: float | None, error: float | None, digits: int = 2) -> str:
+    """Return a mean with its standard error, where it has one: ``97.31 ± 0.02``, or ``–``."""
+    if mean is None:
+        return "–"
+    known = error is not None and not math.isnan(error)
+    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
+
+
+def _mean_of(values: Mapping[str, Any], name: str, digits: int = 2) -> str:
+    return mean_text(values[name], values[f"{name}_se"], digits)
+
+
+def duration(seconds: float) -> str:
+    """Return a time such as ``40 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def evaluation_text(results: Mapping[str, Any]) -> str:
+    """Return an evaluation as text, without the parts that its method does not have."""
     rows = []
-    for mode, s in results["modes"].items():
+    for mode, score in results["modes"].items():
         name = MODE_NAMES[mode].format(samples=results["samples"])
         name += " *" if mode == results["default"] else ""
-        rows.append(
-            [
-                name,
-                _pm(s, "accuracy", 2),
-                _pm(s, "log_loss", 4),
-            ]
-        )
+        rows.append([name, _mean_of(score, "accuracy"), _mean_of(score, "log_loss", 4)])
     steps, times = (" ".join(f"{v:.3g}" for v in results[k]) for k in ("steps", "times"))
     lines = [
         f"{results['examples']} {results['part']} examples, "
@@ -68,13 +88,13 @@ def evaluation_text(results: dict[str, Any]) -> str:
         "",
         table(["prediction (* is the default)", "accuracy %", "log-loss nats"], rows),
         "",
-        f"accuracy % of one chain, by the nearest embedding: {steps}",
+        f"accuracy % of one chain by the nearest embedding: {steps}",
         f"  at t = {times}",
         f"network evaluations in a chain: {results['evaluations']:.4g}",
         f"calibration error of the default: {100 * results['calibration_error']:.2f} %",
     ]
     if alone := results.get("last_block_alone"):
-        lines.append(f"control, last step alone on noise: {_pm(alone, 'accuracy', 2)} %")
+        lines.append(f"control, last step alone on noise: {_mean_of(alone, 'accuracy')} %")
     if elbo := results.get("elbo"):
         terms = " + ".join(f"{k} {v:.4g}" for k, v in elbo.items() if k != "total")
         lines.append(f"bound on -log p(y|x), nats: {elbo['total']:.4g} = {terms}")
@@ -86,71 +106,46 @@ def evaluation_text(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _pm(values: dict[str, float], name: str, digits: int) -> str:
-    return f"{values[name]:.{digits}f} ± {values[name + '_se']:.{digits}f}"
-
-
 def accuracy_text(results: Mapping[str, Any]) -> str:
-    """The accuracy of an evaluation in one line."""
+    """Return the accuracy of an evaluation in one line."""
     modes = results["modes"]
     one = f", one chain {modes['single']['accuracy']:.2f} %" if "single" in modes else ""
     return f"accuracy {modes[results['default']]['accuracy']:.2f} %{one}"
 
 
 def grid_text(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Recipes by accuracy, as :func:`noprop.grid.summary` gives it."""
-    head = ["accuracy %, mean ± standard error", "seeds", "our prediction", "one chain"]
+    """Return the accuracy of each recipe, as :func:`noprop.grid.summary` gives it."""
+    head = ["accuracy %, mean ± standard error", "seeds", "default prediction", "one chain"]
     rows = [
-        [recipe, str(row["seeds"]), _of_seeds(row, "accuracy"), _of_seeds(row, "single")]
+        [recipe, str(row["seeds"]), _mean_of(row, "accuracy"), _mean_of(row, "single")]
         for recipe, row in summary.items()
     ]
     return table(head, rows)
 
 
-def _of_seeds(row: Mapping[str, Any], name: str) -> str:
-    if row[name] is None:
-        return "–"
-    error = row[f"{name}_se"]
-    return f"{row[name]:.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-
-def description_text(about: dict[str, Any]) -> str:
-    """A run before it is trained: its units, parameters, memory and schedule."""
+def description_text(about: Mapping[str, Any]) -> str:
+    """Return what :func:`noprop.report.describe.describe` found."""
     units = [[u["name"], f"{u['parameters']:,}"] for u in about["units"]]
     shared = about["shared_parameters"]
-    apart = "nothing, so units train apart" if len(units) > 1 else "nothing"
-    dataset = printable(about["dataset"])
+    none = "nothing, so units train independently" if len(units) > 1 else "nothing"
     lines = [
-        f"{about['recipe']}: {about['method']} on {dataset}, inputs {about['shape']}, "
-        f"{about['classes']} classes",
+        f"{about['recipe']}: {about['method']} on {printable(about['dataset'])}, "
+        f"inputs {about['shape']}, {about['classes']} classes",
         "",
         table(["unit", "parameters"], units),
-        f"shared (W_Embed): {shared:,}" if shared else f"shared: {apart}",
+        f"shared (W_Embed): {shared:,}" if shared else f"shared: {none}",
         "",
         f"memory of training one unit: about {about['unit_memory_mb']:.0f} MB "
         f"(weights, gradients, optimizer, activations of a batch)",
     ]
     if about["schedule"]:
         keys = list(about["schedule"][0])
-        levels = [[_cell(k, level[k]) for k in keys] for level in about["schedule"]]
-        lines += ["", table([HEADS.get(k) or k for k in keys], levels)]
+        levels = [[_level_text(key, level[key]) for key in keys] for level in about["schedule"]]
+        lines += ["", table([LEVEL_NAMES.get(key) or key for key in keys], levels)]
     return "\n".join(lines)
 
 
-HEADS = {"alpha_bar": "ᾱ", "snr": "SNR", "snr_slope": "SNR′", "weight": "loss weight"}
-
-
-def _cell(key: str, value: float | int | None) -> str:
+def _level_text(key: str, value: float | int | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if key in "abc" else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Such as ``40 s``, ``3 min 5 s`` or ``2 h 10 min``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
