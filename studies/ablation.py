@@ -1,204 +1,161 @@
 """What weighting, objective, schedule and the rest do to each method, on the validation part.
 
-Every variant changes some fields of a recipe, is trained for a few epochs and scored on the
-validation part alone, in every way of predicting; the test part is never read. A line of JSON per
-run is appended to ``--out``, and a run whose line is there is not made again.
+Every variant changes some fields of a recipe, is trained for a few epochs and scored in every way
+of predicting.
 
     python studies/ablation.py mnist ct --epochs 2
-    python studies/ablation.py mnist ct --table      # what was found so far, as Markdown
+    python studies/ablation.py mnist ct --table      # the results so far, as Markdown
 """
 
-import argparse
-import json
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-
-from noprop.api import join
-from noprop.build import load_data
 from noprop.config import replace
 from noprop.embeddings import separation
-from noprop.evaluate import choose_weights, evaluate
-from noprop.machine import commit_of_package
 from noprop.recipes import RECIPES
-from noprop.run.runs import train_run
+from study import Line, Study, markdown, train
 
-CE = {"method.objective": "cross-entropy"}
-UNIFORM = {"method.weighting": "uniform"}
-MIN_SNR = {"method.weighting": "min-snr"}
-D20 = {"method.embedding": "orthogonal", "method.dim": 20, "method.learned": True}
-PROTOTYPES = {"method.embedding": "prototype", "method.learned": True}
+Fields = dict[str, Any]
+LEARNED: Fields = {"method.learned": True}
+D20: Fields = {"method.embedding": "orthogonal", "method.dim": 20, **LEARNED}
+SMALL: Fields = {"data.train_size": 12_800}
 
 
-def ends(noise: float, clean: float, room: float = 3.0) -> dict[str, Any]:
-    """Where γ begins and ends, and how far the ends may move."""
+def ends(noise: float, clean: float, room: float) -> Fields:
+    """Return the fields of γ's start and end, and of how far these may move."""
     names = ("noise", "clean", "room")
     return {f"method.gamma_{n}": v for n, v in zip(names, (noise, clean, room), strict=True)}
 
 
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "ct": {
-        "the paper's": {},
-        "uniform": UNIFORM,
-        "min-SNR": MIN_SNR,
-        "cross-entropy": CE,
-        "cross-entropy, uniform": CE | UNIFORM,
-        "cross-entropy, min-SNR": CE | MIN_SNR,
-        "linear γ": {"method.schedule": "linear"},
-        "cosine": {"method.schedule": "cosine"},
-        "η = 0.1": {"method.eta": 0.1},
-        "η = 10": {"method.eta": 10.0},
-        "γ from 3 to -3": ends(3, -3, 1.0),
-        "γ from 10 to -10": ends(10, -10),
-        "stratified times": {"method.time_sampling": "stratified"},
-        "learned d = 20": D20,
-        "cross-entropy, uniform, linear γ": CE | UNIFORM | {"method.schedule": "linear"},
-        "cross-entropy, uniform, cosine": CE | UNIFORM | {"method.schedule": "cosine"},
-        "cross-entropy, uniform, γ from 6 to -2": CE | UNIFORM | ends(6, -2, 1.0),
-        "cross-entropy, uniform, γ from 6 to -4": CE | UNIFORM | ends(6, -4, 2.0),
-        "cross-entropy, uniform, γ from 8 to -2": CE | UNIFORM | ends(8, -2, 1.0),
-        "uniform, γ from 6 to -2": UNIFORM | ends(6, -2, 1.0),
-        "no weight decay": {"train.weight_decay": 0.0},
-        "uniform, η = 10": UNIFORM | {"method.eta": 10.0},
-        "cross-entropy, uniform, no weight decay": CE | UNIFORM | {"train.weight_decay": 0.0},
-        "cross-entropy, uniform, η = 10, γ from 6 to -2": (
-            CE | UNIFORM | {"method.eta": 10.0} | ends(6, -2, 1.0)
+# What a variant's name is made of, and the fields that each part of it changes.
+PARTS: dict[str, Fields] = {
+    "the paper's": {},
+    "cross-entropy": {"method.objective": "cross-entropy"},
+    "uniform": {"method.weighting": "uniform"},
+    "min-SNR": {"method.weighting": "min-snr"},
+    "linear γ": {"method.schedule": "linear"},
+    "cosine": {"method.schedule": "cosine"},
+    "η = 0.1": {"method.eta": 0.1},
+    "η = 1": {"method.eta": 1.0},
+    "η = 10": {"method.eta": 10.0},
+    "γ from 3 to -3": ends(3, -3, 1.0),
+    "γ from 6 to -2": ends(6, -2, 1.0),
+    "γ from 6 to -4": ends(6, -4, 2.0),
+    "γ from 8 to -2": ends(8, -2, 1.0),
+    "γ from 10 to -10": ends(10, -10, 3.0),
+    "γ shifted": {"method.gamma_shift": "auto"},
+    "stratified times": {"method.time_sampling": "stratified"},
+    "learned d = 20": D20,
+    "d = 20": D20 | SMALL,
+    "prototypes": {"method.embedding": "prototype", **LEARNED, **SMALL},
+    "no weight decay": {"train.weight_decay": 0.0},
+    "Euler": {"method.sampler": "euler"},
+    "Heun": {"method.sampler": "heun"},
+    "σ = 0.1": {"method.path_sigma": 0.1},
+    "σ = 0.5": {"method.path_sigma": 0.5},
+    "anchor": {"method.anchor": "always"},
+    "no anchor": {"method.anchor": "never"},
+    "sequential": {"train.order": "sequential"},
+    "parallel": {"train.order": "parallel"},
+    "readout from nearest": {"method.readout_start": "nearest"},
+    "readout from random": {"method.readout_start": "random"},
+}
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "ct": (
+        *("the paper's", "uniform", "min-SNR", "linear γ", "cosine", "η = 0.1", "η = 10"),
+        *("γ from 3 to -3", "γ from 10 to -10", "stratified times", "learned d = 20"),
+        *("no weight decay", "Euler", "Heun", "uniform, γ from 6 to -2", "uniform, η = 10"),
+        *("cross-entropy", "cross-entropy, min-SNR", "cross-entropy, uniform"),
+        *(
+            f"cross-entropy, uniform, {part}"
+            for part in (
+                *("linear γ", "cosine", "η = 10", "γ from 3 to -3", "γ from 6 to -2"),
+                *("γ from 6 to -4", "γ from 8 to -2", "stratified times", "learned d = 20"),
+                *("no weight decay", "Euler", "Heun"),
+                *("η = 10, γ from 6 to -2", "η = 10, learned d = 20"),
+            )
         ),
-        "cross-entropy, uniform, η = 10, learned d = 20": CE | UNIFORM | {"method.eta": 10.0} | D20,
-        "Euler": {"method.sampler": "euler"},
-        "Heun": {"method.sampler": "heun"},
-        "cross-entropy, uniform, Euler": CE | UNIFORM | {"method.sampler": "euler"},
-        "cross-entropy, uniform, Heun": CE | UNIFORM | {"method.sampler": "heun"},
-        "cross-entropy, uniform, γ from 3 to -3": CE | UNIFORM | ends(3, -3, 1.0),
-        "cross-entropy, uniform, stratified times": (
-            CE | UNIFORM | {"method.time_sampling": "stratified"}
-        ),
-        "cross-entropy, uniform, learned d = 20": CE | UNIFORM | D20,
-        "cross-entropy, uniform, η = 10": CE | UNIFORM | {"method.eta": 10.0},
-    },
-    "fm": {
-        "the paper's": {},
-        "σ = 0.1": {"method.path_sigma": 0.1},
-        "σ = 0.5": {"method.path_sigma": 0.5},
-        "anchor": {"method.anchor": "always"},
-        "learned d = 20": D20,
-        "learned d = 20, no anchor": D20 | {"method.anchor": "never"},
-        "no weight decay": {"train.weight_decay": 0.0},
-        "anchor, no weight decay": {"method.anchor": "always", "train.weight_decay": 0.0},
-        "anchor, σ = 0.5": {"method.anchor": "always", "method.path_sigma": 0.5},
-    },
-    "dt": {
-        "the paper's": {},
-        "cross-entropy": CE,
-        "cross-entropy, uniform": CE | UNIFORM,
-        "uniform": UNIFORM,
-        "η = 1": {"method.eta": 1.0},
-        **{
-            f"{kind}, {order}, readout from {start}": {
-                "data.train_size": 12_800,
-                "train.order": order,
-                "method.readout_start": start,
-                **changes,
-            }
-            for kind, changes in (("d = 20", D20), ("prototypes", PROTOTYPES))
+    ),
+    "fm": (
+        *("the paper's", "σ = 0.1", "σ = 0.5", "anchor", "learned d = 20"),
+        *("learned d = 20, no anchor", "no weight decay"),
+        *("anchor, no weight decay", "anchor, σ = 0.5"),
+    ),
+    "dt": (
+        *("the paper's", "cross-entropy", "cross-entropy, uniform", "uniform", "η = 1"),
+        *(
+            f"{kind}, {order}, readout from {start}"
+            for kind in ("d = 20", "prototypes")
             for order in ("sequential", "parallel")
             for start in ("nearest", "random")
-        },
-        "prototypes, sequential, readout from random, γ shifted": {
-            "data.train_size": 12_800,
-            "method.gamma_shift": "auto",
-            **PROTOTYPES,
-        },
-    },
+        ),
+        "prototypes, sequential, readout from random, γ shifted",
+    ),
 }
 
 
-def measure(recipe: str, changes: dict[str, Any], data_dir: Path | None) -> dict[str, Any]:
-    """Train one variant and score it on the validation part."""
-    config = replace(RECIPES[recipe], changes)
-    data = load_data(config, data_dir)
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "run"
-        config = join(folder, config, data)
-        began = time.monotonic()
-        model = train_run(folder, config, data, lambda event: None)
-        trained = time.monotonic() - began
-    choose_weights(model, data.validation)
-    results = evaluate(model, data.validation)
-    found = {k: results[k] for k in ("modes", "evaluations", "calibration_error")}
-    return {
-        **found,
-        "facts": {k: v for k, v in model.method.facts().items() if not isinstance(v, list)},
-        "least_distance": separation(model.method.embedding.weight)[1],
-        "train_seconds": round(trained, 1),
-        "validation_examples": len(data.validation),
-    }
+def fields_of(variant: str) -> Fields:
+    """Return the fields that a variant changes."""
+    return {k: v for part in variant.split(", ") for k, v in PARTS[part].items()}
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Accuracy in % on the validation part, a row for each variant."""
-    modes = ("single", "samples", "path-fitted", "mean", "mean-path-fitted")
-    heads = ("one chain", "5 chains", "path average", "mean chain", "mean chain, path")
+MODES = {
+    "single": "one chain",
+    "samples": "5 chains",
+    "path-fitted": "path average",
+    "mean": "mean chain",
+    "mean-path-fitted": "mean chain, path",
+}
+
+
+def table(lines: list[Line]) -> str:
+    """Return accuracy in % on the validation part, a row for each variant, the best in bold."""
     distances = any("least_distance" in line for line in lines)
-    heads += ("least distance",) * distances
-    rows = [f"| variant | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    rows = []
     for line in lines:
-        best = max(line["modes"][m]["accuracy"] for m in modes)
-        cells = []
-        for mode in modes:
-            value = line["modes"][mode]["accuracy"]
-            cells.append(f"**{value:.2f}**" if value == best else f"{value:.2f}")
+        values = [line["modes"][mode]["accuracy"] for mode in MODES]
+        cells = [f"**{v:.2f}**" if v == max(values) else f"{v:.2f}" for v in values]
         if distances:
             cells.append(f"{line['least_distance']:.3f}" if "least_distance" in line else "")
-        rows.append(f"| {line['variant']} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append([line["variant"], *cells])
+    return markdown(["variant", *MODES.values(), *["least distance"] * distances], rows)
 
 
 def main() -> None:
-    """Measure what is not measured yet, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=("digits", "mnist", "cifar10", "cifar100"))
-    parser.add_argument("method", choices=tuple(VARIANTS))
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=100, help="T of inference, not for dt [100]")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", help="names of variants")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("results/ablation.jsonl"))
-    parser.add_argument(
-        "--table", action="store_true", help="print what is there and measure nothing"
-    )
-    arguments = parser.parse_args()
-    recipe = f"{arguments.dataset}-{arguments.method}"
+    """Measure what is not measured yet, and print the table."""
+    names = [name for variants in VARIANTS.values() for name in variants]
+    study = Study(__doc__, "ablation.jsonl", variants=names)
+    study.parser.add_argument("dataset", choices=("digits", "mnist", "cifar10", "cifar100"))
+    study.parser.add_argument("method", choices=tuple(VARIANTS))
+    study.parser.add_argument("--epochs", type=int, default=2)
+    study.parser.add_argument("--steps", type=int, default=100, help="T of inference of ct and fm")
+    study.parser.add_argument("--seed", type=int, default=0)
+    options = study.parse()
     common: dict[str, Any] = {
-        "train.epochs": arguments.epochs,
-        "train.seed": arguments.seed,
+        "train.epochs": options.epochs,
+        "train.seed": options.seed,
         "evaluation.runs": 1,
     }
-    if arguments.method != "dt":
-        common["method.steps"] = arguments.steps
-    key = {"recipe": recipe, "common": common}
-    out = arguments.out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if unknown := set(arguments.only or ()) - set(VARIANTS[arguments.method]):
-        parser.error(f"--only: no such variant: {', '.join(sorted(unknown))}")
-    for name, changes in VARIANTS[arguments.method].items():
-        lines = [json.loads(t) for t in out.read_text().splitlines()] if out.exists() else []
-        done = [e for e in lines if all(e[k] == v for k, v in key.items())]
-        if arguments.table:
-            print(table(done))
-            return
-        if name in [e["variant"] for e in done] or (arguments.only and name not in arguments.only):
-            continue
-        found = measure(recipe, common | changes, arguments.data_dir)
-        about = {"torch": torch.__version__, "commit": commit_of_package()}
-        line = {**key, "variant": name, "changes": changes, **found, **about}
-        with open(out, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(table([line]).splitlines()[-1], f"{found['train_seconds']} s", flush=True)
+    if options.method != "dt":
+        common["method.steps"] = options.steps
+    key = {"recipe": f"{options.dataset}-{options.method}", "common": common}
+    variants = VARIANTS[options.method]
+
+    def measure(key: Line) -> Iterator[Line]:
+        changes = fields_of(key["variant"])
+        scored = train(replace(RECIPES[key["recipe"]], common | changes), options.data_dir)
+        method = scored.model.method
+        yield {
+            "changes": changes,
+            **{k: scored.results[k] for k in ("modes", "evaluations", "calibration_error")},
+            "facts": {k: v for k, v in method.facts().items() if not isinstance(v, list)},
+            "least_distance": separation(method.embedding.weight)[1],
+            "train_seconds": round(scored.seconds, 1),
+            "validation_examples": len(scored.validation),
+        }
+
+    study.measure((key | {"variant": v} for v in variants if v in options.only), measure)
+    print(table(study.lines(**key)))
 
 
 if __name__ == "__main__":

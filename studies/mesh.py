@@ -1,13 +1,13 @@
-"""Two processes against one where they must talk: W_Embed's gradient, or shards of a mini-batch.
+"""Two processes compared with one where they must talk: W_Embed's gradient, or shards of a batch.
 
     python studies/mesh.py                 # MNIST; a line for each in results/mesh.jsonl
     python studies/mesh.py --rounds 5
 
-Seconds are those of training alone, of the slower process. The two take turns, and a ratio is of
-one round. ``noprop bench scaling`` has processes that share nothing.
+Seconds are those of training alone, of the slower process. One and two processes take turns, and a
+ratio is of one round. Every call measures again: the speed is that of this machine. The processes
+of ``noprop bench scaling`` share nothing.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -17,26 +17,25 @@ from typing import Any
 import noprop
 from noprop.build import unit_names
 from noprop.config import RunConfig, replace
-from noprop.machine import describe_machine
 from noprop.recipes import find_recipe
 from noprop.training.events import Event, Started, Trained
+from study import Study
 
-IMAGES = 4096
-COMMON = {"data.train_size": IMAGES, "train.epochs": 1, "train.checkpoint_every": 1e9}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "learned": ("mnist-dt-d20", {"train.order": "parallel"}),
     "shards": ("mnist-ct", {"train.shards": 2, "train.threads": 1}),
 }
 
 
-def seconds(config: RunConfig, workers: int) -> float:
-    """Training time of the slower of the processes."""
+def seconds(config: RunConfig, workers: int, data_dir: Path | None) -> float:
+    """Return the training time of the slower of the processes."""
     events: list[Event] = []
     with tempfile.TemporaryDirectory() as folder:
         noprop.train_units(
             Path(folder) / "r",
             unit_names(config),
             replace(config, {"train.workers": workers}),
+            data_dir=data_dir,
             emit=events.append,
         )
     (started,) = [e for e in events if isinstance(e, Started)]
@@ -46,29 +45,30 @@ def seconds(config: RunConfig, workers: int) -> float:
 
 def main() -> None:
     """Race, print, and append to the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("results/mesh.jsonl"))
-    arguments = parser.parse_args()
-    for kind, (recipe, changes) in KINDS.items():
-        config = replace(find_recipe(recipe), {**COMMON, **changes})
-        rounds = [(seconds(config, 1), seconds(config, 2)) for _ in range(arguments.rounds)]
+    study = Study(__doc__, "mesh.jsonl", variants=KINDS)
+    study.parser.add_argument("--rounds", type=int, default=5)
+    study.parser.add_argument("--images", type=int, default=4096)
+    options = study.parse()
+    common = {"data.train_size": options.images, "train.epochs": 1, "train.checkpoint_every": 1e9}
+    for kind in () if options.table else options.only:
+        recipe, changes = KINDS[kind]
+        config = replace(find_recipe(recipe), {**common, **changes})
+        rounds = [
+            [seconds(config, workers, options.data_dir) for workers in (1, 2)]
+            for _ in range(options.rounds)
+        ]
         ratios = [one / two for one, two in rounds]
-        speeds = zip(*rounds, strict=True)
-        about = describe_machine()
-        result = {
+        speeds = [[options.images / t for t in times] for times in zip(*rounds, strict=True)]
+        line = {
             "kind": kind,
             "recipe": recipe,
-            "images_per_second": [round(statistics.median(IMAGES / t for t in s)) for s in speeds],
+            "images_per_second": [round(statistics.median(s)) for s in speeds],
             "two_over_one": [round(f(ratios), 3) for f in (statistics.median, min, max)],
-            "rounds": arguments.rounds,
-            "machine": {k: about[k] for k in ("processor", "cores", "torch", "commit")},
+            "rounds": options.rounds,
         }
-        print(json.dumps(result))
-        with arguments.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        study.append(line)
+    for line in study.lines():
+        print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Nothing of the image is read, and nothing is trained.
     python studies/noise_levels.py --run RUN        # z_0 of a trained run of NoProp-CT
 """
 
-import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from noprop.diffusion import sample_latent
 from noprop.methods.ct import ContinuousNoProp
 from noprop.recipes import EMBEDDINGS, RECIPES
 from noprop.schedules import cosine_gamma
+from study import Line, Study
 
 DRAWS = 20_000
 
 
 def accuracy(weight: Tensor, gamma: Tensor) -> float:
-    """Of the most probable label given z ~ q(z|y), in %, all labels alike probable."""
+    """Return the accuracy in % of the most probable label given z ~ q(z|y), for y uniform."""
     weight, gamma = weight.double(), gamma.double()
     weight = weight @ torch.linalg.qr(weight.T)[0]  # into their span: the same distances
     y = torch.randint(len(weight), (DRAWS,), generator=torch.Generator().manual_seed(2))
@@ -37,24 +38,31 @@ def accuracy(weight: Tensor, gamma: Tensor) -> float:
 
 def main() -> None:
     """Print a row for each kind of embeddings, with γ shifted and not, or that of a run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", nargs="?", choices=("digits", "mnist", "cifar10"))
-    parser.add_argument("--run", type=Path, help="a finished run of NoProp-CT")
-    parser.add_argument("--data-dir", type=Path)
-    arguments = parser.parse_args()
-    if arguments.run:
-        method = noprop.load(arguments.run).model.method
+    study = Study(__doc__, "noise-levels.jsonl")
+    study.parser.add_argument("dataset", nargs="?", choices=("digits", "mnist", "cifar10"))
+    study.parser.add_argument("--run", type=Path, help="a finished run of NoProp-CT")
+    options = study.parse()
+    if options.run:
+        method = noprop.load(options.run).model.method
         assert isinstance(method, ContinuousNoProp), "--run: wanted a run of NoProp-CT"
         gamma = method.unit.schedule(torch.zeros(1))[0].detach()[0]
         print(f"γ(0) {gamma:.3f}: {accuracy(method.embedding.weight.detach(), gamma):.1f} %")
-    for kind in EMBEDDINGS if arguments.dataset else ():
-        config = RECIPES[f"{arguments.dataset}-dt{kind}"]
-        data = load_data(config, arguments.data_dir)
+
+    def measure(key: Line) -> Iterator[Line]:
+        config = RECIPES[key["recipe"]]
+        data = load_data(config, options.data_dir)
         embedding = build_embedding(config, data.task, data.train)
         auto: Any = resolve_auto(replace(config, {"method.gamma_shift": "auto"}), embedding)
         for shift in (0.0, float(auto.method.gamma_shift)):
             levels = [accuracy(embedding.weight.detach(), g) for g in cosine_gamma(10) + shift]
-            print(config.recipe, f"{shift:.2f}:", *(f"{level:.1f}" for level in levels))
+            yield {"gamma_shift": shift, "accuracy": levels}
+
+    keys = [{"recipe": f"{options.dataset}-dt{e}"} for e in EMBEDDINGS if options.dataset]
+    study.measure(keys, measure)
+    for key in keys:
+        for line in study.lines(**key):
+            levels = (f"{level:.1f}" for level in line["accuracy"])
+            print(key["recipe"], f"{line['gamma_shift']:.2f}:", *levels)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def watch_training() -> dict[str, Phase]:
 
 def main() -> None:
     """Print a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print names as well, as JSON")
     arguments = parser.parse_args()
     phases = watch_training()

@@ -1,18 +1,18 @@
 """The small runs that ``scaling.py`` checks its model with, and those that find its constants.
 
-Each ``build_*`` is built in processes of its own (:mod:`noprop.bench.contestants`), one thread
-each, that talk by torch.distributed's gloo over the loopback. The networks are the plain float32
-blocks of :mod:`noprop.bench.plain`, in all of them, so that one set of constants is for all.
+Each ``build_*`` is called in separate processes (:mod:`noprop.bench.contestants`) of one thread,
+which talk by torch.distributed's gloo over the loopback. All networks are the plain float32 blocks
+of :mod:`noprop.bench.plain`, so that one set of constants serves all runs.
 """
 
 import itertools
 import os
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
+from statistics import median
 from typing import Any
 
 import torch
@@ -35,8 +35,25 @@ KEPT = ExitStack()  # as long as the process lives
 Work = Callable[[int], Any]
 
 
+def begin(file: str = "", rank: int = 0, world: int = 1) -> None:
+    """Set one thread, keep freed memory, and join the process group if there are several."""
+    # The successor of the option broadcast_buffers is newer than torch 2.5.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers")
+    torch.set_num_threads(1)
+    KEPT.enter_context(malloc_keeps_memory())
+    if world > 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{file}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=120),
+        )
+
+
 class Images:
-    """Made-up images; every process that is given the same seed takes the same ones."""
+    """Generated images; processes with the same seed take the same ones."""
 
     def __init__(self, seed: int = 0) -> None:
         self.draws = torch.Generator().manual_seed(seed)
@@ -44,62 +61,57 @@ class Images:
         self.y = torch.randint(CLASSES, (EXAMPLES,), generator=self.draws)
 
     def take(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Images, normalised, and labels."""
+        """Return a mini-batch of normalised images and labels."""
         chosen = torch.randint(EXAMPLES, (batch,), generator=self.draws)
         return (self.x[chosen].float() / 255 - 0.5) / 0.25, self.y[chosen]
 
 
-def begin(settings: dict[str, Any]) -> None:
-    """One thread, freed memory kept, and the process group where there are several."""
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # its heir is newer than 2.5
-    torch.set_num_threads(1)
-    KEPT.enter_context(malloc_keeps_memory())
-    if "file" in settings:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{settings['file']}",
-            rank=settings["rank"],
-            world_size=settings["world"],
-            timeout=timedelta(seconds=120),
-        )
-
-
 def make_block(dim: int = CLASSES) -> PlainDiscrete:
-    """A block that reads latents of ``dim`` numbers."""
+    """Make a block that reads latents of ``dim`` numbers."""
     block = PlainDiscrete(SHAPE, CLASSES)
     block.first[0] = nn.Linear(dim, 256)
     return block
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer of all runs, two moments a weight."""
+    """Make the optimizer of all runs, with two moments a weight."""
     return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-3)
 
 
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Make one update."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 def noised(u: Tensor) -> Tensor:
-    """A latent at ᾱ = 1/2; speed does not depend on the level."""
+    """Draw latents at ᾱ = 1/2; speed does not depend on the level."""
     return 0.5**0.5 * u + 0.5**0.5 * torch.randn_like(u)
+
+
+def block_loss(block: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return a block's denoising loss, one-hot embeddings, without its weight."""
+    u = F.one_hot(y, CLASSES).float()
+    return (block(noised(u), x).softmax(1) - u).square().sum(1).mean()
 
 
 # -- constants -------------------------------------------------------------------------------------
 
 
-def build_costs(**settings: Any) -> Work:
+def build_costs(blocks: int) -> Work:
     """Median seconds of a block's forward pass, backward pass and update, for every batch size.
 
-    The blocks of a network in turn, so that no block's weights are still in the cache.
+    The blocks of a network take turns, so that no block's weights are still in the cache.
     """
-    begin(settings)
+    begin()
     images = Images()
-    blocks = [make_block() for _ in range(settings["blocks"])]
-    optimizers = [adamw(block.parameters()) for block in blocks]
+    modules = [make_block() for _ in range(blocks)]
+    optimizers = [adamw(module.parameters()) for module in modules]
 
     def step(batch: int, block: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
         marks = [time.perf_counter()]
-        x, y = images.take(batch)
-        u = F.one_hot(y, CLASSES).float()
-        loss = (block(noised(u), x).softmax(1) - u).square().sum(1).mean()
+        loss = block_loss(block, *images.take(batch))
         marks.append(time.perf_counter())
         optimizer.zero_grad()
         loss.backward()
@@ -114,18 +126,17 @@ def build_costs(**settings: Any) -> Work:
             times = [
                 step(batch, *pair)
                 for _ in range(max(1, units * 16 // batch))
-                for pair in zip(blocks, optimizers, strict=True)
+                for pair in zip(modules, optimizers, strict=True)
             ]
-            found[batch] = [statistics.median(column) for column in zip(*times, strict=True)]
+            found[batch] = [median(column) for column in zip(*times, strict=True)]
         return found
 
     return work
 
 
-def build_links(**settings: Any) -> Work:
+def build_links(rank: int, **group: Any) -> Work:
     """Median seconds, for every size: a message one way, one each way at once, an all-reduce."""
-    begin(settings)
-    rank = settings["rank"]
+    begin(rank=rank, **group)
 
     def message(tensor: Tensor) -> None:
         for turn in (0, 1):
@@ -152,7 +163,7 @@ def build_links(**settings: Any) -> Work:
                     start = time.perf_counter()
                     send(tensor)
                     times.append((time.perf_counter() - start) / ways)
-                found[kind][size] = statistics.median(times)
+                found[kind][size] = median(times)
         return found
 
     return work
@@ -161,52 +172,44 @@ def build_links(**settings: Any) -> Work:
 # -- the four ways of training ---------------------------------------------------------------------
 
 
-def build_noprop(**settings: Any) -> Work:
-    """NoProp-DT, one-hot; where a block has several processes they average its gradient."""
-    begin(settings)
-    images, batch = Images(settings.get("rank", 0)), settings["batch"]
-    blocks: list[nn.Module] = [make_block() for _ in range(settings["blocks"])]
-    if "file" in settings:
-        blocks = [DistributedDataParallel(b, broadcast_buffers=False) for b in blocks]
-    optimizers = [adamw(block.parameters()) for block in blocks]
+def build_noprop(blocks: int, batch: int, **group: Any) -> Work:
+    """NoProp-DT, one-hot; the processes of a block, if there are several, average its gradient."""
+    begin(**group)
+    images = Images(group.get("rank", 0))
+    modules: list[nn.Module] = [make_block() for _ in range(blocks)]
+    if group:
+        modules = [DistributedDataParallel(m, broadcast_buffers=False) for m in modules]
+    optimizers = [adamw(module.parameters()) for module in modules]
 
     def work(units: int) -> None:
         for _ in range(units):
-            for block, optimizer in zip(blocks, optimizers, strict=True):
-                x, y = images.take(batch)
-                u = F.one_hot(y, CLASSES).float()
-                loss = (block(noised(u), x).softmax(1) - u).square().sum(1).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            for module, optimizer in zip(modules, optimizers, strict=True):
+                descend(block_loss(module, *images.take(batch)), optimizer)
 
     return work
 
 
-def build_learned(**settings: Any) -> Work:
+def build_learned(blocks: int, batch: int, **group: Any) -> Work:
     """NoProp-DT with learned embeddings in parallel order, its gradient added up along a chain.
 
     A short form for time alone: no readout, no weights of the losses.
     """
-    begin(settings)
-    images, batch = Images(), settings["batch"]
-    blocks = [make_block(DIM) for _ in range(settings["blocks"])]
-    optimizers = [adamw(block.parameters()) for block in blocks]
+    begin(**group)
+    images = Images()
+    modules = [make_block(DIM) for _ in range(blocks)]
+    optimizers = [adamw(module.parameters()) for module in modules]
     embedding = nn.Parameter(torch.randn(CLASSES, DIM))
     shared = adamw([embedding])
-    team = chain(settings["world"]) if "file" in settings else ALONE
+    team = chain(group["world"]) if group else ALONE
 
     def work(units: int) -> None:
         for _ in range(units):
             x, y = images.take(batch)
             parts = []
-            for block, optimizer in zip(blocks, optimizers, strict=True):
+            for module, optimizer in zip(modules, optimizers, strict=True):
                 u = embedding[y]
-                guess = block(noised(u), x).softmax(1) @ embedding
-                loss = (guess - u).square().sum(1).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                guess = module(noised(u), x).softmax(1) @ embedding
+                descend((guess - u).square().sum(1).mean(), optimizer)
                 parts.append(flat_gradient([embedding]))
                 shared.zero_grad()
             total, _ = team.sum_over_units(parts, Requests())
@@ -217,13 +220,13 @@ def build_learned(**settings: Any) -> Work:
 
 
 def chain(world: int) -> ProcessMesh:
-    """The processes in a chain, each with a part of the blocks."""
+    """Arrange the processes in a chain, each with a part of the blocks."""
     mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("block", "data"))
     return ProcessMesh(mesh, (), coupled=True)
 
 
 class Chain(nn.Module):
-    """Blocks in a chain, z = (1 - α) z + α û; the readout on its end where it is the last part."""
+    """Blocks in a chain, z = (1 - α) z + α û; its last part ends with the readout."""
 
     def __init__(self, blocks: int, *, last: bool) -> None:
         super().__init__()
@@ -232,38 +235,36 @@ class Chain(nn.Module):
         self.readout = nn.Linear(CLASSES, CLASSES) if last else nn.Identity()
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """The end of the chain, or the logits."""
+        """Return the end of the chain, or the logits."""
         for alpha, block in zip(self.w.tanh(), self.blocks, strict=True):
             z = (1 - alpha) * z + alpha * block(z, x).softmax(1)
         return self.readout(z)
 
 
-def build_data_parallel(**settings: Any) -> Work:
-    """Backprop through all blocks; torch's DistributedDataParallel where there are several."""
-    begin(settings)
-    images, batch = Images(settings.get("rank", 0)), settings["batch"]
-    network: nn.Module = Chain(settings["blocks"], last=True)
-    if "file" in settings:
+def build_data_parallel(blocks: int, batch: int, **group: Any) -> Work:
+    """Backprop through all blocks; torch's DistributedDataParallel if there are several."""
+    begin(**group)
+    images = Images(group.get("rank", 0))
+    network: nn.Module = Chain(blocks, last=True)
+    if group:
         network = DistributedDataParallel(network, broadcast_buffers=False)
     optimizer = adamw(network.parameters())
 
     def work(units: int) -> None:
         for _ in range(units):
             x, y = images.take(batch)
-            loss = F.cross_entropy(network(torch.randn(batch, CLASSES), x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(F.cross_entropy(network(torch.randn(batch, CLASSES), x), y), optimizer)
 
     return work
 
 
-def build_pipeline(**settings: Any) -> Work:
+def build_pipeline(
+    blocks: int, batch: int, micro_batches: int, file: str, rank: int, world: int
+) -> Work:
     """Backprop by GPipe's schedule: all micro-batches forwards, then all backwards."""
-    begin(settings)
-    images, rank, last = Images(), settings["rank"], settings["world"] - 1
-    batch, micro_batches = settings["batch"], settings["micro_batches"]
-    stage = Chain(settings["blocks"], last=rank == last)
+    begin(file, rank, world)
+    images, last = Images(), world - 1
+    stage = Chain(blocks, last=rank == last)
     optimizer = adamw(stage.parameters())
 
     def forwards(x: Tensor, y: Tensor, sent: list[Any]) -> tuple[Tensor, Tensor]:
@@ -299,8 +300,3 @@ def build_pipeline(**settings: Any) -> Work:
             optimizer.step()
 
     return work
-
-
-def split(blocks: int, parts: int) -> Sequence[int]:
-    """How many blocks each part has, dealt in turn."""
-    return [len(range(i, blocks, parts)) for i in range(parts)]

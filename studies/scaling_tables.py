@@ -1,4 +1,4 @@
-"""Tables and figures of ``scaling.py``; what is assumed of machines and networks stands here."""
+"""Tables and figures of ``scaling.py``, and what they assume of machines and networks."""
 
 import dataclasses
 import math
@@ -10,9 +10,15 @@ import torch
 
 from noprop.report.pictures import draw, save_pictures
 from scaling_model.cluster import Machine, Workload
-from scaling_model.forecast import Forecast
-from scaling_model.methods import best_pipeline, data_parallel, noprop_fixed, noprop_learned
+from scaling_model.methods import (
+    Forecast,
+    best_pipeline,
+    data_parallel,
+    noprop_fixed,
+    noprop_learned,
+)
 from scaling_runs import BATCHES, make_block
+from study import markdown
 
 # MNIST's block of Table 5, the paper's 100 epochs and batch, on the 54,000 images trained on.
 SMALL = Workload(
@@ -104,52 +110,44 @@ def kept_bytes(batch: int = 16) -> float:
 
 
 def constants_table(found: dict[str, Any]) -> str:
-    """Fitted constants, alone and beside each other, and the rounds' spread at each batch."""
-    rows = ["| constant | alone | beside another |", "|---|---|---|"]
+    """Return fitted constants, alone and beside each other, and the spread at each batch."""
     words = {
         "forward": "forward, ms a block and example",
         "backward": "backward, the same",
         "call": "both passes whatever the batch, ms",
         "update": "update, ms a block",
     }
-    for field, what in words.items():
-        cells = [f"{1e3 * found['machines'][n][field]:.3g}" for n in ("alone", "beside")]
-        rows.append(f"| {what} | {' | '.join(cells)} |")
+    names = ("alone", "beside")
+    rows = [
+        [what, *(f"{1e3 * found['machines'][name][field]:.3g}" for name in names)]
+        for field, what in words.items()
+    ]
     for batch in BATCHES:
         cells = []
-        for name in ("alone", "beside"):
+        for name in names:
             row = found["constants"][name][str(batch)]
             values = [sum(row[p][k] for p in row) for k in ("median", "least", "greatest")]
             cells.append("{:.3g} ({:.3g}-{:.3g})".format(*(1e3 * v for v in values)))
-        rows.append(f"| step of a block, batch {batch}, ms | {' | '.join(cells)} |")
+        rows.append([f"step of a block, batch {batch}, ms", *cells])
     link = found["machines"]["beside"]
-    rows.append(f"| latency, µs; bandwidth each way, GB/s | | {1e6 * link['latency']:.0f}; "
-                f"{link['bandwidth'] / 1e9:.2g} |")  # fmt: skip
-    return "\n".join(rows)
+    speed = f"{1e6 * link['latency']:.0f}; {link['bandwidth'] / 1e9:.2g}"
+    rows.append(["latency, µs; bandwidth each way, GB/s", "", speed])
+    return markdown(["constant", "alone", "beside another"], rows)
 
 
 def check_table(found: dict[str, Any]) -> str:
-    """Predicted beside measured; the error is the prediction's, against least and median."""
-    heads = (
-        "run",
-        "measured, ms: least",
-        "median",
-        "greatest",
-        "predicted",
-        "error",
-        "of the median",
-    )
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    """Return predicted beside measured, and the prediction's error against least and median."""
+    rows = []
     for name, row in found["runs"].items():
         measured = [row["measured"][k] for k in ("least", "median", "greatest")]
         errors = [f"{100 * (row['predicted'] / m - 1):+.0f} %" for m in measured[:2]]
-        cells = [_short(1e3 * v) for v in (*measured, row["predicted"])] + errors
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append([name, *(_short(1e3 * v) for v in (*measured, row["predicted"])), *errors])
+    head = ["run", "measured, ms: least", "median", "greatest", "predicted"]
+    return markdown([*head, "error", "of the median"], rows)
 
 
 def _short(value: float) -> str:
-    """Three digits, more before the point."""
+    """Return three digits, more before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -161,48 +159,34 @@ def predict_text(
     gbits: Sequence[float],
     hours: Sequence[float],
 ) -> str:
-    """Of every network a table of hours, and one of traffic and memory."""
+    """Return a table of hours for every network, and one of traffic and memory."""
     workload, machine = scenario(found, name)
-    parts = []
-    for gbit in gbits:
-        cells = " / ".join("none" if math.isinf(h) else f"every {h:,.0f} h" for h in hours)
-        rows = [f"{gbit:g} Gbit/s; hours with failures of a machine: {cells}", ""]
-        rows += [f"| T | P | {' | '.join(METHODS)} |", "|---" * (2 + len(METHODS)) + "|"]
-        for t in blocks:
-            work = dataclasses.replace(workload, blocks=t)
-            for p in machines:
-                texts = (
-                    " / ".join(
-                        _short(method(work, placed(machine, gbit, h), p).seconds / 3600)
-                        for h in hours
-                    )
-                    for method in METHODS.values()
-                )
-                rows.append(f"| {t} | {p} | {' | '.join(texts)} |")
-        parts.append("\n".join(rows))
-    parts.append(_traffic(workload, placed(machine, gbits[-1], math.inf), blocks, machines))
-    return "\n\n".join(parts)
 
+    def table(title: str, cell: Callable[[Method, Workload, int], str]) -> str:
+        rows = [
+            [str(t), str(p), *(cell(m, work, p) for m in METHODS.values())]
+            for t, work in ((t, dataclasses.replace(workload, blocks=t)) for t in blocks)
+            for p in machines
+        ]
+        return f"{title}\n\n{markdown(['T', 'P', *METHODS], rows)}"
 
-def _traffic(
-    workload: Workload, machine: Machine, blocks: Sequence[int], machines: Sequence[int]
-) -> str:
-    """MB a step of the busiest machine, GB of all in the whole training, MB of memory."""
-    rows = [
-        "MB a step out of the busiest machine / GB of all machines in all steps / MB of memory",
-        "",
+    def hours_of(gbit: float) -> Callable[[Method, Workload, int], str]:
+        on = [placed(machine, gbit, h) for h in hours]
+        return lambda method, work, p: " / ".join(
+            _short(method(work, m, p).seconds / 3600) for m in on
+        )
+
+    def traffic(method: Method, work: Workload, p: int) -> str:
+        f = method(work, placed(machine, gbits[-1], math.inf), p)
+        return " / ".join(map(_short, (f.sent / 1e6, f.total_sent / 1e9, f.memory / 1e6)))
+
+    failures = " / ".join("none" if math.isinf(h) else f"every {h:,.0f} h" for h in hours)
+    parts = [
+        table(f"{gbit:g} Gbit/s; hours with failures of a machine: {failures}", hours_of(gbit))
+        for gbit in gbits
     ]
-    rows += [f"| T | P | {' | '.join(METHODS)} |", "|---" * (2 + len(METHODS)) + "|"]
-    for t in blocks:
-        work = dataclasses.replace(workload, blocks=t)
-        for p in machines:
-            found = [method(work, machine, p) for method in METHODS.values()]
-            texts = (
-                " / ".join(map(_short, (f.sent / 1e6, f.total_sent / 1e9, f.memory / 1e6)))
-                for f in found
-            )
-            rows.append(f"| {t} | {p} | {' | '.join(texts)} |")
-    return "\n".join(rows)
+    what = "MB a step out of the busiest machine / GB of all machines in all steps / MB of memory"
+    return "\n\n".join([*parts, table(what, traffic)])
 
 
 # -- figures ---------------------------------------------------------------------------------------

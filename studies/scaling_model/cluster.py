@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-__all__ = ["Algorithm", "FLOAT", "Machine", "Workload", "all_reduce", "bubble", "slowest"]
+__all__ = ["Algorithm", "FLOAT", "Machine", "Workload", "all_reduce", "slowest"]
 
 FLOAT = 4  # bytes
 Algorithm = Literal["ring", "halving"]
@@ -107,11 +107,6 @@ def all_reduce(
     sent = 2 * (machines - 1) / machines * size
     hops = 2 * (machines - 1) if algorithm == "ring" else 2 * math.ceil(math.log2(machines))
     return hops * machine.latency + sent / machine.bandwidth, sent
-
-
-def bubble(stages: int, micro_batches: int) -> float:
-    """Share of a pipeline's step in which a stage has nothing to do (Huang et al. 2019)."""
-    return (stages - 1) / (micro_batches + stages - 1)
 
 
 def slowest(machines: int, jitter: float, nodes: int = 2000) -> float:

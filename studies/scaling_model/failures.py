@@ -1,4 +1,4 @@
-r"""How long a training takes on machines that fail: expectations, bounds, and a simulation.
+r"""How long a training takes on machines that fail: expectations and bounds.
 
 Machines fail independently after exponential times. Those that wait for each other at every step
 form a *group*: one failure sends the whole group back to its last checkpoint, and a failure while
@@ -17,14 +17,11 @@ never come back, spare machines that take over another's work.
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 __all__ = [
     "Recovery",
     "daly_interval",
     "expected_seconds",
     "finish_bound",
-    "simulate",
     "young_interval",
 ]
 
@@ -122,45 +119,3 @@ def _log_mgf(s: float, attempt: float, recovery: Recovery) -> float:
     if fails(attempt) * again >= 1:
         return math.nan
     return (s - rate) * attempt - math.log1p(-fails(attempt) * again)
-
-
-def simulate(
-    work: float, recovery: Recovery, *, groups: int, together: int, runs: int, seed: int
-) -> tuple[float, float]:
-    """Simulated seconds until the last group ends: the mean over runs, and its standard error.
-
-    Every machine has a clock of its own that says when it fails next; nothing of the formulas above
-    is used.
-
-    Args:
-        work: seconds without failures.
-        recovery: of a group; a machine fails ``together`` times as rarely.
-        groups: that know nothing of each other.
-        together: machines of a group.
-        runs: at least 2.
-        seed: of the draws.
-    """
-    draws = np.random.default_rng(seed)
-    ends = [
-        max(_simulate_group(work, recovery, together, draws) for _ in range(groups))
-        for _ in range(runs)
-    ]
-    return float(np.mean(ends)), float(np.std(ends, ddof=1)) / math.sqrt(runs)
-
-
-def _simulate_group(
-    work: float, recovery: Recovery, together: int, draws: np.random.Generator
-) -> float:
-    life = recovery.mtbf * together
-    fails = draws.exponential(life, together)  # when each machine fails next
-    now, done, starting = 0.0, 0, False
-    while done < recovery.segments:
-        until = now + (recovery.restart if starting else recovery.attempt(work))
-        broken = int(fails.argmin())
-        if fails[broken] < until:
-            now = float(fails[broken])
-            fails[broken] = now + draws.exponential(life)
-            starting = True
-        else:
-            now, done, starting = until, done + (not starting), False
-    return now

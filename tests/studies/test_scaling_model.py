@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling_model.cluster import Machine, Workload, all_reduce, bubble, slowest
+from scaling_model.cluster import Machine, Workload, all_reduce, slowest
 from scaling_model.failures import (
     Recovery,
     daly_interval,
     expected_seconds,
     finish_bound,
-    simulate,
     young_interval,
 )
 from scaling_model.methods import (
@@ -40,6 +39,56 @@ def pipeline_of_four(workload, machine, machines):
 
 METHODS = [noprop_fixed, noprop_learned, data_parallel, best_pipeline]
 ALL = [*METHODS, pipeline_of_four]
+
+
+# -- oracles -------------------------------------------------------------------------------------
+
+
+def bubble(stages: int, micro_batches: int) -> float:
+    """Share of a pipeline's step in which a stage has nothing to do (Huang et al. 2019)."""
+    return (stages - 1) / (micro_batches + stages - 1)
+
+
+def simulate(
+    work: float, recovery: Recovery, *, groups: int, together: int, runs: int, seed: int
+) -> tuple[float, float]:
+    """Simulated seconds until the last group ends: the mean over runs, and its standard error.
+
+    Every machine has a clock of its own that says when it fails next; nothing of the formulas above
+    is used.
+
+    Args:
+        work: seconds without failures.
+        recovery: of a group; a machine fails ``together`` times as rarely.
+        groups: that know nothing of each other.
+        together: machines of a group.
+        runs: at least 2.
+        seed: of the draws.
+    """
+    draws = np.random.default_rng(seed)
+    ends = [
+        max(_simulate_group(work, recovery, together, draws) for _ in range(groups))
+        for _ in range(runs)
+    ]
+    return float(np.mean(ends)), float(np.std(ends, ddof=1)) / math.sqrt(runs)
+
+
+def _simulate_group(
+    work: float, recovery: Recovery, together: int, draws: np.random.Generator
+) -> float:
+    life = recovery.mtbf * together
+    fails = draws.exponential(life, together)  # when each machine fails next
+    now, done, starting = 0.0, 0, False
+    while done < recovery.segments:
+        until = now + (recovery.restart if starting else recovery.attempt(work))
+        broken = int(fails.argmin())
+        if fails[broken] < until:
+            now = float(fails[broken])
+            fails[broken] = now + draws.exponential(life)
+            starting = True
+        else:
+            now, done, starting = until, done + (not starting), False
+    return now
 
 
 # -- limits ----------------------------------------------------------------------------------------

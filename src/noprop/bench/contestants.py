@@ -30,11 +30,11 @@ class Timing:
 
     Attributes:
         seconds: Seconds of one unit of work, in every round.
-        answer: Last value that the work returned, in each of its processes.
+        answers: What the work returned in every round, in each of its processes.
     """
 
     seconds: list[float]
-    answer: list[Any]
+    answers: list[list[Any]]
 
     def rate(self, items: float | int) -> dict[str, float]:
         """Return items a second, for units of so many items: median, least and greatest."""
@@ -115,7 +115,8 @@ def race(
         timings = {name: Timing([], []) for name in contestants}
         for number in range(1, rounds + 1):
             for name, contestant in contestants.items():
-                taken, timings[name].answer[:] = contestant.run(units[name])
+                taken, answers = contestant.run(units[name])
                 timings[name].seconds.append(taken / units[name])
+                timings[name].answers.append(answers)
                 progress(f"{name}, round {number} of {rounds}")
     return timings

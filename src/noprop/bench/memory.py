@@ -58,6 +58,7 @@ def measure(settings: Settings, results: Results, progress: Progress) -> None:
 
 
 def _peak_of_a_process(mode: str, blocks: int, dataset: str) -> float:
+    # A new interpreter: a forked worker's count starts with pages of the server that it never uses.
     command = [sys.executable, "-m", "noprop.bench.memory", mode, str(blocks), dataset]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -57,7 +57,7 @@ def measure(settings: Settings, results: Results, progress: Progress) -> None:
         found[method] = {
             "images_per_second": {name: t.rate(BATCH) for name, t in timings.items()},
             "ours_over_plain": ratios(timings["ours"], timings["plain"]),
-            "plain_threads": timings["plain"].answer[0],
+            "plain_threads": timings["plain"].answers[-1][0],
             "operations": work.operations,
             "bytes": work.bytes,
             "bound_seconds": bound,

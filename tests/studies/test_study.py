@@ -1,0 +1,121 @@
+"""What studies share: a measurement has one line, and the test part is never scored."""
+
+import json
+import re
+import sys
+
+import pytest
+
+import ablation
+import methods
+import precision
+import silent_choices
+import study
+from noprop.build import load_data
+from noprop.config import replace
+from noprop.evaluate import evaluate
+from noprop.recipes import RECIPES
+from study import RESULTS, Study, markdown, mean_and_error
+
+
+@pytest.fixture
+def begin(monkeypatch, tmp_path):
+    """A function that starts a study with options, as a command does."""
+
+    def begin(*options, **about):
+        arguments = ["/somewhere/toy.py", "--out", str(tmp_path / "new" / "toy.jsonl"), *options]
+        monkeypatch.setattr(sys, "argv", arguments)
+        made = Study("A toy.", "toy.jsonl", **about)
+        made.parse()
+        return made
+
+    return begin
+
+
+def test_what_has_a_line_is_not_measured_again(begin):
+    """Even by another process; more lines of one key count as one measurement."""
+    calls = []
+
+    def measure(key):
+        calls.append(key["seed"])
+        yield {"found": 10 * key["seed"], "nested": {"a": [1.5]}}
+        yield {"found": -1, "kind": "other reading"}
+
+    keys = [{"kind": "ours", "common": {"epochs": 1}, "seed": seed} for seed in range(3)]
+    begin().measure(keys[:2], measure)
+    begin().measure(keys, measure)
+    assert calls == [0, 1, 2]
+    again = begin("--table")
+    again.measure([{"seed": 9}], measure)
+    assert calls == [0, 1, 2]
+    assert len(again.lines()) == 6
+    (line,) = again.lines(**keys[2])
+    assert line["found"] == 20
+    assert again.lines(common={"epochs": 2}) == []
+
+
+def test_a_line_says_where_it_comes_from(begin):
+    begin("--only", "b c", variants=["a", "b c"]).append({"found": 1})
+    (line,) = begin().lines()
+    assert {"processor", "cores", "torch", "python", "commit"} <= set(line["machine"])
+    assert re.fullmatch(r"python studies/toy\.py --out .*toy\.jsonl --only 'b c'", line["made_by"])
+
+
+def test_chosen_variants_exist(begin, capsys):
+    about = {"variants": ["a", "b", "a"]}
+    assert begin(**about).options.only == ["a", "b"]
+    assert begin("--only", "b", **about).options.only == ["b"]
+    with pytest.raises(SystemExit):
+        begin("--only", "b", "x", **about)
+    assert "no such variant: x" in capsys.readouterr().err
+
+
+def test_tables_and_means():
+    assert mean_and_error([1.0, 3.0]) == "2.00 ± 1.00"
+    assert mean_and_error([-0.001, -0.003], sign="+") == "+0.00 ± 0.00"
+    assert mean_and_error([5.0], 1) == "5.0"
+    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+
+
+def test_a_run_is_scored_on_the_validation_part(monkeypatch):
+    """The run sees no test part; scores are those of ``evaluate`` on the validation part."""
+    fields = {"train.epochs": 1, "method.num_blocks": 1, "train.workers": 1, "evaluation.runs": 1}
+    config = replace(RECIPES["digits-dt"], fields)
+    given = []
+
+    def train(config, *, folder, data):
+        given.append(data)
+        return original(config, folder=folder, data=data)
+
+    original = study.noprop.train
+    monkeypatch.setattr("study.noprop.train", train)
+    scored = study.train(config)
+    data = load_data(config)
+    assert len(scored.validation) == len(data.validation) != len(data.test)
+    assert given[0].test is given[0].validation
+    assert scored.results["modes"] == evaluate(scored.model, data.validation)["modes"]
+    assert scored.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("ablation", ablation.table),
+        ("precision", precision.table),
+        ("methods-mnist", methods.table),
+        (
+            "silent-choices",
+            lambda lines: silent_choices.table(lines, silent_choices.VARIANTS["dt"]),
+        ),
+    ],
+)
+def test_the_published_results_are_readable(name, table):
+    text = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert len(table(lines).splitlines()) > 4
+
+
+def test_the_parts_of_every_variant_are_known():
+    for method, variants in ablation.VARIANTS.items():
+        for variant in variants:
+            replace(RECIPES[f"mnist-{method}"], ablation.fields_of(variant))
