@@ -3,8 +3,13 @@
 import builtins
 import json
 import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +97,64 @@ def page_of(run: Path, model: Model) -> str:
     return write_page(run, model, pictures, run / "report.html").read_text(encoding="utf-8")
 
 
+@contextmanager
+def figures_recorded() -> Iterator[dict[str, Any]]:
+    """Record every figure drawn in this block, by name."""
+    figures: dict[str, Any] = {}
+    original = draw
+
+    def record(name, drawing):
+        def keep(figure):
+            figures[name] = figure
+            drawing(figure)
+
+        return original(name, keep)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", record)
+        patch.setattr(page_module, "draw", record)
+        yield figures
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run with its pictures and its page; not to be changed."""
+
+    model: Model
+    run: Path
+    pictures: list[Picture]
+    figures: dict[str, Any]
+    html: str
+
+    @property
+    def page(self) -> "Page":
+        return Page(self.html)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.run / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> Callable[[str], Drawn]:
+    """A function from a method, or ``learned``, to its run, rendered once for all tests."""
+    made: dict[str, Drawn] = {}
+
+    def find(kind: str) -> Drawn:
+        if kind not in made:
+            learned = kind == "learned"
+            model = untrained(**LEARNED) if learned else untrained(**{"method.name": kind})
+            run = tmp_path_factory.mktemp(kind) / "run"
+            write_run(run, model, (1.0, 0.5) if learned else ())
+            with figures_recorded() as figures:
+                pictures = draw_run(run, model, some_examples(model))
+                path = write_page(run, model, pictures, run / "report.html")
+            made[kind] = Drawn(model, run, pictures, figures, path.read_text(encoding="utf-8"))
+        return made[kind]
+
+    return find
+
+
 class Page(HTMLParser):
     """The tags and ids of a page, its references, its text, and its ``data`` values."""
 
@@ -119,31 +182,27 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> dict:
-    """Every figure as it stood when it was drawn, by name."""
-    figures: dict = {}
-    original = draw
+def unrendered(monkeypatch) -> None:
+    """Figures are made and not rendered, which takes most of the time of a picture."""
 
-    def kept(name, drawing):
-        def keep(figure):
-            figures[name] = figure
-            drawing(figure)
+    def save(figure, file, **options):
+        file.write(b"<svg></svg>")
 
-        return original(name, keep)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
 
-    monkeypatch.setattr(plots, "draw", kept)
-    monkeypatch.setattr(page_module, "draw", kept)
-    return figures
+
+@pytest.fixture
+def drawn(unrendered) -> Iterator[dict[str, Any]]:
+    """Every figure as it is when it has been drawn, by name."""
+    with figures_recorded() as figures:
+        yield figures
 
 
 # -- the page --------------------------------------------------------------------------------------
 
 
-def test_the_page_says_what_the_evaluation_says(tmp_path):
-    model = untrained()
-    run = write_run(tmp_path / "run", model)
-    results = json.loads((run / "evaluation.json").read_text())
-    page = Page(page_of(run, model))
+def test_the_page_says_what_the_evaluation_says(rendered):
+    page, model, results = rendered("dt").page, rendered("dt").model, rendered("dt").results
     modes = results["modes"]
     expected = [modes[results["default"]]["accuracy"]]
     expected += [m[key] for m in modes.values() for key in ("accuracy", "log_loss")]
@@ -160,13 +219,10 @@ def test_the_page_says_what_the_evaluation_says(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["fm", "backprop", "adjoint"])
-def test_the_page_of_a_method_without_a_bound_has_its_results(tmp_path, method):
+def test_the_page_of_a_method_without_a_bound_has_its_results(rendered, method):
     """What a method does not have is left out of its page, and nothing else with it."""
-    model = untrained(**{"method.name": method})
-    run = write_run(tmp_path / "run", model)
-    results = json.loads((run / "evaluation.json").read_text())
+    page, results = rendered(method).page, rendered(method).results
     assert "elbo" not in results
-    page = Page(page_of(run, model))
     assert "There are no results" not in page.text
     modes = results["modes"]
     expected = [modes[results["default"]]["accuracy"]]
@@ -193,11 +249,9 @@ def test_names_of_strangers_stay_text(tmp_path):
     assert page.tags.count("svg") == 5
 
 
-def test_the_page_needs_nothing_else(tmp_path):
+def test_the_page_needs_nothing_else(rendered):
     """No reference leaves it, no id stands twice, and each figure's references are its own."""
-    model = untrained(**LEARNED)
-    html = page_of(write_run(tmp_path / "run", model, (1.0, 0.5)), model)
-    page = Page(html)
+    html, page = rendered("learned").html, rendered("learned").page
     assert page.references
     assert all(r.startswith(("#", "data:image/png;base64,")) for r in page.references)
     inside = [r[1:] for r in page.references if r.startswith("#")]
@@ -207,21 +261,17 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert not re.search(r"url\((?!#)|@import", html)
 
 
-def test_the_same_run_gives_the_same_bytes(tmp_path):
+def test_the_same_run_gives_the_same_bytes(tmp_path, rendered):
     """Under another style too, with another's mathtext and fonts."""
-    model = untrained(**LEARNED)
-    run = write_run(tmp_path / "run", model, (1.0, 0.5))
-    examples = some_examples(model)
-    first = draw_run(run, model, examples)
-    path = write_page(run, model, first, run / "report.html")
-    before = path.read_bytes()
+    model, run, first = rendered("learned").model, rendered("learned").run, rendered("learned")
     with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 20}):
-        again = draw_run(run, model, examples)
-        write_page(run, model, again, path)
-    assert again == first
-    assert path.read_bytes() == before
+        again = draw_run(run, model, some_examples(model))
+        path = write_page(run, model, again, tmp_path / "report.html")
+    assert again == first.pictures
+    assert path.read_bytes() == (run / "report.html").read_bytes()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_run_without_results_says_so(tmp_path):
     model = untrained()
     run = write_run(tmp_path / "run", model)
@@ -237,11 +287,12 @@ def test_a_run_without_results_says_so(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", "null", '{"modes": 3}', '{"modes": {}, "default": "x"}']
 )
-def test_a_damaged_evaluation_is_named(tmp_path, content):
-    model = untrained()
-    run = write_run(tmp_path / "run", model)
+def test_a_damaged_evaluation_is_named(tmp_path, rendered, content):
+    run = tmp_path / "run"
+    shutil.copytree(rendered("dt").run, run)
     (run / "evaluation.json").write_text(content)
-    text = Page(page_of(run, model)).text
+    path = write_page(run, rendered("dt").model, rendered("dt").pictures, run / "report.html")
+    text = Page(path.read_text(encoding="utf-8")).text
     assert "There are no results: evaluation.json" in text
 
 
@@ -265,13 +316,16 @@ def test_learned_distances_are_those_of_the_events(tmp_path, drawn):
     assert distance.get_ylim()[0] == lengths.get_ylim()[0] == 0
 
 
-def test_fixed_embeddings_have_no_separation(tmp_path):
-    model = untrained()
-    pictures = draw_run(write_run(tmp_path / "run", model), model, some_examples(model))
-    assert [p.name for p in pictures] == ["curves", "chain", "embeddings", "schedule"]
+def test_fixed_embeddings_have_no_separation(rendered):
+    assert [p.name for p in rendered("dt").pictures] == [
+        "curves",
+        "chain",
+        "embeddings",
+        "schedule",
+    ]
 
 
-def test_a_hundred_blocks_have_no_hundred_legends(tmp_path, drawn):
+def test_a_hundred_blocks_have_no_hundred_legends(tmp_path):
     """One curve a block and one for the readout, which alone is named; colour tells t."""
     model = untrained()
     (tmp_path / "metrics.jsonl").write_text(
@@ -281,7 +335,8 @@ def test_a_hundred_blocks_have_no_hundred_legends(tmp_path, drawn):
             for number in (1, 2)
         )
     )
-    picture = draw_run(tmp_path, model, some_examples(model))[0]
+    with figures_recorded() as drawn:
+        picture = draw_run(tmp_path, model, some_examples(model))[0]
     left, right, bar = drawn["curves"].axes
     assert len(left.lines) == len(right.lines) == 101
     assert [t.get_text() for t in left.get_legend().get_texts()] == ["readout"]
@@ -307,12 +362,9 @@ def test_of_many_classes_the_likeliest_are_named(tmp_path, drawn):
     assert torch.equal(guesses.sum(1), guesses.sum(1).clamp(0.999, 1.001))
 
 
-def test_the_chain_and_its_control_are_drawn(tmp_path, drawn):
-    model = untrained()
-    run = write_run(tmp_path / "run", model)
-    results = json.loads((run / "evaluation.json").read_text())
-    page_of(run, model)
-    steps, alone, chance = drawn["steps"].axes[0].lines
+def test_the_chain_and_its_control_are_drawn(rendered):
+    results = rendered("dt").results
+    steps, alone, chance = rendered("dt").figures["steps"].axes[0].lines
     assert list(steps.get_ydata()) == results["steps"]
     assert alone.get_ydata()[0] == results["last_block_alone"]["accuracy"]
     assert chance.get_ydata()[0] == 50
@@ -332,11 +384,10 @@ def test_what_cannot_be_drawn_is_named_and_the_rest_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ct", "fm", "backprop", "adjoint"])
-def test_every_method_has_its_pictures(tmp_path, drawn, method):
+def test_every_method_has_its_pictures(rendered, method):
     """One unit's curve; the guesses on the way and a schedule where there are such."""
-    model = untrained(**{"method.name": method})
-    run = write_run(tmp_path / "run", model)
-    pictures = {p.name: p for p in draw_run(run, model, some_examples(model))}
+    model, drawn = rendered(method).model, rendered(method).figures
+    pictures = {p.name: p for p in rendered(method).pictures}
     schedule = {"schedule"} if method in ("ct", "backprop") else set()
     assert pictures.keys() == {"curves", "chain", "embeddings"} | schedule
     assert not [p for p in pictures.values() if p.trouble]
@@ -386,6 +437,7 @@ def test_the_mixing_weights_are_drawn_block_by_block(tmp_path, drawn):
     assert [list(line.get_xdata()) for line in axis.lines] == [[1, 2, 3]] * 2
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
 def test_without_the_extra_there_is_one_clear_line(tmp_path, monkeypatch, name):
     model = untrained()
