@@ -1,14 +1,16 @@
-"""What all tests share: one thread, hypothesis' profile, and the folder of the real data sets."""
+"""What all tests share: one thread, hypothesis' profile, trained runs, and the real data sets."""
 
-import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from noprop.cli import main
@@ -65,19 +67,50 @@ def three_threads():
     torch.set_num_threads(before)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Give each process a stretch of tests, so that few files are divided and make things twice."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory) -> Callable[[str], Path]:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function from a name, and what makes a folder, to that folder.
+
+    It is made once, though pytest-xdist may run the tests in several processes. A test must not
+    change it: it works on a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    # The folder of the session, in which each process of pytest-xdist has one of its own.
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+    place.mkdir(exist_ok=True)
+
+    def find(name: str, make: Callable[[Path], object]) -> Path:
+        folder, stamp = place / name, place / f"{name}.made"
+        with FileLock(place / f"{name}.lock"):
+            if not stamp.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a test that failed here
+                make(folder)
+                stamp.touch()
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def trained_run(made_once) -> Callable[[str], Path]:
     """A function from a recipe of digits to a small run of it, trained once. Change only copies."""
-    runs: dict[str, Path] = {}
 
     def run_of(recipe: str) -> Path:
-        if recipe not in runs:
-            folder = tmp_path_factory.mktemp("trained") / recipe
-            length = "--steps=4" if recipe[7:] in ("ct", "fm", "adjoint") else "--num-blocks=2"
-            size = ["--epochs=1", "--train-size=200", "--workers=1", "--runs=2", "--quiet"]
+        length = "--steps=4" if recipe[7:] in ("ct", "fm", "adjoint") else "--num-blocks=2"
+        size = ["--epochs=1", "--train-size=200", "--workers=1", "--runs=2", "--quiet"]
+
+        def train(folder: Path) -> None:
             assert main(["train", recipe, length, *size, f"--run={folder}"]) == 0
-            runs[recipe] = folder
-        return runs[recipe]
+
+        return made_once(recipe, train)
 
     return run_of
 
@@ -88,8 +121,7 @@ def unpack_once(name: str, folder: Path) -> None:
         return
     folder.mkdir(exist_ok=True)
     stamp = folder / f".unpacked-{name}"
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         if not stamp.exists() or SOURCES[name].missing(folder):
             only = UNPACK_NAMES[name]
             subprocess.run([sys.executable, str(UNPACK), str(folder), "--only", only], check=True)
