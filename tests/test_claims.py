@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 
+import tools
 from noprop.build import Task, build_embedding, build_method, load_data
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
@@ -12,7 +13,7 @@ from noprop.methods.dt import DiscreteNoProp
 from noprop.run.folder import create_run
 from noprop.run.runs import train_run
 
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
+LEARNED = {**tools.LEARNED, "method.dim": 6}
 
 
 def make(**changes):
@@ -56,7 +57,7 @@ def test_blocks_meet_at_inference_what_they_were_trained_on(tmp_path):
     long: by 14 % at the worst with T = 10. The moments of the neighbouring level differ by 50 %.
     And the chain does the work: the last block alone on noise is far from it.
     """
-    here = {"train.workers": 1, "train.precision": "float32", "method.encoder": "mlp"}
+    here = {**tools.IN_PROCESS, "method.encoder": "mlp"}
     config = replace(RunConfig(), {"train.epochs": 5, **here})
     data = load_data(config)
     create_run(tmp_path / "r", config)

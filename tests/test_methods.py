@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tools
 from noprop.build import Task, build_embedding, build_method, unit_names
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.methods.base import Method
 
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
+LEARNED = {**tools.LEARNED, "method.dim": 6}
 PROTOTYPE = {"method.embedding": "prototype", "method.learned": True}
 SMALL: dict[str, dict[str, Any]] = {
     "dt": {"method.num_blocks": 3},

@@ -1,4 +1,4 @@
-"""What many tests need: noise images, the weights of a run, and ways to stop a training."""
+"""What many tests need: small settings, noise images, the weights of a run, ways to stop one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,12 @@ from noprop.run.groups import group_folder
 from noprop.training.commits import Commit, latest, load_part
 
 __all__ = [
+    "IN_PROCESS",
     "LEARNED",
     "NOISE",
     "NOISE_TASK",
+    "SMALL",
+    "TWO_BLOCKS",
     "Clock",
     "Killed",
     "alter",
@@ -25,6 +28,17 @@ __all__ = [
 ]
 
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True}
+# By this process alone, and to the same bits on every machine.
+IN_PROCESS = {"train.workers": 1, "train.device": "cpu", "train.precision": "float32"}
+# With that, and a number of blocks or steps: a run on digits that takes about a second.
+SMALL = {
+    **IN_PROCESS,
+    "method.encoder": "mlp",
+    "data.train_size": 200,
+    "train.epochs": 1,
+    "evaluation.runs": 2,
+}
+TWO_BLOCKS = {**SMALL, "method.num_blocks": 2}
 
 # 72 noise images of ten classes: four mini-batches of 16 and a remainder.
 NOISE = Examples(

@@ -27,6 +27,7 @@ from noprop.report.page import write_page
 from noprop.report.pictures import Picture, draw, save_pictures
 from noprop.report.plots import draw_run
 from noprop.tensor_files import save_tensors
+from tools import IN_PROCESS, LEARNED
 
 matplotlib = pytest.importorskip("matplotlib")
 EVIL = (
@@ -37,7 +38,6 @@ EVIL = (
     "\ud800\x00",
     "a" * 300,
 )
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True}
 SHORT: dict[str, dict[str, int]] = {
     "dt": {"method.num_blocks": 2},
     "ct": {"method.steps": 20},
@@ -49,7 +49,7 @@ SHORT: dict[str, dict[str, int]] = {
 
 def untrained(classes: tuple[str, ...] = ("cat", "dog"), /, **changes) -> Model:
     """A model as training would leave it, but for the training."""
-    small = {"method.encoder": "mlp", "train.device": "cpu", "train.precision": "float32"}
+    small = {**IN_PROCESS, "method.encoder": "mlp"}
     small |= {"evaluation.runs": 2, **SHORT[changes.get("method.name", "dt")]}
     config = replace(RunConfig(), {**small, **changes})
     task = Task((1, 8, 8), classes, Normalization((0.5,), (0.2,)))

@@ -24,14 +24,13 @@ from noprop.randomness import generator
 from noprop.schedules import cosine_gamma
 from noprop.trained_model import TrainedModel
 from noprop.training import gradients
+from tools import IN_PROCESS
 
 SMALL: dict[str, Any] = {
+    **IN_PROCESS,
     "method.encoder": "mlp",
     "train.epochs": 1,
     "train.batch_size": 16,
-    "train.workers": 1,
-    "train.device": "cpu",
-    "train.precision": "float32",
     "evaluation.samples": 2,
     "evaluation.runs": 2,
     "evaluation.batch_size": 20,  # 48 examples: chunks of two sizes

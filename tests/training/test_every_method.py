@@ -22,7 +22,7 @@ from noprop.run.groups import groups_of
 from noprop.run.metrics import read_metrics
 from noprop.training import trainer
 from noprop.training.events import Event, Progress
-from tools import Clock, Killed, assert_same, commit_of
+from tools import IN_PROCESS, Clock, Killed, assert_same, commit_of
 
 METHODS: dict[str, dict[str, Any]] = {
     "dt": {"method.num_blocks": 2},
@@ -42,14 +42,12 @@ CASES = [(method, kind) for kind in KINDS for method in METHODS]
 READ = CASES[: len(METHODS)]
 DRAWN = CASES[: len(METHODS) + 1]
 SMALL = {
+    **IN_PROCESS,
     "train.threads": 1,
     "train.shards": 1,
     "data.train_size": 300,  # nine mini-batches and a remainder
     "train.batch_size": 32,
     "train.epochs": 1,
-    "train.workers": 1,
-    "train.device": "cpu",
-    "train.precision": "float32",
     "evaluation.samples": 3,
     "evaluation.runs": 2,
 }

@@ -7,6 +7,7 @@ import pytest
 
 import noprop
 from noprop.recipes import BEST, EMBEDDINGS, RECIPES
+from tools import IN_PROCESS
 
 DIGITS = [n for n, c in RECIPES.items() if c.data.dataset == "digits" and "radial" not in n]
 # One network serves every t, and the paper's weight SNR'(t) leaves next to nothing for small t,
@@ -36,8 +37,7 @@ def test_every_method_and_embedding_is_tried():
 def test_a_recipe_beats_95_percent(tmp_path, recipe):
     """Of the 359 test digits by the default prediction, at seed 0; chance is 10 %."""
     measure = {"evaluation.runs": 1, "evaluation.samples": 5}
-    here = {"train.workers": 1, "train.device": "cpu", "train.precision": "float32"}
-    overrides = CASES[recipe] | LESS[RECIPES[recipe].method.name] | measure | here
+    overrides = CASES[recipe] | LESS[RECIPES[recipe].method.name] | measure | IN_PROCESS
     noprop.train(recipe, folder=tmp_path / "run", overrides=overrides)
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert results["modes"][results["default"]]["accuracy"] > 95

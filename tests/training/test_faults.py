@@ -30,21 +30,15 @@ from noprop.tensor_files import DamagedError, load_tensors, save_tensors
 from noprop.training import commits
 from noprop.training.commits import LAST, PREVIOUS, latest, read_commit
 from noprop.training.events import Damaged, Event, Progress
-from tools import Clock, Killed, alter, assert_same, commit_of, files_of, weights
+from tools import TWO_BLOCKS, Clock, Killed, alter, assert_same, commit_of, files_of, weights
 
 CONFIG = replace(
     RunConfig(),
     {
-        "method.num_blocks": 2,
-        "method.encoder": "mlp",
-        "data.train_size": 200,
+        **TWO_BLOCKS,
         "train.epochs": 2,
         "train.batch_size": 8,  # 45 updates a block and more
-        "train.workers": 1,
-        "train.device": "cpu",
-        "train.precision": "float32",
         "train.checkpoint_every": 0.0,
-        "evaluation.runs": 2,
     },
 )
 # Long enough to be met in the middle, and saved by no clock.

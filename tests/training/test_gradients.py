@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tools
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
@@ -20,7 +21,7 @@ DATA = Examples(
 )
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(DATA.x))
 CHOSEN = torch.arange(3, 26)  # 23: shards of unequal size
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
+LEARNED = {**tools.LEARNED, "method.dim": 6}
 
 
 class Half(Mesh):

@@ -15,21 +15,14 @@ from noprop.run.assembly import epochs_kept, kept_model
 from noprop.run.groups import group_folder, groups_of
 from noprop.run.runs import train_run
 from noprop.training.commits import read_kept
+from tools import LEARNED, SMALL
 
-SMALL = {
-    "data.train_size": 200,
-    "method.encoder": "mlp",
-    "train.workers": 1,
-    "train.threads": 1,
-    "train.device": "cpu",
-    "train.precision": "float32",
-}
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 12}
+TWELVE = {**LEARNED, "method.dim": 12}
 KINDS = {
     "dt": {"method.name": "dt", "method.num_blocks": 2},
-    "dt-learned": {"method.name": "dt", "method.num_blocks": 2, **LEARNED},
+    "dt-learned": {"method.name": "dt", "method.num_blocks": 2, **TWELVE},
     "dt-parallel": {"method.name": "dt", "method.num_blocks": 2, "train.order": "parallel"},
-    "dt-learned-parallel": {"method.num_blocks": 2, "train.order": "parallel", **LEARNED},
+    "dt-learned-parallel": {"method.num_blocks": 2, "train.order": "parallel", **TWELVE},
     "ct": {"method.name": "ct", "method.steps": 5},
 }
 

@@ -32,7 +32,7 @@ from noprop.training import mesh
 from noprop.training.events import Epoch, Event, Progress, Started, Trained
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.mesh import ProcessMesh, Requests, connected_mesh
-from tools import assert_same, commit_of
+from tools import SMALL, assert_same, commit_of
 
 ONE_HOT: dict[str, Any] = {}
 D20 = {
@@ -41,20 +41,18 @@ D20 = {
     "method.dim": 20,
     "train.order": "parallel",
 }
-SMALL = {
-    "data.train_size": 200,
+FEW = {
+    **SMALL,
+    "method.encoder": "auto",
     "train.batch_size": 32,
     "train.epochs": 2,
-    "train.device": "cpu",
-    "train.precision": "float32",
     "train.threads": 1,
-    "evaluation.runs": 1,
 }
 
 
 def configured(**changes) -> RunConfig:
     blocks = {} if "method.name" in changes else {"method.num_blocks": 3}
-    return replace(RunConfig(), {**SMALL, **blocks, **changes})
+    return replace(RunConfig(), {**FEW, **blocks, **changes})
 
 
 def trained(folder: Path, data_dir: Path | None = None, /, **changes) -> Path:

@@ -43,6 +43,7 @@ from noprop.training.events import Damaged, Evaluated, Event, Found, Progress, T
 from noprop.training.state import Parked, optimizer_state
 from noprop.training.trainer import Trainer
 from tools import (
+    IN_PROCESS,
     LEARNED,
     NOISE,
     NOISE_TASK,
@@ -56,16 +57,15 @@ from tools import (
 )
 
 SMALL = {
+    **IN_PROCESS,
     **LEARNED,
     "method.dim": 6,
     "method.num_blocks": 3,
     "train.epochs": 2,
     "train.batch_size": 16,
-    "train.device": "cpu",
-    "train.precision": "float32",
     "train.offload": True,
 }
-DIGITS = {**SMALL, "method.encoder": "mlp", "train.batch_size": 128, "train.workers": 1}
+DIGITS = {**SMALL, "method.encoder": "mlp", "train.batch_size": 128}
 
 
 def quiet(event: Event) -> None:

@@ -37,21 +37,13 @@ from noprop.run.runs import train_run, train_units
 from noprop.run.workers import local_layout
 from noprop.tensor_files import load_tensors, save_tensors
 from noprop.training.events import Epoch, Event, Found, Progress, Started, Trained
-from tools import Killed, assert_same, commit_of, files_of, weights
+from tools import LEARNED, TWO_BLOCKS, Killed, assert_same, commit_of, files_of, weights
 
-SMALL = {
-    "method.num_blocks": 2,
-    "train.epochs": 1,
-    "train.workers": 1,
-    "train.device": "cpu",
-    "train.precision": "float32",
-    "method.encoder": "mlp",
-}
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 12}
+TWELVE = {**LEARNED, "method.dim": 12}
 
 
 def configured(**changes) -> RunConfig:
-    return replace(RunConfig(), {**SMALL, **changes})
+    return replace(RunConfig(), {**TWO_BLOCKS, **changes})
 
 
 def train(folder: Path, config: RunConfig, emit=lambda event: None):
@@ -214,7 +206,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("embedding", [{}, LEARNED], ids=["fixed", "learned"])
+@pytest.mark.parametrize("embedding", [{}, TWELVE], ids=["fixed", "learned"])
 def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
     """SIGKILL while it writes a checkpoint after every update; resumed with another number of
     workers, no bit differs.
@@ -356,7 +348,7 @@ def test_workers_are_at_most_one_a_group():
     assert local_layout(configured(**{"train.workers": 2}), units).size == 2
     assert 1 <= local_layout(configured(**{"train.workers": 0}), units).size <= 3
     assert groups_of(configured()) == ["block-1", "block-2", "readout"]
-    assert len(groups_of(configured(**LEARNED))) == 1
+    assert len(groups_of(configured(**TWELVE))) == 1
 
 
 # -- what a run leaves -----------------------------------------------------------------------------
@@ -519,7 +511,7 @@ def test_weights_without_a_place_are_refused(finished, tmp_path):
     [
         ({"method.eta": 0.25}, "method.eta is 0.25, and the model was trained with 0.1"),
         ({"train.lr": 0.5}, "train.lr is 0.5, and the model was trained with 0.001"),
-        ({"data.train_size": 7}, "data.train_size is 7, and the model was trained with unset"),
+        ({"data.train_size": 7}, "data.train_size is 7, and the model was trained with 200"),
         ({"data.image_size": 8}, "data.image_size is 8, and the model was trained with unset"),
     ],
 )

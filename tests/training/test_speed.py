@@ -10,6 +10,7 @@ import noprop
 from noprop.evaluate import evaluate
 from noprop.layers import ReLUDropout, keep_mask
 from noprop.training.events import Epoch
+from tools import IN_PROCESS
 
 CPU = torch.device("cpu")
 
@@ -18,8 +19,8 @@ def digits(folder, recipe="digits-dt", /, **changes):
     """A very short run; the losses it reported, and the model."""
     events = []
     overrides = {
-        "train.epochs": 2, "train.workers": 1, "data.train_size": 400, "train.device": "cpu",
-        "train.precision": "float32", "evaluation.runs": 2, "evaluation.batch_size": 100, **changes,
+        **IN_PROCESS, "train.epochs": 2, "data.train_size": 400, "evaluation.runs": 2,
+        "evaluation.batch_size": 100, **changes,
     }  # fmt: skip
     model = noprop.train(recipe, folder=folder, overrides=overrides, emit=events.append)
     return [e.loss for e in events if isinstance(e, Epoch)], model

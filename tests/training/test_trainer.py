@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import noprop
+import tools
 from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, batch_indices
@@ -24,17 +25,21 @@ from noprop.training.events import Epoch, Event, Progress, Trained
 from noprop.training.plan import Update
 from noprop.training.state import make_optimizer
 from noprop.training.trainer import Trainer
-from tools import NOISE, NOISE_TASK, Clock, Killed, assert_same, commit_of, files_of, weights
+from tools import (
+    IN_PROCESS,
+    NOISE,
+    NOISE_TASK,
+    Clock,
+    Killed,
+    assert_same,
+    commit_of,
+    files_of,
+    weights,
+)
 
 FIXED: dict[str, object] = {}
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6}
-SMALL = {
-    "method.num_blocks": 2,
-    "train.epochs": 2,
-    "train.batch_size": 16,
-    "train.device": "cpu",
-    "train.precision": "float32",
-}
+LEARNED = {**tools.LEARNED, "method.dim": 6}
+SMALL = {**IN_PROCESS, "method.num_blocks": 2, "train.epochs": 2, "train.batch_size": 16}
 
 
 def quiet(event: Event) -> None:
@@ -199,9 +204,8 @@ def test_learned_classes_stay_apart_through_the_last_block(tmp_path):
     """
     changes: dict[str, Any] = {
         **LEARNED, "method.dim": 20, "method.encoder": "mlp", "method.num_blocks": 4,
-        "train.batch_size": 8, "train.epochs": 1, "train.device": "cpu",
-        "train.precision": "float32", "train.workers": 1, "evaluation.runs": 1,
-        "evaluation.samples": 1,
+        "train.batch_size": 8, "train.epochs": 1, "evaluation.runs": 1, "evaluation.samples": 1,
+        **IN_PROCESS,
     }  # fmt: skip
     events: list[Event] = []
     folder = tmp_path / "run"

@@ -16,23 +16,13 @@ from noprop.run.groups import group_folder, group_lock, groups_of
 from noprop.run.locks import hold, hold_assembly
 from noprop.run.units import choose_groups, condensed
 from noprop.tensor_files import load_tensors
+from tools import LEARNED, TWO_BLOCKS
 
-SMALL = {
-    "method.num_blocks": 2,
-    "method.encoder": "mlp",
-    "data.train_size": 200,
-    "train.epochs": 2,
-    "train.workers": 1,
-    "train.device": "cpu",
-    "train.precision": "float32",
-    "evaluation.runs": 2,
-}
-CONFIG = replace(RunConfig(), SMALL)
+CONFIG = replace(RunConfig(), {**TWO_BLOCKS, "train.epochs": 2})
 OPTIONS = [
     *("--num-blocks", "2", "--encoder", "mlp", "--train-size", "200", "--epochs", "2"),
     *("--workers", "1", "--device", "cpu", "--precision", "float32", "--runs", "2", "--quiet"),
 ]
-LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 12}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +81,7 @@ def test_units_that_are_not_there(wanted, words):
 
 
 def test_a_part_of_what_shares_its_embeddings_is_refused():
-    config = replace(CONFIG, LEARNED)
+    config = replace(CONFIG, {**LEARNED, "method.dim": 12})
     with pytest.raises(ConfigError, match=r"learned ties all units.*by W_Embed"):
         choose_groups(config, ["block-1", "block-2"])
     assert choose_groups(config, ["readout", "block-1..block-2"]) == groups_of(config)
@@ -146,7 +136,7 @@ def test_resume_trains_what_is_missing(whole, tmp_path):
 
 
 def test_learned_embeddings_are_trained_as_one(tmp_path):
-    config = replace(CONFIG, {**LEARNED, "train.epochs": 1})
+    config = replace(CONFIG, {**LEARNED, "method.dim": 12, "train.epochs": 1})
     (state,) = noprop.train_units(tmp_path / "r", ["block-1..block-2", "readout"], config)
     assert (state.name, state.finished) == ("all", True)
     noprop.assemble(tmp_path / "r")
