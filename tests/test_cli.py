@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mistakes import FAST, line_of_error
-from noprop import commands
 from noprop.cli import main
+from noprop.commands import describe
+from noprop.commands.options import option_names
 from noprop.config import fields_of
 from noprop.networks import DiscreteBlock
-from noprop.parser import option_names
 from noprop.recipes import RECIPES
 
 
@@ -34,7 +34,7 @@ def run(trained_run):
     ids=["torch", "numpy", "cuda"],
 )
 def test_memory_that_is_not_there_is_one_line(capsys, monkeypatch, take):
-    monkeypatch.setattr(commands, "describe", lambda arguments: take())
+    monkeypatch.setattr(describe, "run", lambda arguments: take())
     assert "not enough memory: " in line_of_error(capsys, "describe")
 
 
@@ -42,7 +42,7 @@ def test_a_mistake_of_ours_keeps_its_trace(monkeypatch):
     def broken(arguments: object) -> int:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(commands, "describe", broken)
+    monkeypatch.setattr(describe, "run", broken)
     with pytest.raises(RuntimeError, match="a mistake"):
         main(["describe"])
 

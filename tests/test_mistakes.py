@@ -305,7 +305,7 @@ RUNS = [
     row(
         "config-long",
         "evaluate run",
-        *("run/config.toml: is no configuration", "more than 16384 bytes"),
+        "run/config.toml: a configuration has at most 16384 bytes",
         fault=write("run/config.toml", "train" + ".a" * 100_000 + " = 1"),
     ),
     row(

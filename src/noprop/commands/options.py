@@ -1,19 +1,208 @@
-"""Options that several commands have, as text and as what it means."""
+"""What commands share: the parser, and options with their meaning. Torch is not imported here."""
 
 import argparse
+import difflib
 import importlib
 import re
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import cast
+from typing import Any, NoReturn
 
-from noprop.encoders import EncoderFactory
+from noprop.config import RunConfig, fields_of, from_toml, parse_value, replace
 from noprop.errors import ConfigError
+from noprop.recipes import find_recipe
+from noprop.terminal import printable
 
-__all__ = ["encoder_or_field", "named_encoder", "parse_duration", "parse_seeds"]
+__all__ = [
+    "DEFAULT_RECIPE",
+    "Parser",
+    "add_data_dir",
+    "add_encoder",
+    "add_fields",
+    "add_quiet",
+    "add_run",
+    "add_set",
+    "add_trained_run",
+    "assignments",
+    "configuration",
+    "encoder_or_field",
+    "named_encoder",
+    "option_names",
+    "overrides",
+    "parse_duration",
+    "parse_seeds",
+    "path",
+    "whole_number",
+]
+
+NO_OPTION = {"recipe"}  # fields that no option sets
+DEFAULT_RECIPE = "digits-dt"
 
 
-def named_encoder(name: str | None) -> EncoderFactory | None:
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, and name the nearest option to an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with status 2."""
+        if unknown := re.match(r"unrecognized arguments: (--?[\w.-]+)", message):
+            known = [o for action in self._actions for o in action.option_strings]
+            message = f"unknown option {unknown[1]}{_nearest(unknown[1], known)}"
+        elif unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
+            known = [c for action in self._actions for c in action.choices or ()]
+            message = f"unknown command {unknown[1]}{_nearest(unknown[1], known)}"
+        self.exit(2, f"noprop: error: {printable(message)} (see {self.prog} --help)\n")
+
+
+def whole_number(text: str) -> int:
+    """An integer that is counted with: more than a billion of anything is a slip.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    if re.fullmatch(r"[+-]?\d{1,10}", text.strip()) and abs(value := int(text)) <= 1_000_000_000:
+        return value
+    shown = text if len(text) <= 100 else f"{text[:100]}…"
+    raise argparse.ArgumentTypeError(f"wanted a whole number up to 1,000,000,000, got {shown!r}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def path(text: str) -> Path:
+    """A path, with the home folder in place of a leading ``~`` where the shell left it."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: there is no such user, or no home folder; a file of this name is ./{text}"
+        ) from None
+
+
+# -- options that several commands have ------------------------------------------------------------
+
+
+def add_run(parser: Parser) -> None:
+    """Add the argument of a run folder."""
+    parser.add_argument("run", type=path, metavar="RUN", help="a run folder")
+
+
+def add_quiet(parser: Parser) -> None:
+    """Add ``--quiet``."""
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def add_data_dir(parser: Parser) -> None:
+    """Add ``--data-dir``."""
+    parser.add_argument("--data-dir", type=path, metavar="DIR", help="look for data here first")
+
+
+def add_set(parser: Parser, text: str) -> None:
+    """Add ``--set``."""
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
+
+
+def add_encoder(parser: Parser, *, fields: bool = False) -> None:
+    """Add ``--encoder``: a function, or with ``fields`` also a built-in encoder."""
+    own = "makes an image encoder of your own"
+    kinds, metavar = (
+        ("auto|conv|small|mlp, or MODULE:FUNCTION that ", "VALUE") if fields else ("", "")
+    )
+    metavar = metavar or "MODULE:FUNCTION"
+    parser.add_argument("--encoder", metavar=metavar, help=f"{kinds}{own}")
+
+
+def add_trained_run(parser: Parser) -> None:
+    """Add the arguments of a command that uses a trained run."""
+    add_run(parser)
+    parser.add_argument("--device", help="auto, cpu, cuda or mps [as trained]")
+    add_set(parser, "set a field of evaluation, or method.steps, sampler or tolerance of CT and FM")
+    add_encoder(parser)
+
+
+def option_names() -> dict[str, str]:
+    """Option by dotted field: its last part, with the table's name where two share one."""
+    names = [n for n, *_ in fields_of() if n not in NO_OPTION]
+    count = Counter(n.rpartition(".")[2] for n in names)
+    options = {"method.name": "--method"}
+    for name in names:
+        if name in options:
+            continue
+        section, _, last = name.rpartition(".")
+        alone = count[last] == 1 or section == "train"
+        options[name] = "--" + (last if alone else f"{section}-{last}").replace("_", "-")
+    return options
+
+
+def add_fields(parser: Parser) -> None:
+    """Add an option for each field of the configuration."""
+    options, recipe = option_names(), find_recipe(DEFAULT_RECIPE)
+    groups: dict[str, Any] = {}
+    for name, kind, default, text in fields_of():
+        trains = parser.prog.endswith(("train", "grid"))
+        if name in NO_OPTION or (name == "method.encoder" and trains):
+            continue
+        if name == "train.seed" and parser.prog.endswith("grid"):
+            continue
+        section, _, last = name.partition(".")
+        value = getattr(getattr(recipe, section), last, default)  # default: of another method
+        group = groups.setdefault(section, parser.add_argument_group(f"fields of {section}"))
+        shown = "on or off" if kind is bool else _choices(kind)
+        group.add_argument(
+            options[name],
+            dest=name,
+            metavar="VALUE",
+            help=f"{text}{f' ({shown})' if shown else ''} [{_shown(value)}]".replace("%", "%%"),
+        )
+
+
+def _choices(kind: Any) -> str:
+    values = getattr(kind, "__args__", ())
+    return "|".join(values) if values and all(isinstance(v, str) for v in values) else ""
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "unset"
+    return ("on" if default else "off") if isinstance(default, bool) else str(default)
+
+
+# -- what they mean --------------------------------------------------------------------------------
+
+
+def configuration(arguments: argparse.Namespace) -> RunConfig:
+    """Recipe, then file, then ``--set``, then options; the later wins."""
+    if arguments.config and arguments.recipe:
+        raise ConfigError("give a recipe or --config FILE, not both")
+    config = from_toml(arguments.config) if arguments.config else None
+    config = config or find_recipe(arguments.recipe or DEFAULT_RECIPE)
+    return replace(config, overrides(arguments))
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields that ``--set`` and options give; the options win."""
+    changes = assignments(arguments)
+    for name, *_ in fields_of():
+        text = getattr(arguments, name, None)
+        if text is not None:
+            changes[name] = parse_value(name, text)
+    return changes
+
+
+def assignments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields that ``--set`` gives."""
+    changes: dict[str, Any] = {}
+    for pair in arguments.set:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set wants FIELD=VALUE, got {pair!r}")
+        changes[name] = parse_value(name, text)
+    return changes
+
+
+def named_encoder(name: str | None) -> Any:
     """The function that ``--encoder module:function`` names, on the user's own word alone."""
     if name is None:
         return None
@@ -33,10 +222,10 @@ def named_encoder(name: str | None) -> EncoderFactory | None:
             f"--encoder wants MODULE:FUNCTION, got {name!r}: {function} is "
             f"{type(factory).__name__}, not callable"
         )
-    return cast("EncoderFactory", factory)
+    return factory
 
 
-def encoder_or_field(arguments: argparse.Namespace) -> EncoderFactory | None:
+def encoder_or_field(arguments: argparse.Namespace) -> Any:
     """The function that ``--encoder`` names; a built-in encoder is a field of the method."""
     if ":" in (arguments.encoder or ""):
         return named_encoder(arguments.encoder)

@@ -59,7 +59,7 @@ class _Run:
         ended: Whether it has finished or failed.
     """
 
-    work: float = 1.0
+    work: int | float = 1.0
     groups: dict[str, _Group | None] = field(default_factory=dict)
     doing: str = ""
     ended: bool = False

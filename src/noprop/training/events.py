@@ -248,7 +248,7 @@ class Grid(Event):
         done: Number of further runs that an earlier command has finished.
     """
 
-    runs: Mapping[str, float]
+    runs: Mapping[str, int | float]
     done: int = 0
 
 

@@ -1,33 +1,108 @@
-"""``noprop reproduce``."""
+"""``noprop reproduce``: the paper's tables and figures."""
 
 import argparse
 import math
 from contextlib import closing
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from noprop.commands.options import parse_duration, parse_seeds
+from noprop.commands.options import (
+    Parser,
+    add_data_dir,
+    add_quiet,
+    parse_duration,
+    parse_seeds,
+    path,
+    whole_number,
+)
 from noprop.errors import ConfigError
-from noprop.machine import core_count
-from noprop.paper.numbers import Number
-from noprop.paper.pages import parameter_table, write_pages
-from noprop.paper.records import Summary, read_records, summaries
-from noprop.paper.reproduce import Planned, Reproduction, plan
-from noprop.paper.reproduce import reproduce as run_experiments
-from noprop.paper.scale import parse_scale
-from noprop.paper.tables import brief, result_text
-from noprop.report.progress import Report
-from noprop.report.tables import duration, table
 from noprop.terminal import printable, show, show_json, tell
-from noprop.training.signals import Terminated, answered_between_updates
 
-__all__ = ["reproduce"]
+if TYPE_CHECKING:
+    from noprop.paper.numbers import Number
+    from noprop.paper.records import Summary
+    from noprop.paper.reproduce import Planned, Reproduction
 
+__all__ = ["HELP", "add_options", "run"]
+
+SCALES = (
+    "full; smoke, a look at every cell; or such as epochs=0.05,images=5000,steps=100: epochs, a "
+    "fraction of the paper's; images and test, at most so many; steps, T at most, of ct, fm and "
+    "adjoint; validation, the fraction held out; runs, of inference; samples, chains averaged; "
+    "seeds, how many"
+)
 MOST_JOBS = 1024  # as many as worker processes of a run
 BRIEF = ["test accuracy in %", "scale", "seeds × runs", "one chain", "averaged"]
+HELP = "Reproduce the paper's tables and figures, all of them or a fraction."
 
 
-def reproduce(arguments: argparse.Namespace) -> int:
-    """``noprop reproduce``: status 1 if a cell failed."""
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "experiments",
+        nargs="+",
+        metavar="WHAT",
+        help="table1, table2, table3, table5, fig3, fig4, fig6, fig7",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="LIST",
+        help="some cells: data sets, methods, embeddings, such as mnist,cifar10,dt,one-hot",
+    )
+    parser.add_argument("--scale", default="full", metavar="SCALE", help=f"{SCALES} [full]")
+    parser.add_argument("--seeds", metavar="LIST", help="such as 0..2 or 0,3 [as many as SCALE]")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="train nothing: show cells, what is done, and how long the rest takes on this machine",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="train nothing: write tables and figures of the results that are there",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=whole_number,
+        metavar="N",
+        help="cells at a time, each with one thread; on one GPU they share it [all cores]",
+    )
+    parser.add_argument(
+        "--deadline",
+        metavar="TIME",
+        help="stop cleanly within such as 25m or 1h30m; the same command goes on another day",
+    )
+    parser.add_argument(
+        "--runs",
+        type=path,
+        default=Path("runs/reproduction"),
+        metavar="DIR",
+        help="where run folders go [runs/reproduction]",
+    )
+    parser.add_argument(
+        "--out",
+        type=path,
+        default=Path("results/reproduction"),
+        metavar="DIR",
+        help="where results.jsonl, tables and figures go [results/reproduction]",
+    )
+    add_quiet(parser)
+    add_data_dir(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command, and return its status."""
+    from noprop.machine import core_count
+    from noprop.paper.pages import parameter_table, write_pages
+    from noprop.paper.records import read_records, summaries
+    from noprop.paper.reproduce import Reproduction, plan
+    from noprop.paper.reproduce import reproduce as run_experiments
+    from noprop.paper.scale import parse_scale
+    from noprop.paper.tables import brief, result_text
+    from noprop.report.progress import Report
+    from noprop.report.tables import table
+    from noprop.training.signals import Terminated, answered_between_updates
+
     wanted = Reproduction(
         arguments.experiments,
         only=_words(arguments.only),
@@ -90,7 +165,7 @@ def _words(text: str | None) -> list[str]:
     return words
 
 
-def _numbers(summary: Summary) -> dict[str, Any]:
+def _numbers(summary: "Summary") -> dict[str, Any]:
     """Test accuracy in % of one chain and of our prediction, with standard errors, for JSON."""
     numbers = {mode: summary.accuracy(mode) for mode in ("single", "default")}
     return {
@@ -102,14 +177,16 @@ def _numbers(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _number(number: Number) -> dict[str, float | None]:
+def _number(number: "Number") -> dict[str, float | None]:
     error = None if math.isnan(number.error) else number.error  # JSON has no NaN
     return {"accuracy": number.mean, "se": error}
 
 
 def _show_plan(
-    arguments: argparse.Namespace, planned: list[Planned], wanted: Reproduction, beside: int
+    arguments: argparse.Namespace, planned: "list[Planned]", wanted: "Reproduction", beside: int
 ) -> int:
+    from noprop.report.tables import duration, table
+
     left = [(p.seconds or 0.0) * (len(p.seeds) - len(p.done)) for p in planned]
     if arguments.json:
         cells = [

@@ -1,4 +1,4 @@
-"""``noprop bench``."""
+"""``noprop bench``: speed and memory compared with a straightforward PyTorch loop."""
 
 import argparse
 import importlib.util
@@ -7,22 +7,75 @@ import json
 from contextlib import closing
 from pathlib import Path
 
+from noprop.bench import SUITES
+from noprop.commands.options import Parser, add_data_dir, add_quiet, path, whole_number
 from noprop.errors import ConfigError
-from noprop.report.progress import Report
-from noprop.run.folder import make_free_folder
 from noprop.terminal import printable, show, show_json, tell
-from noprop.training.events import Step
 
-__all__ = ["bench"]
+__all__ = ["HELP", "add_options", "run"]
+
+HELP = "Measure speed and memory against the plain loop, on the CPU."
 
 
-def bench(arguments: argparse.Namespace) -> int:
-    """``noprop bench``: print tables, and write ``bench.json`` and figures to ``--out``."""
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        help="; ".join(f"{name}: {text}" for name, text in SUITES.items())
+        + " [all except accuracy, which needs the data and takes the longest]",
+    )
+    numbers = {
+        "blocks": (10, "T of dt and backprop"),
+        "steps": (1000, "T of prediction of the others"),
+        "images": (2000, "images in a measurement of prediction"),
+        "rounds": (5, "of each measurement; contestants alternate"),
+        "workers": (None, "processes of dt, threads of the others and of prediction [all cores]"),
+    }
+    parser.add_argument(
+        "--dataset", default="mnist", help="mnist, fashion-mnist, cifar10 or cifar100 [mnist]"
+    )
+    parser.add_argument(
+        "--methods",
+        help="a comma-separated list; scaling and memory always use dt [all that are installed: "
+        "dt,ct,fm,backprop,adjoint]",
+    )
+    for name, (default, text) in numbers.items():
+        shown = f" [{default}]" if default else ""
+        parser.add_argument(
+            f"--{name}", type=whole_number, default=default, metavar="N", help=f"{text}{shown}"
+        )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="duration of a contestant's run in a round [3]"
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        default=99.0,
+        help="accuracy that the suite accuracy aims at, in percent [99]",
+    )
+    parser.add_argument("--quick", action="store_true", help="one round of 0.2 seconds each")
+    add_quiet(parser)
+    parser.add_argument(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="folder for the results [bench, bench-2, …]",
+    )
+    add_data_dir(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command, and return its status."""
     from noprop.bench import DEFAULT_SUITES
     from noprop.bench.settings import Settings
     from noprop.bench.suites import Results, bench_text, draw_bench, run_suites, step_count
     from noprop.files import write_whole
     from noprop.machine import core_count
+    from noprop.report.progress import Report
+    from noprop.run.folder import make_free_folder
+    from noprop.training.events import Step
 
     suites = tuple(dict.fromkeys(arguments.suites)) or DEFAULT_SUITES
     workers = core_count() if arguments.workers is None else arguments.workers

@@ -1,4 +1,4 @@
-"""``noprop train``, ``grid`` and ``assemble``."""
+"""``noprop train``: train a recipe, evaluate it, and leave a run folder."""
 
 import argparse
 import json
@@ -8,35 +8,57 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from noprop import api
-from noprop.commands.options import encoder_or_field, named_encoder, parse_seeds
+from noprop.commands.engine import add_engine, engine_of, engine_options
+from noprop.commands.options import (
+    DEFAULT_RECIPE,
+    Parser,
+    add_data_dir,
+    add_encoder,
+    add_fields,
+    add_quiet,
+    add_set,
+    configuration,
+    encoder_or_field,
+    path,
+)
 from noprop.errors import ConfigError
-from noprop.grid import GridRun, summary, train_grid
-from noprop.model import open_run
-from noprop.report.progress import Report
-from noprop.report.tables import evaluation_text, grid_text
-from noprop.run.engines import Engine
-from noprop.run.member import started_by_torchrun
-from noprop.run.processes import end_with_parent
-from noprop.run.units import UnitState, unfinished_text
+from noprop.recipes import RECIPE_NAMES
 from noprop.terminal import printable, show, show_json, tell
-from noprop.training.events import Created, Event
-from noprop.training.signals import Terminated, answered_between_updates
 
-# Of --engine ray: argument of RayEngine, and option.
-ENGINE_OPTIONS = {
-    "address": "--address",
-    "storage": "--storage",
-    "cpus": "--cpus-per-unit",
-    "gpus": "--gpus-per-unit",
-    "retries": "--retries",
-}
+__all__ = ["HELP", "add_options", "run"]
 
-__all__ = ["assemble", "engine_options", "grid", "train"]
+HELP = "Train a recipe, evaluate it, and leave a run folder."
 
 
-def train(arguments: argparse.Namespace) -> int:
-    """``noprop train``."""
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    # Both, for torchrun takes --run for an option of its own, even behind the program's name.
+    parser.add_argument(
+        "--run", "--run-dir", type=path, metavar="DIR", help="run folder [runs/RECIPE]"
+    )
+    parser.add_argument("--resume", type=path, metavar="RUN", help="go on with a run")
+    parser.add_argument(
+        "--units",
+        metavar="LIST",
+        help="train these alone, in the folder of --run or --resume, such as block-1,block-2 or "
+        "block-3..block-7,readout; noprop assemble makes the model of all",
+    )
+    add_quiet(parser)
+    add_engine(parser)
+    add_recipe(parser)
+    add_data_dir(parser)
+    add_encoder(parser, fields=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command, and return its status."""
+    from noprop import api
+    from noprop.model import open_run
+    from noprop.report.progress import Report
+    from noprop.run.member import started_by_torchrun
+    from noprop.training.events import Created, Event
+    from noprop.training.signals import Terminated, answered_between_updates
+
     encoder = encoder_or_field(arguments)
     if arguments.resume:
         config, folder = open_run(arguments.resume), arguments.resume
@@ -46,7 +68,7 @@ def train(arguments: argparse.Namespace) -> int:
         if others := [n for n in changed if n != "train.workers"]:
             raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
     else:
-        config = arguments.configuration()
+        config = configuration(arguments)
         if arguments.units and not arguments.run:
             raise ConfigError("--units: name the folder of the run with --run DIR or --resume RUN")
         folder = arguments.run  # unless given, made when training begins
@@ -54,9 +76,9 @@ def train(arguments: argparse.Namespace) -> int:
     if together:
         _check_torchrun(arguments)
     first = not together or os.environ["RANK"] == "0"
-    engine = _engine(arguments)
+    engine = engine_of(arguments)
     report = Report(config.train.batch_size, quiet=arguments.quiet or not first)
-    states: list[UnitState] = []
+    states: list[Any] = []
 
     def listen(event: Event) -> None:
         nonlocal folder
@@ -70,7 +92,7 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         if arguments.resume:
             text = getattr(arguments, "train.workers")
-            workers = None if text is None else int(arguments.configuration().train.workers)
+            workers = None if text is None else int(configuration(arguments).train.workers)
         else:
             workers = None
         with answered_between_updates(), closing(report):
@@ -98,7 +120,20 @@ def train(arguments: argparse.Namespace) -> int:
         return 143 if isinstance(stop, Terminated) else 130
     if not first:
         return 0
-    return _show_units(arguments, folder, states) if states else _show_result(arguments, folder)
+    return _show_units(arguments, folder, states) if states else show_result(arguments, folder)
+
+
+def add_recipe(parser: Parser) -> None:
+    """Add a recipe or a file, and the fields that change it."""
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help=f"{RECIPE_NAMES} [{DEFAULT_RECIPE}, whose values are shown below]",
+    )
+    parser.add_argument("--config", type=path, metavar="FILE", help="a TOML file of fields")
+    add_set(parser, "set any field")
+    add_fields(parser)
 
 
 def _check_torchrun(arguments: argparse.Namespace) -> None:
@@ -107,6 +142,8 @@ def _check_torchrun(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: If it was asked for what torchrun decides, or that it cannot find again.
     """
+    from noprop.run.processes import end_with_parent
+
     if not (arguments.run or arguments.resume):
         raise ConfigError("torchrun: name the folder of the run with --run-dir DIR or --resume RUN")
     if arguments.units is not None:
@@ -122,86 +159,10 @@ def _check_torchrun(arguments: argparse.Namespace) -> None:
             tell("torchrun: a restart may hang; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it")
 
 
-def grid(arguments: argparse.Namespace) -> int:
-    """``noprop grid``: status 1 if a run failed."""
-    encoder, engine = encoder_or_field(arguments), _engine(arguments)
-    changes = arguments.overrides()
-    report = Report(quiet=arguments.quiet)
-    try:
-        with answered_between_updates(), closing(report):
-            runs = train_grid(
-                arguments.recipes,
-                parse_seeds(arguments.seeds),
-                folder=arguments.out,
-                overrides=changes,
-                data_dir=arguments.data_dir,
-                encoder=encoder,
-                engine=engine,
-                emit=report,
-            )
-    except KeyboardInterrupt as stop:
-        tell("stopped; resume with the same command")
-        return 143 if isinstance(stop, Terminated) else 130
-    failed = [run for run in runs if run.error]
-    table = summary(runs)
-    if arguments.json:
-        show_json({"recipes": table, "runs": [_grid_run(run) for run in runs]})
-    else:
-        show(grid_text(table))
-        show(f"\nthe runs are in {printable(arguments.out)}")
-    for run in failed:
-        tell(f"noprop: error: {run.name}: {run.error}")
-    return 1 if failed else 0
+def show_result(arguments: argparse.Namespace, folder: Path) -> int:
+    """Print what the evaluation of a run found."""
+    from noprop.report.tables import evaluation_text
 
-
-def _grid_run(run: GridRun) -> dict[str, Any]:
-    about = {"run": str(run.folder), "recipe": run.recipe, "seed": run.seed}
-    if run.error:
-        return {**about, "error": str(run.error)}
-    assert run.results
-    modes = run.results["modes"]
-    single = modes["single"]["accuracy"] if "single" in modes else None
-    return {**about, "accuracy": modes[run.results["default"]]["accuracy"], "single": single}
-
-
-def _engine(arguments: argparse.Namespace) -> Engine | None:
-    """What ``--engine`` names, with its options; None for the local one."""
-    given = {name: getattr(arguments, name) for name in ENGINE_OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
-    if arguments.engine != "ray":
-        if given:
-            raise ConfigError(f"{ENGINE_OPTIONS[next(iter(given))]}: is for --engine ray")
-        return None
-    from noprop.run.ray_engine import RayEngine
-
-    if "address" in given and getattr(arguments, "train.workers") is not None:
-        raise ConfigError(
-            "--workers: of a cluster at --address, its own resources decide; see --cpus-per-unit"
-        )
-    return RayEngine(given.pop("address", None), **given)
-
-
-def engine_options(arguments: argparse.Namespace) -> str:
-    """The options of the engine as they were given, to be given again."""
-    if arguments.engine != "ray":
-        return ""
-    values = [(option, getattr(arguments, name)) for name, option in ENGINE_OPTIONS.items()]
-    values.append(("--workers", getattr(arguments, "train.workers", None)))
-    return " --engine ray" + "".join(f" {o} {v}" for o, v in values if v is not None)
-
-
-def assemble(arguments: argparse.Namespace) -> int:
-    """``noprop assemble``."""
-    api.assemble(
-        arguments.run,
-        data_dir=arguments.data_dir,
-        encoder=named_encoder(arguments.encoder),
-        emit=Report(quiet=arguments.quiet),
-    )
-    return _show_result(arguments, arguments.run)
-
-
-def _show_result(arguments: argparse.Namespace, folder: Path) -> int:
     results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     if arguments.json:
         show_json({"run": str(folder), **results})
@@ -212,7 +173,9 @@ def _show_result(arguments: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def _show_units(arguments: argparse.Namespace, folder: Path, states: list[UnitState]) -> int:
+def _show_units(arguments: argparse.Namespace, folder: Path, states: list[Any]) -> int:
+    from noprop.run.units import unfinished_text
+
     if arguments.json:
         units = {s.name: {"position": s.position, "total": s.total} for s in states}
         show_json({"run": str(folder), "units": units})

@@ -1,0 +1,57 @@
+"""``noprop plot``: pictures and the page of a run."""
+
+import argparse
+
+from noprop.commands.options import (
+    Parser,
+    add_data_dir,
+    add_trained_run,
+    assignments,
+    named_encoder,
+    path,
+)
+from noprop.terminal import printable, show, show_json, tell
+
+__all__ = ["HELP", "add_options", "run"]
+
+HELP = "Draw a run: curves, schedule, a label appearing, embeddings."
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    add_trained_run(parser)
+    parser.add_argument(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="folder for pictures and page [RUN/plots, RUN]",
+    )
+    add_data_dir(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command, and return its status."""
+    from noprop.api import load
+    from noprop.report.page import write_page
+    from noprop.report.pictures import save_pictures
+    from noprop.report.plots import draw_run
+
+    model = load(
+        arguments.run,
+        device=arguments.device,
+        encoder=named_encoder(arguments.encoder),
+        overrides=assignments(arguments),
+    )
+    examples = model.examples("test", arguments.data_dir)
+    pictures = draw_run(arguments.run, model.model, examples)
+    paths = save_pictures(pictures, arguments.out or arguments.run / "plots")
+    for picture in pictures:
+        if picture.trouble:
+            tell(f"{picture.name}: cannot be drawn: {picture.trouble}")
+    place = (arguments.out or arguments.run) / "report.html"
+    page = write_page(arguments.run, model.model, pictures, place)
+    if arguments.json:  # the pictures; the page is always report.html
+        show_json([str(p) for p in paths])
+    else:
+        show("\n".join(map(printable, [*paths, page])))
+    return 0

@@ -1,0 +1,108 @@
+"""``noprop predict``: classify images and arrays."""
+
+import argparse
+import csv
+import io
+
+from noprop.commands.options import (
+    Parser,
+    add_trained_run,
+    assignments,
+    named_encoder,
+    path,
+    whole_number,
+)
+from noprop.errors import ConfigError
+from noprop.terminal import printable, show, show_json
+
+__all__ = ["HELP", "add_options", "run"]
+
+HELP = "Classify images, or arrays of .npy and .npz files."
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    add_trained_run(parser)
+    parser.add_argument("files", type=path, nargs="+", metavar="FILE")
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv", "json"),
+        default="table",
+        help="json has names as they are; csv begins with ' those that would be formulas [table]",
+    )
+    parser.add_argument("--samples", type=whole_number, help="K, chains to average [as configured]")
+    parser.add_argument(
+        "--average", choices=("path", "readout"), help="[path, where the method has one]"
+    )
+    parser.add_argument("--no-noise", action="store_true", help="run the mean chain")
+    parser.add_argument("--seed", type=int, default=0, help="of the chains [0]")
+    parser.add_argument("--top", type=whole_number, default=3, help="classes to show [3]")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command, and return its status."""
+    from noprop.api import load
+    from noprop.data import read_inputs
+    from noprop.report.tables import table
+
+    if arguments.samples is not None and arguments.samples < 1:
+        raise ConfigError(f"--samples must be at least 1, got {arguments.samples}")
+    if arguments.top < 1:
+        raise ConfigError(f"--top must be at least 1, got {arguments.top}")
+    model = load(
+        arguments.run,
+        device=arguments.device,
+        encoder=named_encoder(arguments.encoder),
+        overrides=assignments(arguments),
+    )
+    names, x = read_inputs(arguments.files, model.model.task.shape)
+    probabilities = model.predict(
+        x,
+        samples=arguments.samples,
+        noise=False if arguments.no_noise else None,
+        average=arguments.average,
+        seed=arguments.seed,
+    )
+    top = probabilities.topk(min(arguments.top, len(model.class_names)), dim=1)
+    rows = [
+        [name, *(f"{model.class_names[i]} {p:.3f}" for i, p in zip(labels, values, strict=True))]
+        for name, labels, values in zip(
+            names, top.indices.tolist(), top.values.tolist(), strict=True
+        )
+    ]
+    form = "json" if arguments.json else arguments.format
+    if form == "table":
+        show(table(["file", *(f"#{i + 1}" for i in range(top.indices.shape[1]))], rows))
+    elif form == "csv":
+        classes = list(map(_csv_cell, model.class_names))
+        writer = csv.writer(lines := io.StringIO(), lineterminator="\n")
+        writer.writerow(["file", "label", *classes])
+        for name, p in zip(names, probabilities.tolist(), strict=True):
+            label = classes[p.index(max(p))]
+            writer.writerow([_csv_cell(name), label, *(f"{v:.6f}" for v in p)])
+        show(lines.getvalue().removesuffix("\n"))
+    else:
+        answer = [
+            {
+                "file": name,
+                "label": model.class_names[p.index(max(p))],
+                "probabilities": dict(zip(model.class_names, p, strict=True)),
+            }
+            for name, p in zip(names, probabilities.tolist(), strict=True)
+        ]
+        show_json(answer)
+    return 0
+
+
+def _csv_cell(name: str) -> str:
+    """A name in one line, which no spreadsheet takes for a formula; numbers stay numbers."""
+    name = printable(name)
+    return f"'{name}" if name[:1] in ("=", "+", "-", "@") and not _is_number(name) else name
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
