@@ -40,8 +40,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on stderr and a status that is not zero."""
     with readable_output(), _one_line_errors() as outcome:
-        parser, commands = build_parser()
-        arguments, unknown = parser.parse_known_args(_without_nul(argv))
+        words = _without_nul(argv)
+        parser, commands = build_parser(words)
+        arguments, unknown = parser.parse_known_args(words)
         if arguments.command is None:
             parser.print_help()
             return 0
@@ -115,8 +116,12 @@ def _failed(message: str) -> int:
     return 1
 
 
-def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    """Return the parser, and those of the commands by name."""
+def build_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser, and those of the commands by name.
+
+    Args:
+        words: The command line. Only a command that is one of its words has its options.
+    """
     parser = Parser(
         prog="noprop",
         description="Train neural networks block by block, without back-propagating through them.",
@@ -128,5 +133,6 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         text = command.HELP
         made[name] = parsers.add_parser(name, help=text, description=text, allow_abbrev=False)
         made[name].add_argument("--json", action="store_true", help="print results as JSON")
-        command.add_options(made[name])
+        if name in words:
+            command.add_options(made[name])
     return parser, made
