@@ -236,14 +236,16 @@ DATA = [
 ]
 
 RUNS = [
-    row("resume-absent", "train --resume absent", "absent", "no run folder"),
-    row("evaluate-absent", "evaluate absent", "absent", "no run folder"),
-    row("evaluate-empty", "evaluate empty", "empty", "no run", fault=make_folder("empty")),
+    row("resume-absent", "train --resume absent", "absent", "not a run folder"),
+    row("evaluate-absent", "evaluate absent", "absent", "not a run folder"),
+    row(
+        "evaluate-empty", "evaluate empty", "empty", "not a run folder", fault=make_folder("empty")
+    ),
     *(
         row(f"no-run-{i}", f"{command} made", words, fault=HOLDS_A_LINK)
         for i, (command, words) in enumerate(
             (
-                ("evaluate", "made: is no run folder: has no config.toml"),
+                ("evaluate", "made: is not a run folder: it has no config.toml"),
                 (f"{SMALL} --run", "made: is there already"),
                 (f"{SMALL} --units block-1 --run", "made: is there already and is no run folder"),
             )
@@ -270,7 +272,7 @@ RUNS = [
     row(
         "altered-model",
         "predict run x.npy",
-        *("run/model.json: class_names is not what the model was trained with", "noprop assemble"),
+        *("run/model.json: class_names was changed after training", "noprop assemble"),
         fault=edit("run/model.json", '"0"', '"nought"'),
     ),
     row(
@@ -462,7 +464,7 @@ TERMINAL = [
     row("control-in-recipe", ["train", HOSTILE], "unknown recipe"),
     row("control-in-command", [HOSTILE], r"unknown command \x1b[31m"),
     row("control-in-option", ["train", f"--lr{HOSTILE}", "1"], "unknown option --lr"),
-    row("control-in-path", ["evaluate", f"{HOSTILE}\n"], r"\x1b[31m\n: is no run folder"),
+    row("control-in-path", ["evaluate", f"{HOSTILE}\n"], r"\x1b[31m\n: is not a run folder"),
     row("bytes-in-path", ["evaluate", "r\udcff"], r"r\xff", "a name in UTF-8"),
     row("bytes-in-run", [*SMALL.split(), "--run", "r\udcff"], r"r\xff", "a name in UTF-8"),
     row(

@@ -1,4 +1,4 @@
-"""Weights for averaging several estimates of p(y|x), and how far a probability is off."""
+"""Weights for averaging several estimates of p(y|x), and the calibration error."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,15 +10,18 @@ __all__ = ["calibration_error", "fit_path_weights"]
 def fit_path_weights(
     path: Float[Tensor, "steps batch classes"], y: Int64[Tensor, " batch"], iterations: int = 500
 ) -> Float[Tensor, " steps"]:
-    """Weights over blocks, ≥ 0 with sum 1, of least log-loss for the mixture Σ_t w_t p_t(y|x).
+    """Return weights w over blocks that minimise the log-loss of the mixture Σ_t w_t p_t(y|x).
 
-    Expectation maximisation: the problem is concave in w, each iteration lowers the loss, and no
-    step size is chosen. Fit on the validation split.
+    Expectation maximisation (EM): the problem is convex in w, each iteration lowers the loss, and
+    there is no step size to choose. Fit on the validation split.
 
     Args:
-        path: each block's class probabilities, shape (T, B, m).
-        y: labels, shape (B,).
-        iterations: of EM.
+        path: Class probabilities of each block, shape (T, B, m).
+        y: Labels, shape (B,).
+        iterations: Number of iterations of EM.
+
+    Returns:
+        The weights, shape (T,), ≥ 0 with sum 1.
     """
     likelihood = path[:, torch.arange(y.shape[0], device=y.device), y]
     likelihood = likelihood.cpu().double().clamp_min(1e-12)  # not every device has float64
@@ -32,7 +35,7 @@ def fit_path_weights(
 def calibration_error(
     probabilities: Float[Tensor, "batch classes"], y: Int64[Tensor, " batch"], bins: int = 15
 ) -> float:
-    """Expected calibration error: Σ over bins of share times |accuracy - confidence|, in [0, 1]."""
+    """Return the expected calibration error: Σ over bins of share × |accuracy - confidence|."""
     confidence, label = probabilities.max(dim=1)
     index = (confidence * bins).long().clamp(max=bins - 1)
     gap = (label == y).cpu().double() - confidence.cpu().double()

@@ -1,7 +1,7 @@
-"""Image paths: from x to the features that a block reads (Fig. 5), and what may stand in for them.
+"""Image paths: from x to the features that a block reads (Fig. 5).
 
-The convolutions of Fig. 5, smaller ones for images too small for them, an MLP for tables, and a
-user's own module.
+They are the convolutions of Fig. 5, smaller ones for smaller images, an MLP for tables, or a user's
+own module.
 """
 
 import math
@@ -38,13 +38,13 @@ EncoderFactory = Callable[[], nn.Module]
 def conv_path(
     channels: int, size: tuple[int, int], dropout: float, kind: DropoutKind = "feature"
 ) -> Sequence:
-    """The convolutions of Fig. 5: 2048 features from 28×28, 3200 from 32×32, 6400 from 64×64.
+    """Build the convolutions of Fig. 5: 2048 features of 28×28, 3200 of 32×32, 6400 of 64×64.
 
     3×3 without padding: C→32, pool; 32→64; 64→128, pool; and from 48 pixels up 128→256, pool.
 
-    Pooling rounds down, so the last rows and columns of most sizes reach no feature: the input is
-    trimmed to those that do, which changes no output and saves a tenth of the work. The pool stands
-    before its ReLU, with which it commutes.
+    Pooling rounds down, so the last rows and columns of most sizes affect no feature. The input is
+    trimmed to the others, which changes no output and saves a tenth of the work. Pooling comes
+    before the ReLU, with which it commutes.
     """
     deep = min(size) >= 48
     height, width = (trimmed_size(side, deep=deep) for side in size)
@@ -63,10 +63,10 @@ def conv_path(
 
 
 def trimmed_size(side: int, *, deep: bool) -> int:
-    """How many of ``side`` pixels reach an output of :func:`conv_path`.
+    """Return how many of ``side`` pixels affect an output of :func:`conv_path`.
 
     Raises:
-        ValueError: If none does, for then the image is too small for Fig. 5.
+        ValueError: If the image is too small for Fig. 5.
     """
     pools_to = [((side - 2) // 2) - 4]
     if deep:
@@ -83,7 +83,7 @@ def trimmed_size(side: int, *, deep: bool) -> int:
 def small_conv_path(
     channels: int, size: tuple[int, int], dropout: float, kind: DropoutKind = "feature"
 ) -> Sequence:
-    """For images too small for Fig. 5, such as 8×8 digits: 3×3 with padding, C→32→64, pool."""
+    """Build convolutions for images too small for Fig. 5: 3×3 with padding, C→32→64, pool."""
     if min(size) < 2:
         raise ValueError(f"the small convolutions need at least 2 pixels a side, got {min(size)}")
     return Sequence(
@@ -96,7 +96,7 @@ def small_conv_path(
 
 
 def mlp_path(features: int, dropout: float) -> Sequence:
-    """For tables and other flat inputs: two layers of 256 with batch norm, ReLU and dropout."""
+    """Build an MLP for flat inputs: two layers of 256 with batch norm, ReLU and dropout."""
     return Sequence(
         nn.Flatten(),
         nn.Linear(features, WIDTH),
@@ -109,7 +109,7 @@ def mlp_path(features: int, dropout: float) -> Sequence:
 
 
 def encoder_kind(shape: tuple[int, ...]) -> EncoderKind:
-    """The path that suits inputs of one shape: Fig. 5 from 14 pixels a side, small, or an MLP."""
+    """Return the path for inputs of one shape: Fig. 5 from 14 pixels a side, small, or an MLP."""
     if len(shape) != 3:
         return "mlp"
     return "conv" if min(shape[1:]) >= 14 else "small"
@@ -123,15 +123,15 @@ class Trim(nn.Module):
         self.height, self.width = height, width
 
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h2 w2"]:
-        """The trimmed images, a view."""
+        """Return a view of the trimmed images."""
         return x[:, :, : self.height, : self.width]
 
 
 class CustomEncoder(nn.Module):
-    """A user's own module x → features, in the place of the convolutions.
+    """User's own module x → features, in place of the convolutions.
 
-    Its dropout and other randomness can only draw from torch's global generators; those are seeded
-    from the block's generator for the call and put back after it.
+    Its dropout and other randomness can only draw from torch's global generators. These are seeded
+    from the block's generator for each call, and restored after it.
     """
 
     takes_generator = True
@@ -143,7 +143,7 @@ class CustomEncoder(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None
     ) -> Float[Tensor, "batch features"]:
-        """The module's features, flattened to (B, F)."""
+        """Return the module's features, flattened to (B, F)."""
         if generator is None or not self.training:
             return self._features(x)
         drawn = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
@@ -153,25 +153,25 @@ class CustomEncoder(nn.Module):
     def _features(self, x: Tensor) -> Tensor:
         try:
             return self.module(x).flatten(1)
-        except (Exception, SystemExit) as error:  # whatever a user's code may raise: it may exit
+        except (Exception, SystemExit) as error:  # a user's code may raise anything, or exit
             raise ConfigError(
                 f"the encoder fails on a batch of shape {tuple(x.shape)}: {_words_of(error)}"
             ) from error
 
 
 class Features(nn.Module):
-    """An image path with the FC 256 on top: then batch norm (DT), or ReLU (CT, FM).
+    """Image path with the FC 256 on top, then batch norm (DT) or ReLU (CT, FM).
 
     Args:
-        shape: of one input, (C, H, W) or (F,).
-        kind: which path; ``auto`` chooses by the shape, ``custom`` calls ``factory``.
-        dropout: probability that a feature is dropped, in [0, 1).
-        batch_norm: batch norm and no ReLU, or ReLU and no batch norm.
-        factory: makes the user's own encoder, a fresh one each time it is called.
-        dropout_kind: whether convolutions drop features or whole channels.
+        shape: Shape of one input, (C, H, W) or (F,).
+        kind: Kind of path; ``auto`` chooses by the shape, ``custom`` calls ``factory``.
+        dropout: Probability that a feature is dropped, in [0, 1).
+        batch_norm: Whether batch norm or ReLU follows the FC layer.
+        factory: Function that returns a new encoder of the user at each call.
+        dropout_kind: Whether convolutions drop features or whole channels.
 
     Raises:
-        ValueError: If the kind does not suit the shape, or a user's encoder gives no (B, F)
+        ValueError: If the kind does not suit the shape, or a user's encoder does not return (B, F)
             features.
     """
 
@@ -194,7 +194,7 @@ class Features(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch width"]:
-        """Features of shape (B, 256)."""
+        """Return features of shape (B, 256)."""
         return self.finish(self.project(stochastic_call(self.encoder, x, generator)))
 
 
@@ -220,12 +220,12 @@ def _encoder(
 
 
 def _made_by(factory: EncoderFactory) -> nn.Module:
-    """What a user's function gives, if it is a module."""
+    """Call a user's function, and check that it returns a module."""
     try:
         module = factory()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a user's code may raise: it may exit
+    except BaseException as error:  # a user's code may raise anything, or exit
         raise ValueError(f"making the encoder failed: {_words_of(error)}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"the encoder must be an nn.Module, got {type(module).__name__}")
@@ -233,7 +233,7 @@ def _made_by(factory: EncoderFactory) -> nn.Module:
 
 
 def _feature_count(encoder: nn.Module, shape: tuple[int, ...]) -> int:
-    # A user's module is asked itself, for what wraps it already relies on the shape checked here.
+    # The user's own module is called: its wrapper relies on the shape that is checked here.
     module = encoder.module if isinstance(encoder, CustomEncoder) else encoder
     training = module.training
     try:
@@ -241,7 +241,7 @@ def _feature_count(encoder: nn.Module, shape: tuple[int, ...]) -> int:
             features = module.eval()(torch.zeros(2, *shape))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # as above
+    except BaseException as error:  # a user's code may raise anything, or exit
         raise ValueError(
             f"the encoder fails on a batch of shape {(2, *shape)}: {_words_of(error)}"
         ) from error
@@ -257,5 +257,5 @@ def _feature_count(encoder: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _words_of(error: BaseException) -> str:
-    """An error of a user's own code in one line."""
+    """Describe an error of a user's own code in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")

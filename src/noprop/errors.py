@@ -4,7 +4,7 @@ __all__ = ["ConfigError", "DataError", "NoPropError", "RunError", "TrainingError
 
 
 class NoPropError(Exception):
-    """Something outside the program is wrong; the message names it and says what was wanted."""
+    """An error outside the program; the message names what is wrong and what was expected."""
 
 
 class ConfigError(NoPropError):
@@ -12,12 +12,12 @@ class ConfigError(NoPropError):
 
 
 class DataError(NoPropError):
-    """A data set or image that is missing, corrupt or of another kind than asked for."""
+    """A data set or image that is missing, corrupt or not of the requested kind."""
 
 
 class RunError(NoPropError):
-    """A run folder or checkpoint that is none, is damaged, or of another architecture."""
+    """A run folder or checkpoint that is missing, damaged, or of another architecture."""
 
 
 class TrainingError(NoPropError):
-    """Training cannot go on, for example because a loss is not finite."""
+    """Training that cannot continue, for example because a loss is not finite."""

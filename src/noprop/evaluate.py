@@ -1,7 +1,7 @@
-"""What a trained chain knows, read in several ways, and what each part of it does.
+"""Evaluation of a trained chain: ways of predicting, levels of the chain, calibration and bound.
 
 One chain with noise is a sample from p(y|x) (the paper's protocol); the mean of K chains, the path
-average and the mean chain estimate p(y|x) itself. Images are read once: their features serve all.
+average and the mean chain estimate p(y|x) itself. All use the same features, computed once.
 """
 
 import math
@@ -40,13 +40,13 @@ PATHLESS = ("single", "samples", "mean")
 
 @dataclass
 class Score:
-    """Accuracy (percent) and log-loss (nats) of one way of predicting, a value for each run."""
+    """Accuracy (percent) and log-loss (nats) of one way of predicting, one value per run."""
 
     accuracy: list[float] = field(default_factory=list)
     log_loss: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Means and their standard errors over the runs."""
+        """Return means and their standard errors over the runs."""
         a, b = _mean_and_error(self.accuracy), _mean_and_error(self.log_loss)
         return {"accuracy": a[0], "accuracy_se": a[1], "log_loss": b[0], "log_loss_se": b[1]}
 
@@ -60,19 +60,19 @@ def _mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """What :func:`evaluate` found of a finished run.
+    """Return the stored results of :func:`evaluate` for a finished run.
 
     Raises:
-        RunError: If the file cannot be read, or has no accuracy of the default prediction.
+        RunError: If the file cannot be read, or lacks the accuracy of the default prediction.
     """
     path = folder / "evaluation.json"
     results = read_object(path)
     try:
         accuracies = [mode["accuracy"] for mode in results["modes"].values()]
         if not all(type(a) in (int, float) for a in accuracies):
-            raise TypeError("an accuracy is no number")
+            raise TypeError("an accuracy is not a number")
         if results["default"] not in results["modes"]:
-            raise ValueError("the default is none of its modes")
+            raise ValueError("the default is not one of its modes")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
     return results
@@ -81,7 +81,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 def choose_weights(model: Model, validation: Examples) -> None:
     """Fit the weights of the path average on the validation part, from one set of chains.
 
-    Without a validation part they stay uniform. A method without a path has none.
+    They stay uniform if the validation part is empty. Methods without a path have no weights.
     """
     if len(validation) == 0 or model.method.path_weights is None:
         return
@@ -90,15 +90,15 @@ def choose_weights(model: Model, validation: Examples) -> None:
 
 
 def modes_of(model: Model) -> tuple[str, ...]:
-    """The ways of predicting that the method has."""
+    """Return the ways of predicting that the method has."""
     return PATHLESS if model.method.path_weights is None else MODES
 
 
 def default_mode(model: Model) -> str:
-    """How ``predict`` answers unless told otherwise.
+    """Return the default way of predicting.
 
-    The fitted path average, over K chains (DT) or of the mean chain (CT, FM); the mean over K
-    chains for a method without a path.
+    It is the fitted path average, over K chains (DT) or of the mean chain (CT, FM). Methods without
+    a path average K chains.
     """
     if model.method.path_weights is None:
         return "samples"
@@ -106,17 +106,17 @@ def default_mode(model: Model) -> str:
 
 
 def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
-    """Everything ``noprop evaluate`` prints.
+    """Return everything that ``noprop evaluate`` prints.
 
     Args:
-        model: trained.
-        examples: the test part (or another), uint8 or float32 as the data set gives them.
+        model: Trained model.
+        examples: Raw examples of the data set, uint8 or float32.
 
     Returns:
         ``modes``: accuracy and log-loss of each way of predicting, mean and standard error over
         runs; ``times`` and ``steps``: accuracy at levels of one chain; ``evaluations`` of the
         network in one chain; ``calibration_error`` of the default. Where the method has them,
-        ``last_block_alone``, ``elbo``: its terms and their sum in nats, and ``path_weights``.
+        ``last_block_alone``, ``elbo`` (terms and their sum in nats) and ``path_weights``.
 
     Raises:
         TrainingError: If the predictions are not finite.
@@ -158,7 +158,7 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
         "examples": len(examples),
         "runs": runs,
         "samples": model.config.evaluation.samples,
-        # dopri5 chooses its steps for a batch of chains, so batches differ.
+        # dopri5 chooses its steps for each batch of chains.
         "evaluations": sum(p["evaluations"] for c in chunks for p in c) / (runs * len(chunks)),
         "default": default_mode(model),
         "modes": {mode: score.summary() for mode, score in scores.items()},
@@ -178,20 +178,20 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
 
 
 def check_finite(model: Model, probabilities: Tensor) -> None:
-    """See that a model predicts: weights can be finite, and so great that no prediction is.
+    """Check that predictions are finite: finite weights can be so large that predictions are not.
 
     Raises:
-        TrainingError: If not.
+        TrainingError: If they are not.
     """
     if not bool(probabilities.isfinite().all()):
         raise TrainingError(
             "the predictions of the trained model are not finite "
-            f"(lr {model.config.train.lr:g}). Try a smaller train.lr in another run"
+            f"(lr {model.config.train.lr:g}). Try a smaller train.lr in a new run"
         )
 
 
 def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[dict[str, Any]]]:
-    """For each chunk of the examples, one result per run; the images are read once for all runs."""
+    """Return for each chunk of the examples one result per run; all runs share the features."""
     size = model.config.evaluation.batch_size
     seed, device, method = model.config.train.seed, model.device, model.method
 
@@ -234,7 +234,7 @@ def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[di
 
 
 def _paths(model: Model, examples: Examples) -> list[Tensor]:
-    """The blocks' probabilities, averaged over K chains, for each chunk of the examples."""
+    """Return the blocks' probabilities, averaged over K chains, for each chunk of the examples."""
 
     def read(chunk: tuple[int, Tensor]) -> Tensor:
         index, x = chunk
@@ -251,18 +251,18 @@ def _paths(model: Model, examples: Examples) -> list[Tensor]:
 
 
 def has_own_code(model: Model) -> bool:
-    """Whether a user's encoder is in the model: it may keep state, or draw, while it is called."""
+    """Return whether the model has a user's encoder, which may keep state or draw noise."""
     return model.config.method.encoder == "custom"
 
 
 def prepare(model: Model, x: Tensor) -> Any:
-    """What all chains take from x, computed in the model's precision."""
+    """Compute what all chains need of x, in the model's precision."""
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.bf16):
         return model.method.prepare(x)
 
 
 def inputs(model: Model, x: Tensor) -> Tensor:
-    """Raw examples, normalised, on the model's device, in its memory order."""
+    """Return raw examples normalised, on the model's device and in its memory format."""
     x = model.task.normalization.apply(x.to(model.device))
     if x.ndim == 4 and model.config.train.channels_last:
         x = channels_last(x)

@@ -1,8 +1,9 @@
-"""Files and folders: opened only where they are regular, read up to a stated size, written whole.
+"""Files and folders: only regular files are opened, reads are limited in size, writes are atomic.
 
-A run may come from a stranger. Through a symbolic link in it this process would write or delete
-what lies beyond, and at a named pipe it would wait forever. :func:`check_folder` refuses both
-before a run is read or changed. Files that are changed in place are checked again when opened.
+A run may come from an untrusted source. Through a symbolic link in it this process would write or
+delete files outside the run, and on a named pipe it would block forever. :func:`check_folder`
+refuses both before a run is read or changed. Files that are changed in place are checked again when
+opened.
 """
 
 import contextlib
@@ -29,15 +30,15 @@ __all__ = [
     "write_whole",
 ]
 
-FREE_BYTES = 1 << 26  # 64 MiB, which is 256 MiB of float32 and as much again while it is split
-RATIO = 100  # MNIST's images are compressed to a fifth; only a bomb or a blank reaches 1000
+FREE_BYTES = 1 << 26  # 64 MiB of uint8 images become 256 MiB of float32, and twice that when split
+RATIO = 100  # MNIST's images are compressed 5 times; only bombs and blank images reach 1000
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading. A pipe, a socket or a device, which may never end, is refused.
+    """Open a regular file for reading; refuse pipes, sockets and devices, which may never end.
 
     Raises:
-        OSError: If there is no such file, or it is not a regular one.
+        OSError: If the file does not exist, or is not a regular one.
     """
     try:
         file = open(path, "rb", opener=_without_waiting)
@@ -50,27 +51,27 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open as ``open`` does, but do not wait for the other end of a pipe."""
+    """Open a file without waiting for the other end of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def may_unpack(unpacked: int, packed: int) -> bool:
-    """Whether so many bytes may come of so many: 64 MiB at most, or a hundredfold.
+    """Return whether a file of ``packed`` bytes may unpack to ``unpacked`` bytes.
 
-    A file of a kilobyte can claim to hold terabytes. With this limit it costs 64 MiB at most, and
-    a larger file no more than a hundred times its own size.
+    A file of a kilobyte can claim to hold terabytes. The limit is 64 MiB, or a hundred times the
+    size of the file if that is more.
     """
     return unpacked <= max(FREE_BYTES, RATIO * packed)
 
 
 def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
-    """Write or replace a file in one step: no reader ever finds half of it.
+    """Write or replace a file atomically: readers see the old content or the new.
 
     Args:
-        path: The file.
-        content: Its new content.
-        before: A name that the file it replaces keeps. The folder is then flushed to the disk as
-            well, so that the names outlast a loss of power.
+        path: The file to write or replace.
+        content: The new content.
+        before: Name under which to keep the replaced file. The folder is then flushed to the disk
+            as well, so that both names survive a loss of power.
 
     Raises:
         RunError: If the disk is full or the folder cannot be written.
@@ -79,7 +80,7 @@ def write_whole(path: Path, content: bytes, before: Path | None = None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # a new file, never what a link leads to
+        with open(temporary, "xb") as file:  # a new file, never the target of a link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -106,17 +107,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-DEPTH = 16  # folders in each other; a run has four
-# Bytes of a JSON file: 10,000 class names of 255 characters have 15 MB at most.
+DEPTH = 16  # nested folders; a run has four
+# Bytes of a JSON file: 10,000 class names of 255 characters need at most 15 MB.
 LARGEST = 1 << 25
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 def check_folder(folder: Path) -> None:
-    """See that a folder holds nothing but folders and plain files; it may itself be a link.
+    """Check that a folder, or the folder that a link names, holds only folders and regular files.
 
     Raises:
-        RunError: If not; the message names what else there is. Nothing is changed then.
+        RunError: If it holds anything else, which the message names.
     """
     left = [(os.fspath(folder), 0)]
     while left:
@@ -128,12 +129,12 @@ def check_folder(folder: Path) -> None:
                         left.append((entry.path, depth + 1))
                     elif not entry.is_file(follow_symlinks=False):
                         raise RunError(f"{entry.path}: {_kind(entry)}")
-        except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile, or the root is none
+        except (FileNotFoundError, NotADirectoryError):  # deleted meanwhile, or no folder at all
             continue
         except OSError as error:
             raise RunError(f"{place}: cannot be read: {error.strerror or error}") from None
         if depth == DEPTH:
-            raise RunError(f"{folder}: holds more than {DEPTH} folders in each other")
+            raise RunError(f"{folder}: holds more than {DEPTH} nested folders")
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -143,10 +144,10 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def make_own_folder(path: Path) -> None:
-    """Make a folder that nobody else can use, or see that it is one; others may write around it.
+    """Make a folder that only this user can access, or check that an existing one is this user's.
 
     Raises:
-        RunError: If it is a link, a file, or another user's.
+        RunError: If it is a link, a file, or another user's folder.
     """
     try:
         path.mkdir(mode=0o700, exist_ok=True)
@@ -158,12 +159,12 @@ def make_own_folder(path: Path) -> None:
 
 
 def open_in_place(path: Path, flags: int) -> int:
-    """Open a file that is changed in place, following no link; it is made if it is absent.
+    """Open or create a file that is changed in place, without following links.
 
-    Other files of a run are replaced as a whole, which leaves what a hard link shares untouched.
+    Other files of a run are replaced as a whole, which leaves other hard links to them unchanged.
 
     Raises:
-        RunError: If it is no plain file, or is one that has another name too.
+        RunError: If it is not a regular file, or has other hard links.
     """
     check_file(path)
     file = os.open(path, flags | os.O_CREAT | NO_FOLLOW, 0o666)
@@ -174,32 +175,32 @@ def open_in_place(path: Path, flags: int) -> int:
 
 
 def check_file(path: Path) -> None:
-    """See that a file that is changed in place is absent, or a plain file of one name.
+    """Check that a file that is changed in place is absent, or a regular file with one hard link.
 
     Raises:
-        RunError: If not.
+        RunError: If it is not.
     """
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
-        raise RunError(f"{path}: is no plain file, wanted one")
+        raise RunError(f"{path}: is not a regular file")
     if status.st_nlink > 1:
         raise _shared(path)
 
 
 def _shared(path: Path) -> RunError:
     return RunError(
-        f"{path}: is a hard link, and another file would change with it; put a copy in its place"
+        f"{path}: is a hard link, and another file would change with it; replace it by a copy"
     )
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file of a run.
+    """Return the JSON object in a file of a run.
 
     Raises:
-        RunError: If the file cannot be read, or holds something else.
+        RunError: If the file cannot be read, or does not hold a JSON object.
     """
     try:
         with open_regular(path) as file:

@@ -1,4 +1,4 @@
-"""What the weights of a run depend on: which settings, and a digest of them and of the data."""
+"""Settings that the weights of a run depend on, and a digest of them and of the data."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ FREE = {
     "": ("recipe", "data", "evaluation"),
     "train": ("device", "workers", "checkpoint_every", "offload", "keep_every"),
 }
-# Fields that came when runs were under way: at its default, none leaves a mark in a fingerprint.
+# Fields that are newer than existing runs: at their defaults they do not change a fingerprint.
 YOUNGER = (
     "data.normalization",
     "method.dropout_kind",
@@ -24,10 +24,10 @@ YOUNGER = (
 
 
 def difference(there: RunConfig, asked: RunConfig) -> tuple[str, str, str] | None:
-    """The first field that changes weights and is not the same in both, with both values.
+    """Return the first field that affects weights and differs, with both values.
 
-    Of the data only the place is free here: whether the examples are the same is told by the
-    fingerprint of each checkpoint, but how many are wanted is told sooner.
+    ``data.dataset`` may differ, because the same examples may lie in another folder; the
+    fingerprint of each checkpoint covers them. A different number of examples is reported here.
     """
     free = {f"{section}.{name}" for section, names in FREE.items() for name in names if section}
     free |= {"recipe", "data.dataset", "data.test_size", *inference_fields(there)}
@@ -45,11 +45,10 @@ def _shown(value: Any) -> str:
 
 
 def fingerprint(config: RunConfig, train: Examples) -> str:
-    """A digest of all that a unit's weights depend on: its settings, and the training examples.
+    """Return a digest of everything that weights depend on: settings and training examples.
 
-    Where the examples lie, which device and how many workers train, where blocks wait, and how the
-    result is read change nothing, so a run may go on with others. (With another ``train.offload``
-    only once it is trained, for the checkpoints are of another form.)
+    Fields that do not affect weights are left out, so a run may be resumed with other values of
+    them: folders of the data, device, workers, offload, and the settings of inference.
     """
     mapping = to_mapping(config)
     c = config.method
@@ -62,7 +61,7 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
         if name in YOUNGER:
             section, _, field = name.partition(".")
             value = mapping[section].pop(field, default)
-            if value != default:  # beside its section, for that of the data goes as a whole
+            if value != default:  # at the top level, because the section of the data is dropped
                 mapping[name] = value
     for section, names in FREE.items():
         for name in names:

@@ -29,10 +29,11 @@ def stochastic_call(
 
 
 def channels_last(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
-    """Images with their channels innermost in memory, copied only if they are not so already.
+    """Return images in the memory format ``torch.channels_last``, copied only if necessary.
 
-    One channel has the same order either way, so torch's own conversion leaves it: a convolution
-    then takes the images, and all that follows, for planes, and is slower for it.
+    torch's own conversion leaves images of one channel as they are, because both formats order
+    them alike. Convolutions would then treat them and all later activations as contiguous, which
+    is slower.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = x.shape
@@ -40,14 +41,14 @@ def channels_last(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w
 
 
 class Sequence(nn.Sequential):
-    """Modules in a row; the generator reaches those that draw from it."""
+    """Modules called one after the other; those that take a generator receive it."""
 
     takes_generator = True
 
     def forward(
         self, input: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "..."]:
-        """The last module's output."""
+        """Return the last module's output."""
         for module in self:
             input = stochastic_call(module, input, generator)
         return input
@@ -56,16 +57,15 @@ class Sequence(nn.Sequential):
 def keep_mask(
     x: Float[Tensor, "..."], keep_of_256: int, generator: torch.Generator | None
 ) -> Bool[Tensor, "..."]:
-    """True with probability ``keep_of_256`` / 256, in the shape and memory order of ``x``.
+    """Draw a mask in the shape and memory order of ``x``, True with probability keep_of_256 / 256.
 
-    On the CPU eight bytes come from each draw: a draw per element costs more than a small
-    convolution.
+    On the CPU each draw gives eight bytes: a draw per element costs more than a small convolution.
     """
     return _below(x, keep_of_256, generator).bool()
 
 
 def _below(x: Tensor, keep_of_256: int, generator: torch.Generator | None) -> Tensor:
-    """1 where a random byte is below the threshold, else 0, as uint8."""
+    """Return 1 where a random byte is below the threshold, else 0, as uint8."""
     n = x.numel()
     if x.device.type == "cpu":
         words = torch.empty((n + 7) // 8, dtype=torch.int64)
@@ -88,10 +88,10 @@ class ReLUDropout(nn.Module):
     with the ReLU.
 
     Args:
-        dropout: probability that an element is set to 0, in [0, 1).
-        pool: whether to pool; the input must then be images (B, C, H, W).
-        kind: ``channel`` drops all of a channel of an image at once; a flat input has features
-            alone.
+        dropout: Probability that an element is set to 0, in [0, 1).
+        pool: Whether to pool; the input must then be images (B, C, H, W).
+        kind: ``feature`` drops single elements, ``channel`` whole channels of an image. Flat inputs
+            have single elements only.
     """
 
     takes_generator = True
@@ -107,7 +107,7 @@ class ReLUDropout(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch ..."]:
-        """The activations."""
+        """Return the activations."""
         keep = self.keep_of_256 if self.training else 256
         whole = self.kind == "channel" and x.ndim == 4
         if x.device.type == "cpu" and not (whole and keep < 256):
@@ -122,10 +122,10 @@ class ReLUDropout(nn.Module):
         return x * mask * (256 / keep)
 
 
-# What the plain operations compute, to the last bit where all is finite, in half of their time on
-# a CPU: there, masks of booleans, products of mixed types and the scatter of a pool's gradient are
-# not vectorised, but bitwise operations on integers of the floats' own width are. Their gradients
-# have no derivatives, and torch.func does not know them.
+# These functions equal the plain operations to the last bit where all values are finite, and take
+# half their time on a CPU. There boolean masks, products of mixed types and the scatter of a pool's
+# gradient are not vectorised; bitwise operations on integers of the floats' width are. They have no
+# second derivatives, and torch.func does not support them.
 
 _BITS = {
     torch.bfloat16: torch.int16,
@@ -136,7 +136,7 @@ _BITS = {
 
 
 def _drop_(x: Tensor, keep_of_256: int, generator: torch.Generator | None) -> Tensor:
-    """Dropout in place."""
+    """Apply dropout in place."""
     if keep_of_256 == 256:
         return x
     bits = _BITS[x.dtype]
@@ -146,10 +146,12 @@ def _drop_(x: Tensor, keep_of_256: int, generator: torch.Generator | None) -> Te
 
 
 def _drop_gradient(gradient: Tensor, out: Tensor, keep_of_256: int) -> Tensor:
-    """The gradient before ReLU and dropout: it passes where the output is not 0."""
-    if gradient.stride() != out.stride():  # as after a Flatten: the next line would take ten times
+    """Return the gradient before ReLU and dropout: it passes where the output is not 0."""
+    if (
+        gradient.stride() != out.stride()
+    ):  # after a Flatten: the next line would be ten times slower
         gradient = torch.empty_like(out).copy_(gradient)
-    # Of an ELU whose negative side is 0: mask and scale in one pass.
+    # The gradient of an ELU whose negative side is 0 masks and scales in one pass.
     return torch.ops.aten.elu_backward(gradient, 0.0, 256 / keep_of_256, 1.0, True, out)
 
 
@@ -168,7 +170,7 @@ class _ReLUDropout(torch.autograd.Function):
 
 
 class _PoolReLUDropout(torch.autograd.Function):
-    """Of equal values in a window the first gets the gradient, as in torch's pooling."""
+    """Pool, ReLU and dropout; the first of equal values gets the gradient, as in torch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: int, generator: torch.Generator | None) -> Tensor:
@@ -184,7 +186,7 @@ class _PoolReLUDropout(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, rows, out = ctx.saved_tensors
         bits = _BITS[x.dtype]
-        # Bits compare as their floats do where one is positive, and only there a gradient flows.
+        # Bits compare like their floats where one is positive; only there is the gradient not 0.
         x, rows = x.view(bits), rows.view(bits)
         gradient = _drop_gradient(gradients[0], out, ctx.keep).view(bits)
         to_rows = torch.empty_like(rows)
@@ -197,7 +199,7 @@ class _PoolReLUDropout(torch.autograd.Function):
 
 
 def _share(gradient: Tensor, a: Tensor, b: Tensor, to_a: Tensor, to_b: Tensor) -> None:
-    """Give the gradient of max(a, b) to the greater, to ``a`` if they are equal; all as bits."""
+    """Pass the gradient of max(a, b) to the greater, or to ``a`` if they are equal, as bits."""
     mask = torch.ge(a, b, out=torch.empty_like(gradient)).neg_()
     torch.bitwise_and(gradient, mask, out=to_a)
     torch.bitwise_xor(gradient, to_a, out=to_b)
@@ -220,6 +222,6 @@ class ResidualPath(nn.Module):
         )
 
     def forward(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch width"]:
-        """Features, shape (B, width)."""
+        """Return features of shape (B, width)."""
         h = self.first(z)
         return h + self.residual(h)

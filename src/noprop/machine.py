@@ -40,7 +40,7 @@ def core_count() -> int:
 
 
 def threads_per_process(processes: int) -> int:
-    """Divide this process's torch threads among a number of processes; at least one for each."""
+    """Divide this process's torch threads among a number of processes, at least one for each."""
     return max(1, torch.get_num_threads() // max(1, processes))
 
 
@@ -54,21 +54,21 @@ def map_in_threads(
     """Return ``[function(item) for item in items]``, on a CPU computed by a pool of threads.
 
     The pool has as many threads as torch, and each of them computes with one thread. The matrix
-    products of a chain are small: two threads that share each product wait for one another longer
-    than two threads with a batch each. Results do not depend on the number of threads, except for
-    a single item: that one is computed with all threads.
+    products of a chain are small, so two threads that share each product are slower than two
+    threads with a batch each. Results do not depend on the number of threads, unless there is a
+    single item, which is computed with all threads.
 
     Args:
         function: Function of one item.
         items: Arguments of the calls.
         device: Device of the function's tensors.
-        one_at_a_time: Whether calls must not overlap, as for a function that runs a user's code.
+        one_at_a_time: Whether calls must not overlap, as for functions that run a user's code.
     """
     if device.type != "cpu":
         return [function(item) for item in items]
     threads = torch.get_num_threads()
     with malloc_keeps_memory():
-        # The thread count belongs to the process: a second caller at the same time gets no pool.
+        # The thread count is that of the process: a second caller at the same time gets no pool.
         plain = one_at_a_time or threads == 1 or len(items) < 2
         if plain or not _pool_lock.acquire(blocking=False):
             return [function(item) for item in items]
@@ -87,8 +87,8 @@ _pool_lock = threading.Lock()
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 _KEEPING = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 1 << 30, _TOP_PAD: 64 << 20}
-# The values that malloc's own rule reaches in a process that has freed large tensors: glibc stops
-# adapting a threshold once it is set, so its small defaults would be worse than the state before.
+# glibc stops adapting a threshold once it is set. So these are the values that its own rule reaches
+# after large tensors were freed; its small defaults would be worse than the state before.
 _AFTERWARDS = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
 
 _malloc_lock = threading.Lock()
@@ -100,9 +100,9 @@ def malloc_keeps_memory() -> Iterator[None]:
     """Let glibc's malloc keep freed memory for reuse in this block, and return it afterwards.
 
     Otherwise the memory of each activation goes back to the system and returns as zeroed pages: on
-    MNIST's block this is a sixth of a training step (docs/speed.md). The peak is the same. Systems
-    with another malloc, or with thresholds set by the user in the environment, are left as they
-    are. Blocks may overlap: the last one to end returns the memory.
+    MNIST's block this is a sixth of a training step (docs/speed.md). The peak is the same. Nothing
+    changes with another malloc, or if the user's environment sets thresholds. Blocks may overlap:
+    the last one to end returns the memory.
     """
     global _malloc_users
     libc = _glibc()
@@ -136,7 +136,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Reset the counter of :func:`peak_memory` where that is possible: on CUDA."""
+    """Reset the counter of :func:`peak_memory` on CUDA; others cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -163,7 +163,7 @@ def peak_memory(device: torch.device) -> tuple[float, str]:
 
 
 def _fields(file: Path) -> dict[str, str]:
-    """Read the lines ``name: value`` of a file of the system; empty if there is no such file."""
+    """Read the lines ``name: value`` of a system file; empty if the file does not exist."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
 
@@ -180,8 +180,8 @@ def processor_name() -> str:
 def commit_of_package(file: Path = Path(__file__)) -> str | None:
     """Return the commit of the package's own checkout, with ``-dirty`` if a tracked file changed.
 
-    None if git does not track ``file``: a repository around an installed copy, such as that of a
-    user's own work, says nothing about the package.
+    None if git does not track ``file``: the repository that contains an installed copy, such as a
+    user's own, is not that of the package.
     """
 
     def git(*arguments: str) -> str:
@@ -196,7 +196,7 @@ def commit_of_package(file: Path = Path(__file__)) -> str | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, system, versions, commit and date, as stored beside measurements."""
+    """Return processor, cores, system, versions, commit and date, as stored with measurements."""
     return {
         "processor": processor_name(),
         "cores": core_count(),

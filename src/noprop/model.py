@@ -1,7 +1,7 @@
-"""A trained method on disk: what prediction needs, written whole and read without executing it.
+"""A trained method on disk: all that prediction needs, read without executing any code.
 
-``config.toml`` says what is built, ``model.safetensors`` holds the weights, and ``model.json`` what
-the data told: shapes, names, the statistics of inputs, and the weights of the path average.
+``config.toml`` describes the method and ``model.safetensors`` holds its weights. ``model.json``
+holds what comes from the data: shapes, names, input statistics and weights of the path average.
 """
 
 import json
@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclass
 class Model:
-    """A trained method and what it needs to read raw inputs."""
+    """A trained method, and the task that describes its raw inputs."""
 
     config: RunConfig
     task: Task
@@ -55,18 +55,18 @@ class Model:
 
 
 def open_run(folder: Path) -> RunConfig:
-    """The configuration of a run folder.
+    """Return the configuration of a run folder.
 
     Raises:
-        RunError: If the folder is no run, or holds what may lead out of it.
+        RunError: If the folder is not a run, or holds links or special files.
     """
     check_utf8_name(folder)
     try:
         os.lstat(folder / "config.toml")
     except (FileNotFoundError, NotADirectoryError):
-        what = "has no config.toml" if folder.is_dir() else "there is no such folder"
-        raise RunError(f"{folder}: is no run folder: {what}") from None
-    check_folder(folder)  # of a run alone: another folder may hold links, and be large
+        what = "it has no config.toml" if folder.is_dir() else "it does not exist"
+        raise RunError(f"{folder}: is not a run folder: {what}") from None
+    check_folder(folder)  # only a run: other folders may hold links, and be large
     return from_toml(folder / "config.toml")
 
 
@@ -77,24 +77,24 @@ def load_model(
     factory: EncoderFactory | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Model:
-    """The finished model of a run.
+    """Load the finished model of a run.
 
     Args:
-        folder: the run.
-        device: another device than it was trained on.
-        factory: the user's own encoder, where it was trained with one; a run never names code.
-        changes: other values of :func:`inference_fields`. A chain cut into another number of
-            stretches has uniform path weights, for those that were fitted are of the other.
+        folder: Folder of the run.
+        device: Device to load it on; the one it was trained on unless given.
+        factory: User's own encoder, if it was trained with one; a run never names code.
+        changes: New values of :func:`inference_fields`. If they change the number of steps that the
+            path average weights, its fitted weights are replaced by uniform ones.
 
     Raises:
-        RunError: If the folder is no run, or its training has not finished.
-        ConfigError: If a field can no more be changed.
+        RunError: If the folder is not a run, or its training has not finished.
+        ConfigError: If a field cannot change after training.
     """
     config = open_run(folder)
     path, weights_path = folder / "model.json", folder / "model.safetensors"
     if not path.exists():
         raise RunError(
-            f"{folder}: is not trained to its end; go on with noprop train --resume {folder}"
+            f"{folder}: training has not finished; resume it with noprop train --resume {folder}"
         )
     about = read_object(path)
     try:
@@ -116,14 +116,14 @@ def load_model(
     return _read_otherwise(model, changes, factory, path) if changes else model
 
 
-LARGEST = 2**26  # numbers in an example
+LARGEST = 2**26  # numbers per example
 
 
 def _check_description(about: dict[str, Any]) -> None:
-    """Refuse what no data set can have told of itself.
+    """Check the fields of ``model.json`` that describe the data.
 
     Raises:
-        ValueError: With the field of ``model.json`` and what is wrong with it.
+        ValueError: If a field has a value that no data set can have.
     """
     shape, names, normalization = (about[k] for k in ("shape", "class_names", "normalization"))
     if not shape or not all(type(n) is int and n > 0 for n in shape):
@@ -147,13 +147,13 @@ def _check_description(about: dict[str, Any]) -> None:
 
 
 def _check_trained_with(config: RunConfig, about: dict[str, Any], weights: Path) -> None:
-    """Refuse a ``config.toml`` or ``model.json`` that was altered after training.
+    """Check that ``config.toml`` and ``model.json`` were not altered after training.
 
-    The weights carry both; those that were written before they did are not checked. What changes
-    no weight is free, such as places of data, workers, and how the model is read.
+    The file of the weights holds copies of both; older files without copies are not checked. Fields
+    that do not affect weights may change, such as folders of data and settings of inference.
 
     Raises:
-        RunError: The message names what differs.
+        RunError: If one was altered; the message names the field.
     """
     folder, header = weights.parent, read_header(weights)
     trained = header.get("config")
@@ -161,22 +161,22 @@ def _check_trained_with(config: RunConfig, about: dict[str, Any], weights: Path)
         if found := difference(config, from_mapping(trained, f"{weights}: config")):
             name, now, then = found
             raise RunError(
-                f"{folder / 'config.toml'}: {name} is {now}, and the model was trained with "
-                f"{then}; put it back, or train another run"
+                f"{folder / 'config.toml'}: {name} is {now}, but the model was trained with "
+                f"{then}; restore it, or train another run"
             )
     written = header.get("model")
     for name, value in written.items() if isinstance(written, dict) else ():
         if about.get(name) != value:
             raise RunError(
-                f"{folder / 'model.json'}: {name} is not what the model was trained with; write it "
-                f"again with noprop assemble {folder}"
+                f"{folder / 'model.json'}: {name} was changed after training; write the file again "
+                f"with noprop assemble {folder}"
             )
 
 
 def _misfit(weights: torch.Tensor | None, uniform: torch.Tensor | None) -> str | None:
-    """What keeps path weights from being those of a method that begins with ``uniform``."""
+    """Return why path weights do not fit a method that starts with ``uniform``, or None."""
     if weights is None or uniform is None:
-        return None if weights is uniform else "are for a method with a path, and for no other"
+        return None if weights is uniform else "must be given exactly for methods with a path"
     if weights.shape != uniform.shape:
         return f"have shape {tuple(weights.shape)}, wanted {tuple(uniform.shape)}"
     if not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-3:
@@ -185,7 +185,7 @@ def _misfit(weights: torch.Tensor | None, uniform: torch.Tensor | None) -> str |
 
 
 def _still_here(device: str) -> str:
-    """The device a model was trained on, or ``auto`` on a machine without it."""
+    """Return the device that a model was trained on, or ``auto`` on a machine without it."""
     present = torch.cuda.is_available() if device.startswith("cuda") else False
     return device if present else "auto"
 
@@ -193,13 +193,13 @@ def _still_here(device: str) -> str:
 def _read_otherwise(
     model: Model, changes: Mapping[str, Any], factory: EncoderFactory | None, source: Path
 ) -> Model:
-    """The same weights, with another number of steps or the like."""
+    """Return a model with the same weights and other settings of inference."""
     free = inference_fields(model.config)
     for name in changes:
         if name not in free:
             raise ConfigError(
-                f"{name}: cannot change after training, or is no field of method "
-                f"{model.config.method.name}; free are {', '.join(free)}"
+                f"{name}: cannot change after training, or is not a field of method "
+                f"{model.config.method.name}; these can: {', '.join(free)}"
             )
     other = empty_model(replace(model.config, changes), model.task, factory)
     load_weights(other, _weights_of(model.method), source)
@@ -210,7 +210,7 @@ def _read_otherwise(
 
 
 def save_model(folder: Path, model: Model) -> None:
-    """Write ``model.safetensors`` and ``model.json``: all that prediction needs."""
+    """Write ``model.safetensors`` and ``model.json``."""
     weights = model.method.path_weights
     about = {
         "format": 1,
@@ -233,7 +233,7 @@ def _weights_of(method: Method) -> dict[str, Any]:
 
 
 def empty_model(config: RunConfig, task: Task, factory: EncoderFactory | None) -> Model:
-    """The method of a configuration before its weights are loaded."""
+    """Build the method of a configuration, without loading weights."""
     device = choose_device(config.train.device)
     embedding = build_embedding(config, task, None)
     method = build_method(config, task, embedding, factory=factory)
@@ -241,15 +241,14 @@ def empty_model(config: RunConfig, task: Task, factory: EncoderFactory | None) -
 
 
 def load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
-    """Fill a model with weights, and make it ready to predict on its device.
+    """Load weights into a model, and make it ready to predict on its device.
 
     Raises:
-        RunError: If they are those of another architecture; the message names ``source``.
+        RunError: If they are of another architecture; the message names ``source``.
     """
     if unused := sorted(tensors.keys() - _weights_of(model.method).keys()):
         raise RunError(
-            f"{source}: holds the weights of another architecture: {unused[0]} has no place in "
-            "that of config.toml"
+            f"{source}: holds the weights of another architecture: config.toml has no {unused[0]}"
         )
     try:
         model.method.shared.load_state_dict(unflatten("shared", tensors))
@@ -262,7 +261,7 @@ def load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
 
 
 def ready(model: Model) -> None:
-    """Bring a model's modules to its device and memory order, in evaluation mode."""
+    """Move a model's modules to its device and memory format, and to evaluation mode."""
     for module in (model.method.shared, *(u.module for u in model.method.units)):
         module.to(model.device).eval()
         if model.config.train.channels_last:

@@ -1,4 +1,4 @@
-"""Randomness that depends on what is drawn, never on where or in which order.
+"""Randomness that depends on what is drawn, never on the process or the order of draws.
 
 Every draw of the package comes from a generator seeded by (seed, purpose, step, block). A step of a
 block can therefore be repeated on its own: a resumed run needs no generator state, and any
@@ -15,9 +15,10 @@ __all__ = ["derive_seed", "generator", "seeded"]
 
 
 def derive_seed(seed: int, purpose: str, step: int = 0, block: str = "") -> int:
-    """A seed in [0, 2⁶³) for one purpose, step and block; unequal keys give unrelated seeds.
+    """Return a seed in [0, 2⁶³) for one purpose, step and block.
 
-    A cryptographic hash rather than a sum, so that (seed 1, step 2) and (seed 2, step 1) differ.
+    It is a cryptographic hash rather than a sum, so that (seed 1, step 2) and (seed 2, step 1)
+    give unrelated seeds.
     """
     key = f"{seed}\x1f{purpose}\x1f{step}\x1f{block}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
@@ -30,16 +31,16 @@ def generator(
     block: str = "",
     device: torch.device | str = "cpu",
 ) -> torch.Generator:
-    """A fresh generator on ``device``, seeded by :func:`derive_seed`."""
+    """Return a new generator on ``device``, seeded by :func:`derive_seed`."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, purpose, step, block))
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run code that can only draw from torch's global generators, and leave those as they were.
+    """Seed torch's global generators in this block, and restore their state afterwards.
 
-    Needed for the initialisation of torch's own modules and for the dropout inside an encoder that
-    a user brings; everything of ours takes a generator.
+    This is for code that can draw from nothing else: the initialisation of torch's modules and
+    dropout in a user's own encoder.
     """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []

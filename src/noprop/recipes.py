@@ -8,8 +8,8 @@ from noprop.errors import ConfigError
 
 __all__ = ["BEST", "EMBEDDINGS", "RECIPE_NAMES", "RECIPES", "find_recipe"]
 
-# Epochs of Table 4. It has none of Fashion-MNIST and Tiny ImageNet: theirs are those of the data
-# set most like them.
+# Epochs of Table 4. It lacks Fashion-MNIST and Tiny ImageNet, which have the epochs of the most
+# similar data set.
 EPOCHS = {
     "mnist": {"dt": 100, "backprop": 100, "ct": 100, "fm": 100, "adjoint": 2},
     "fashion-mnist": {"dt": 100, "backprop": 100, "ct": 100, "fm": 100, "adjoint": 2},
@@ -17,7 +17,7 @@ EPOCHS = {
     "cifar100": {"dt": 150, "backprop": 150, "ct": 1000, "fm": 1000, "adjoint": 4},
     "tiny-imagenet": {"dt": 150, "backprop": 150, "ct": 1000, "fm": 1000, "adjoint": 4},
 }
-# Not of the paper: small enough to train while one waits.
+# Not in the paper: small enough to train in seconds.
 DIGITS_EPOCHS = {"dt": 10, "backprop": 10, "ct": 40, "fm": 40, "adjoint": 10}
 DIGITS_STEPS = {"ct": 100, "fm": 100, "adjoint": 20}
 
@@ -27,20 +27,20 @@ EMBEDDINGS: dict[str, dict[str, Any]] = {
     "-prototype": {"method.embedding": "prototype", "method.learned": True},
 }
 
-# Not of the paper: what did best on the validation parts of MNIST and CIFAR-10; docs/findings.md
-# has the figures.
+# Not in the paper: the settings that were best on the validation parts of MNIST and CIFAR-10
+# (docs/findings.md).
 BEST: dict[str, dict[str, Any]] = {
     "dt": {"method.objective": "cross-entropy"},
     "ct": {"method.objective": "cross-entropy", "method.weighting": "uniform", "method.eta": 10.0},
     "fm": {"method.anchor": "always"},
 }
-# Where the label is hard to tell from x, more of the time belongs to the noise.
+# Where the label is hard to predict from x, more of the time is spent at high noise.
 NOISY_END = {"method.gamma_clean": -2.0, "method.gamma_room": 1.0}
 HARD_DATASETS = ("cifar10", "cifar100", "tiny-imagenet")
 
 
 def _recipe(name: str, dataset: str, method: str, epochs: int, **changes: Any) -> RunConfig:
-    """Batches of 128, learning rate and weight decay 1e-3; Adam for CT and FM, else AdamW."""
+    """Build a recipe with the defaults of Table 4: Adam for CT and FM, else AdamW."""
     optimizer = "adam" if method in ("ct", "fm") else "adamw"
     return replace(
         RunConfig(),
@@ -56,7 +56,7 @@ def _recipe(name: str, dataset: str, method: str, epochs: int, **changes: Any) -
 
 
 def _family(dataset: str, epochs: dict[str, int]) -> list[RunConfig]:
-    """Every method × embedding of Table 1, both readouts for NoProp-DT, and the best found."""
+    """Build each method × embedding of Table 1, both readouts of NoProp-DT, and ``BEST``."""
     made = []
     for method, count in epochs.items():
         for suffix, embedding in EMBEDDINGS.items():
@@ -77,8 +77,8 @@ def _digits() -> list[RunConfig]:
     family = _family("digits", DIGITS_EPOCHS)
     changes: dict[str, dict[str, Any]]
     changes = {method: {"method.steps": count} for method, count in DIGITS_STEPS.items()}
-    # A readout from random is the last part to learn: 69 % after these epochs, 99 % from nearest.
-    # No denoising error is here that would draw learned embeddings together.
+    # A random readout is the last part to learn: 69 % after these epochs, against 99 % for one that
+    # starts from "nearest". Backprop has no denoising error that would contract learned embeddings.
     changes["backprop"] = {"method.readout_start": "nearest"}
     return [replace(recipe, changes.get(recipe.method.name, {})) for recipe in family]
 
@@ -98,10 +98,10 @@ RECIPE_NAMES = (
 
 
 def find_recipe(name: str) -> RunConfig:
-    """The recipe of that name.
+    """Return the recipe of a name.
 
     Raises:
-        ConfigError: If there is none; the message names the nearest.
+        ConfigError: If it does not exist; the message names the nearest.
     """
     if name in RECIPES:
         return RECIPES[name]

@@ -1,8 +1,8 @@
-"""Files of tensors: written whole, read without executing anything.
+"""Files of tensors: written atomically, read without executing any code.
 
-A file is safetensors: tensors by name, and a JSON object in its header, to which the version of the
-package is added. Unless its digest is kept elsewhere, the header also has a digest of all the rest,
-so that a file altered on the disk is recognised.
+The format is safetensors: tensors by name, and a JSON object in the header, to which the version of
+the package is added. Unless the digest is kept elsewhere, the header also holds a digest of the
+content, so that a file altered on the disk is recognised.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class DamagedError(RunError):
-    """A file is missing, or does not hold what was written."""
+    """A file that is missing, or does not hold what was written."""
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -60,12 +60,12 @@ def encode(
     Args:
         tensors: Tensors by name.
         header: A JSON object; the version of the package is added.
-        digest: Whether to add a digest, which takes about a second a gigabyte.
+        digest: Whether to add a digest, which takes about one second per gigabyte.
     """
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     said = {**header, "version": __version__}
     own = _digest(plain, json.dumps(said)) if digest else ""
-    # In one entry: safetensors writes several in any order, and equal content would differ.
+    # In one entry: safetensors writes several in random order, and equal content would differ.
     return save(plain, metadata={"noprop": json.dumps([said, own])})
 
 
@@ -81,7 +81,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors, on the CPU, and the JSON object of a file.
 
     Raises:
-        DamagedError: If the file is missing, truncated, altered, or none of this package.
+        DamagedError: If the file is missing, truncated, altered, or not of this package.
         RunError: If it cannot be read.
     """
     with _opened(path) as file:
@@ -103,7 +103,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _said(file: Any) -> tuple[dict[str, Any], str]:
-    """Return the JSON object of an open file, and its digest, empty where it has none."""
+    """Return the JSON object of an open file, and its digest or an empty string."""
     about, digest = json.loads((file.metadata() or {})["noprop"])
     if not isinstance(about, dict):
         raise ValueError("its header holds no object")
@@ -117,12 +117,12 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
-        raise DamagedError(f"{path}: there is no such checkpoint") from None
+        raise DamagedError(f"{path}: checkpoint does not exist") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         words = " ".join(str(error).split())[:200]
-        raise DamagedError(f"{path}: is damaged or no checkpoint of noprop ({words})") from None
+        raise DamagedError(f"{path}: is damaged, or not a checkpoint of noprop ({words})") from None
     except RecursionError:
         raise DamagedError(f"{path}: is damaged (its header is nested too deeply)") from None
 
@@ -131,7 +131,7 @@ def check_utf8_name(folder: Path) -> None:
     """Refuse a folder whose name is not UTF-8, which safetensors cannot open.
 
     Raises:
-        RunError: With the name.
+        RunError: If the name is not UTF-8.
     """
     try:
         os.fsencode(folder).decode()
@@ -154,7 +154,7 @@ def flatten(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def unflatten(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what :func:`flatten` was given under ``prefix``, with every leaf a tensor."""
+    """Return the nested dictionaries that :func:`flatten` flattened, with tensors as leaves."""
     state: dict[str, Any] = {}
     for name, value in tensors.items():
         if name.startswith(prefix + "/"):

@@ -1,7 +1,8 @@
 """All output to the terminal: text without control characters, in any encoding.
 
-Names of classes, files and folders may come from a stranger. The package prints only through
-:func:`show`, :func:`show_json` and :func:`tell`, which escape what is not printable.
+Names of classes, files and folders may come from an untrusted source. The package prints only
+through :func:`show`, :func:`show_json` and :func:`tell`, which escape characters that are not
+printable.
 """
 
 import codecs
@@ -27,8 +28,8 @@ SPELLINGS = {
 def printable(value: object) -> str:
     """Return the text of a value in one line, with characters escaped that are not printable.
 
-    Those are control characters, newlines, characters that change the direction of text, and bytes
-    of a file name that are no text.
+    These are control characters, newlines, characters that change the direction of text, and bytes
+    of a file name that cannot be decoded.
     """
     text = str(value)
     return text if text.isprintable() else "".join(map(_escaped, text))
@@ -61,8 +62,8 @@ def tell(text: object) -> None:
 def readable_output() -> Iterator[None]:
     """Print ASCII in this block for characters that the encoding of a stream lacks.
 
-    Standard streams that are closed are opened to ``/dev/null``. Otherwise the next file opened
-    would get the number of one, and a library's output would be written to that file.
+    Closed standard streams are opened to ``/dev/null``. Otherwise the next opened file would get
+    the descriptor of one of them, and a library's output would be written to that file.
     """
     _open_closed_streams()
     codecs.register_error("noprop.spelled", _spelled)
@@ -98,7 +99,7 @@ def _drop_unwritable(stream: io.TextIOWrapper) -> None:
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
-    """Encode known characters as their spelling, and others as an escape: an error handler."""
+    """Handle an encoding error: spell known characters in ASCII, and escape the others."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     wanting = error.object[error.start : error.end]

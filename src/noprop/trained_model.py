@@ -1,4 +1,4 @@
-"""A finished run in hand: it predicts, and measures itself on its own data."""
+"""The model of a finished run: prediction, and evaluation on the run's own data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +21,12 @@ __all__ = ["TrainedModel"]
 
 
 class TrainedModel:
-    """A finished run: predicts, and knows how well.
+    """The model of a finished run.
 
     Attributes:
-        folder: the run.
-        config: its configuration.
-        class_names: name of each label.
+        folder: Folder of the run.
+        config: Configuration of the run.
+        class_names: Names of the labels.
     """
 
     def __init__(self, folder: Path, model: Model):
@@ -44,23 +44,22 @@ class TrainedModel:
         average: str | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """Class probabilities, shape (N, m), on the CPU.
+        """Return class probabilities, shape (N, m), on the CPU.
 
         Args:
-            x: raw inputs of the kind the run was trained on: uint8 images (N, C, H, W), or float32
-                features (N, …).
-            samples: K, chains to average; the run's ``evaluation.samples`` unless given. 1 with
-                ``average="readout"`` is the paper's single run, a sample from p(y|x).
-            noise: without it, the mean chain. Unless given, with noise where ``samples`` or
-                ``average="readout"`` asks for chains, else as the method does best.
-            average: ``path``, weighted as the validation part chose, or ``readout``; ``path``
-                unless given, where the method has one.
-            seed: of the chains.
+            x: Raw inputs of the kind that the run was trained on: uint8 images (N, C, H, W), or
+                float32 features (N, …).
+            samples: Number K of chains to average; the run's ``evaluation.samples`` unless given.
+                1 with ``average="readout"`` is the paper's single run, a sample from p(y|x).
+            noise: Whether chains draw noise; the mean chain does not. The default is True if
+                ``samples`` or ``average="readout"`` is given, else the better one for the method.
+            average: ``path``, weighted as fitted on the validation part, or ``readout``. The
+                default is ``path`` where the method has one.
+            seed: Seed of the chains.
 
         Raises:
-            DataError: If ``x`` has another shape or type than the model was trained on, or is not
-                finite.
-            ConfigError: If ``samples`` is not in 1..1000, or the method cannot average so.
+            DataError: If ``x`` has another shape or type than the training data, or is not finite.
+            ConfigError: If ``samples`` is not in 1..1000, or the method does not have the average.
             TrainingError: If the predictions are not finite.
         """
         if noise is None:
@@ -108,14 +107,14 @@ class TrainedModel:
         )
 
     def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
-        """Measure on a part of the run's own data; see :mod:`noprop.evaluate`.
+        """Evaluate on a part of the run's own data; see :func:`noprop.evaluate.evaluate`.
 
         Args:
-            data_dir: the first place to look for the data.
+            data_dir: First folder in which to look for the data.
             part: ``test``, ``validation`` or ``train``.
 
         Raises:
-            ConfigError: If there is no such part, or no example in it.
+            ConfigError: If the part does not exist or is empty.
         """
         if part not in ("test", "validation", "train"):
             raise ConfigError(f"part must be test, validation or train, got {part!r}")
@@ -125,10 +124,10 @@ class TrainedModel:
         return evaluate(self.model, examples) | {"part": part}
 
     def examples(self, part: str, data_dir: Path | None = None) -> Examples:
-        """A part of the run's own data, read anew.
+        """Load a part of the run's own data again.
 
         Raises:
-            DataError: If it is not to be had, or is no longer what the model was trained on.
+            DataError: If it is missing, or differs from the training data in shape or classes.
         """
         data, task = load_data(self.config, data_dir), self.model.task
         name = self.config.data.dataset
@@ -146,5 +145,5 @@ class TrainedModel:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few, and how many."""
+    """Return the first few names, and their number if there are more."""
     return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")

@@ -635,7 +635,7 @@ def test_the_finished_model_is_that_of_the_files(tmp_path):
         for name, value in unit.module.state_dict().items():
             assert torch.equal(found[f"all:{unit.name}/module/{name}"], value)
     assert not (tmp_path / "run" / "model.json").exists()
-    with pytest.raises(RunError, match="not trained to its end"):
+    with pytest.raises(RunError, match="training has not finished"):
         load_model(tmp_path / "run")
     path = files_of(tmp_path / "run", COUPLED)["block-2"]
     path.unlink()

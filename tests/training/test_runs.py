@@ -509,17 +509,17 @@ def test_weights_without_a_place_are_refused(finished, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method.eta": 0.25}, "method.eta is 0.25, and the model was trained with 0.1"),
-        ({"train.lr": 0.5}, "train.lr is 0.5, and the model was trained with 0.001"),
-        ({"data.train_size": 7}, "data.train_size is 7, and the model was trained with 200"),
-        ({"data.image_size": 8}, "data.image_size is 8, and the model was trained with unset"),
+        ({"method.eta": 0.25}, "method.eta is 0.25, but the model was trained with 0.1"),
+        ({"train.lr": 0.5}, "train.lr is 0.5, but the model was trained with 0.001"),
+        ({"data.train_size": 7}, "data.train_size is 7, but the model was trained with 200"),
+        ({"data.image_size": 8}, "data.image_size is 8, but the model was trained with unset"),
     ],
 )
 def test_a_model_is_not_read_by_another_configuration(finished, tmp_path, changes, words):
     _, model, _ = finished
     create_run(tmp_path / "r", replace(model.config, changes))
     save_model(tmp_path / "r", model)
-    with pytest.raises(RunError, match=rf"r/config\.toml: {words}; put it back") as caught:
+    with pytest.raises(RunError, match=rf"r/config\.toml: {words}; restore it") as caught:
         load_model(tmp_path / "r")
     assert "\n" not in str(caught.value)
     forget(tmp_path / "r" / "model.safetensors")  # and runs finished before are still read
@@ -568,7 +568,7 @@ def test_a_file_that_may_not_be_read_says_so(finished, tmp_path, monkeypatch, na
 def test_a_folder_in_place_of_a_checkpoint_is_named(tmp_path):
     with pytest.raises(RunError, match="cannot be read: Is a directory"):
         load_tensors(tmp_path)
-    with pytest.raises(RunError, match="there is no such checkpoint"):
+    with pytest.raises(RunError, match="checkpoint does not exist"):
         load_tensors(tmp_path / "absent")
 
 
@@ -605,14 +605,14 @@ def test_a_process_killed_while_it_made_the_folder_left_nothing_in_the_way(tmp_p
 
 
 def test_folders_that_are_no_runs(tmp_path):
-    with pytest.raises(RunError, match="absent: is no run folder: there is no such folder"):
+    with pytest.raises(RunError, match="absent: is not a run folder: it does not exist"):
         open_run(tmp_path / "absent")
     with pytest.raises(RunError, match=r"has no config\.toml"):
         open_run(tmp_path)
     create_run(tmp_path / "r", configured())
     with pytest.raises(RunError, match=r"is there already.*--resume"):
         create_run(tmp_path / "r", configured())
-    with pytest.raises(RunError, match=r"not trained to its end.*--resume"):
+    with pytest.raises(RunError, match=r"training has not finished.*--resume"):
         load_model(tmp_path / "r")
     (tmp_path / "r" / "config.toml").write_text("[train")
     with pytest.raises(ConfigError, match=r"config\.toml: is no TOML"):

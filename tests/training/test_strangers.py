@@ -160,9 +160,9 @@ def test_no_lock_or_metrics_is_written_through_a_link(place):
     for name, goal in (("metrics.jsonl", "file"), ("m", "absent")):
         remove(place / "run" / name)
         (place / "run" / name).symlink_to(place / "canary" / goal)
-        with pytest.raises(RunError, match="is no plain file"):
+        with pytest.raises(RunError, match="is not a regular file"):
             append_line(place / "run" / name, b"{}\n")
-        with pytest.raises(RunError, match="is no plain file"), hold(place / "run" / name, ""):
+        with pytest.raises(RunError, match="is not a regular file"), hold(place / "run" / name, ""):
             pass
     assert tree(place / "canary") == before
 

@@ -1,9 +1,9 @@
 """The gradient of one update: a mini-batch through a unit's own loss, whole or in shards.
 
-A mini-batch that is cut into shards (``train.shards``) has the gradient of their mean loss, each
-batch-normalised by itself, as where data-parallel training has one of them on each device; the
-statistics that batch normalisation keeps are the mean of theirs. Shards draw noise of their own. So
-the result depends on how many shards there are, never on how many processes compute them.
+A mini-batch divided into shards (``train.shards``) has the gradient of their mean loss. As in
+data-parallel training each shard is batch-normalised separately; the running statistics are the
+mean over shards. Each shard draws its own noise. So the result depends on the number of shards,
+never on the number of processes that compute them.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ class Gradients:
     """Losses of units on mini-batches of the training part, and their gradients.
 
     Args:
-        train: how the units are trained.
-        examples: training part, on the device.
-        normalization: of inputs.
-        bf16: whether convolutions and products run in bf16.
+        train: Configuration of training.
+        examples: Training part, on the device.
+        normalization: Normalization of inputs.
+        bf16: Whether convolutions and products run in bf16.
         mesh: The processes that compute the shards.
     """
 
@@ -47,7 +47,7 @@ class Gradients:
         self.num_shards = max(1, train.shards)
 
     def loss(self, unit: Unit, x: Tensor, y: Tensor, draws: torch.Generator) -> LossTerms:
-        """A unit's loss on raw inputs, which it may not look at."""
+        """Return a unit's loss on raw inputs; only units that read images receive them."""
         x = self.normalization.apply(x if unit.reads_images else x[:0])
         if self.c.channels_last and x.ndim == 4:
             x = channels_last(x)
@@ -62,13 +62,13 @@ class Gradients:
         step: int,
         requests: Requests,
     ) -> tuple[LossTerms, Requests]:
-        """Leave the gradient of a mini-batch in the unit's and the shared parameters.
+        """Compute the gradient of a mini-batch in the unit's and the shared parameters.
 
         Args:
-            unit: whose loss.
-            shared: parameters, without gradients.
-            indices: of the mini-batch.
-            step: how many updates of the unit come before.
+            unit: Unit whose loss is differentiated.
+            shared: Shared parameters, without gradients.
+            indices: Indices of the mini-batch's examples.
+            step: Number of previous updates of the unit.
             requests: Requests of this process, sent to the mesh where there are shards.
 
         Returns:
@@ -105,7 +105,7 @@ class Gradients:
         names: list[str] = []
 
         def shard(number: int) -> Float[Tensor, " n"]:
-            """Gradients, statistics and terms of one shard, by its share of the batch."""
+            """Return gradients, statistics and terms of one shard, times its share of the batch."""
             for p in parameters:
                 p.grad = None
             for buffer, value in zip(buffers, before, strict=True):
@@ -132,13 +132,13 @@ def _gradient_of(p: nn.Parameter) -> Tensor:
 
 
 def flat_gradient(parameters: Sequence[nn.Parameter]) -> Float[Tensor, " n"]:
-    """The gradients of some parameters in one vector, zeros where there is none."""
+    """Return the gradients of parameters in one vector, with zeros where there is none."""
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     return torch.cat([part.reshape(-1) for part in parts])
 
 
 def scatter(flat: Float[Tensor, " n"], tensors: Sequence[Tensor]) -> Float[Tensor, " rest"]:
-    """Fill tensors with the beginning of a vector; what is left of it."""
+    """Fill tensors with the beginning of a vector, and return the rest of it."""
     for tensor in tensors:
         tensor.copy_(flat[: tensor.numel()].view(tensor.shape))
         flat = flat[tensor.numel() :]

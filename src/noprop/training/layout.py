@@ -1,8 +1,8 @@
-"""How processes share a run: a mesh of block × data, and which units each place along block has.
+"""Division of a run among processes: a mesh of block × data, and the units of each row along block.
 
-Blocks cost the same and a readout next to nothing, so a mesh is as fast as its slowest process. Two
-processes that share a unit send each other its whole gradient at each update, two with different
-ones do not: so a mesh has several along data only where there are more processes than units.
+A mesh is as fast as its slowest process; all blocks cost the same, and a readout almost nothing.
+Processes that share a unit exchange its whole gradient at each update, processes with different
+units do not. So a mesh has several processes along data only if processes outnumber units.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ __all__ = ["Layout", "choose_layout", "deal", "unit_costs"]
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh of processes.
+    """Mesh of processes.
 
     Attributes:
-        shares: units of each place along block.
-        data: processes that share each of them.
-        shards: parts of a mini-batch; a multiple of ``data``.
+        shares: Names of the units of each row along block.
+        data: Number of processes in each row.
+        shards: Number of parts of a mini-batch, a multiple of ``data``.
     """
 
     shares: tuple[tuple[str, ...], ...]
@@ -29,16 +29,16 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Processes in the mesh."""
+        """Number of processes in the mesh."""
         return len(self.shares) * self.data
 
     def share(self, rank: int) -> tuple[str, ...]:
-        """The units of a process; ranks go along data first."""
+        """Return the units of a process; ranks count along data first."""
         return self.shares[rank // self.data]
 
 
 def unit_costs(config: RunConfig) -> dict[str, float]:
-    """Time of each unit in an epoch, that of a block being 1."""
+    """Return the time of each unit in an epoch, as a multiple of a block's."""
     costs = config.method.unit_costs
     networks = [name for name, cost in costs.items() if cost >= 1]
     passes = len(networks) if config.train.order == "sequential" else 1
@@ -48,15 +48,15 @@ def unit_costs(config: RunConfig) -> dict[str, float]:
 def deal(
     costs: Mapping[str, float], places: int, *, neighbours: bool = False
 ) -> tuple[tuple[str, ...], ...]:
-    """Units for each of at most ``places`` processes, so that the slowest takes little time.
+    """Divide units among processes, so that the slowest takes little time.
 
     Args:
-        costs: time of each unit, in the order of the run.
-        places: processes.
-        neighbours: whether each has units that follow each other.
+        costs: Time of each unit, in the order of the run.
+        places: Greatest number of processes.
+        neighbours: Whether the units of a process must be consecutive.
 
     Returns:
-        A share for each process that has one; each in the order of the run.
+        The units of each process that has any, in the order of the run.
     """
     if neighbours:
         return _deal_neighbours(costs, places)
@@ -69,7 +69,7 @@ def deal(
 
 
 def _deal_neighbours(costs: Mapping[str, float], places: int) -> tuple[tuple[str, ...], ...]:
-    """The least limit on a share's time that needs no more shares than there are places."""
+    """Divide consecutive units, with the least limit on a share's time that ``places`` allow."""
 
     def cut(limit: float) -> list[list[str]]:
         shares: list[list[str]] = [[]]
@@ -92,13 +92,13 @@ def _deal_neighbours(costs: Mapping[str, float], places: int) -> tuple[tuple[str
 def choose_layout(
     config: RunConfig, processes: int, units: Sequence[str] | None = None, *, shards: int = 0
 ) -> Layout:
-    """The mesh that takes little time, and sends little.
+    """Return the fastest mesh; of equally fast ones that with the fewest processes along data.
 
     Args:
-        config: the run.
-        processes: at most so many.
-        units: those that are not trained yet; all unless given.
-        shards: of a mini-batch; 0 for as many as the mesh has processes along data.
+        config: Configuration of the run.
+        processes: Greatest number of processes.
+        units: Names of the units to train; all unless given.
+        shards: Number of parts of a mini-batch; 0 for the number of processes along data.
     """
     learned, costs = config.method.learned, unit_costs(config)
     left = {name: cost for name, cost in costs.items() if units is None or name in units}

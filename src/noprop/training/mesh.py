@@ -1,14 +1,15 @@
 """The processes that train one group together: a mesh of block × data.
 
 Along *block* each process has some of the units of the group. Only the gradient of shared
-parameters crosses, through a chain: each process adds those of its units, in order, to the sum that
-comes from the process before it and sends it on; the whole returns the same way. So m·d numbers
-cross each link of the chain once in each direction in one step, and nothing at all with fixed
-embeddings. Along *data* each process computes some shards of a mini-batch; it sums one part of the
-gradient over all shards, in order, and gathers the other parts: as many bytes as a ring all-reduce.
+parameters is sent, through a chain. Each process receives a sum from the previous one, adds the
+gradients of its units in order, and sends the sum to the next; the total returns the same way. So
+m·d numbers cross each link once in each direction per step, and none with fixed embeddings.
 
-Both sums have one order for any number of processes, so that on a CPU the weights are the same to
-the last bit. Two numbers more in each sum say which process requests a checkpoint or a stop.
+Along *data* each process computes some shards of a mini-batch. It sums one part of the gradient
+over all shards, in order, and gathers the other parts: as many bytes as a ring all-reduce.
+
+Both sums have the same order for any number of processes, so that on a CPU the weights are the same
+to the last bit. Two more numbers in each sum request a checkpoint or a stop.
 """
 
 import os
@@ -41,8 +42,8 @@ __all__ = [
     "peers",
 ]
 
-# How long to wait for a process whose machine is lost without a word. Between two updates another
-# process may have to look through its validation part, or write to a slow disk.
+# Timeout for a process whose machine is lost without closing its connection. Between two updates a
+# process may evaluate its validation part, or write to a slow disk.
 PATIENCE = timedelta(minutes=5)
 
 
@@ -51,24 +52,24 @@ class PeerLostError(TrainingError):
 
 
 class PeerStoppedError(KeyboardInterrupt):
-    """Another process of the mesh was asked to stop; all have saved the same update."""
+    """Another process of the mesh was stopped; all have saved the same update."""
 
 
 class Requests(NamedTuple):
-    """What a process, or any process of a mesh, requests after an update."""
+    """Requests of a process, or of any process of a mesh, after an update."""
 
     save: bool = False
     stop: bool = False
 
 
 class Mesh:
-    """One process alone.
+    """Mesh of a single process, and base class of others.
 
     Attributes:
         is_alone: Whether there is no other process.
         writes: Whether this process holds the lock of the group and writes its commits.
-        reports: Whether it emits events; of those with the same units one does.
-        units: Names of the units it has; None for all.
+        reports: Whether this process emits events; one of those with the same units does.
+        units: Names of this process's units; None for all.
     """
 
     is_alone: bool = True
@@ -86,7 +87,7 @@ class Mesh:
         """Sum vectors over all shards, in their order.
 
         Args:
-            shards: Those of this process, in order, weighted already.
+            shards: Weighted vectors of this process's shards, in order.
             requests: Requests of this process.
 
         Returns:
@@ -103,7 +104,7 @@ class Mesh:
         """Sum the shares of the units in the shared gradient over all units, in their order.
 
         Args:
-            parts: Those of the units of this process, in order.
+            parts: Vectors of this process's units, in order.
             requests: Requests of this process.
 
         Returns:
@@ -130,7 +131,7 @@ ALONE = Mesh()
 
 
 def sum_in_order(parts: Sequence[Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
-    """Return ((p_1 + p_2) + p_3) + …: floating-point sums depend on the order."""
+    """Return ((p_1 + p_2) + p_3) + …, because floating-point sums depend on the order."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -141,9 +142,9 @@ class ProcessMesh(Mesh):
     """Processes of ``torch.distributed`` that train one group.
 
     Args:
-        mesh: Device mesh of axes ``block`` and ``data``, with this process in it.
-        units: Units of this process. Along *block* they follow each other in the group's order.
-        coupled: Whether all of the mesh train one group, else only those along *data*.
+        mesh: Device mesh with axes ``block`` and ``data`` that contains this process.
+        units: Units of this process. Along *block* they are in the group's order.
+        coupled: Whether all processes of the mesh train one group, or only those along *data*.
 
     Attributes:
         sent: Bytes that this process has sent along each axis.
@@ -193,7 +194,7 @@ class ProcessMesh(Mesh):
     def sum_over_units(
         self, parts: Sequence[Float[Tensor, " n"]], requests: Requests
     ) -> tuple[Float[Tensor, " n"], Requests]:
-        """See :meth:`Mesh.sum_over_units`: a chain through the processes, there and back."""
+        """See :meth:`Mesh.sum_over_units`: a chain through the processes, forward and back."""
         if self.rows == 1:
             return super().sum_over_units(parts, requests)
         own = torch.tensor(requests, dtype=parts[0].dtype, device=parts[0].device)
@@ -228,7 +229,7 @@ class ProcessMesh(Mesh):
         return self._sum((rows if self.reports else torch.zeros_like(rows)).to(self.device)).cpu()
 
     def _sum(self, numbers: Int64[Tensor, "*n"] | UInt8[Tensor, "*n"]) -> Tensor:
-        """Sum numbers of which each is zero in all processes but one."""
+        """Sum numbers, each of which is zero in all processes except one."""
         with peers():
             if self.width > 1:
                 dist.all_reduce(numbers, group=self.data)
@@ -241,7 +242,7 @@ class ProcessMesh(Mesh):
         with peers():
             if self.width > 1:
                 dist.barrier(group=self.data)
-            if self.rows > 1:  # a process that has come this far speaks for its row along data
+            if self.rows > 1:  # a process that comes here represents its row along data
                 dist.barrier(group=self.block)
 
 
@@ -261,10 +262,10 @@ def peers() -> Iterator[None]:
 
 
 def keep_to_loopback() -> None:
-    """Have Gloo listen on the loopback interface alone, for processes of one machine.
+    """Make Gloo listen only on the loopback interface, for processes of one machine.
 
-    By default it listens on the address that the name of the machine stands for. An interface that
-    the user has set is left.
+    By default it listens on the address of the machine's name. An interface set by the user is
+    kept.
     """
     for name in {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -277,14 +278,14 @@ def connected_mesh(
     """Connect this process to the others of a layout, and disconnect it at the end of the block.
 
     Args:
-        layout: Places of all processes.
-        rank: Rank of this one, below ``layout.size``.
-        store: Where the processes find each other.
-        coupled: Whether all of them train one group.
-        device: Device of this process; ``cuda`` ones communicate by NCCL, others by Gloo.
+        layout: Division of the run among all processes.
+        rank: Rank of this process, below ``layout.size``.
+        store: Store through which the processes connect.
+        coupled: Whether all processes train one group.
+        device: Device of this process; CUDA devices communicate by NCCL, others by Gloo.
 
     Raises:
-        PeerLostError: If another process does not come.
+        PeerLostError: If another process does not connect.
     """
     kind = device.type if device.type == "cuda" else "cpu"
     backend = "nccl" if kind == "cuda" else "gloo"

@@ -1,4 +1,4 @@
-"""What the training of a group says of itself, as events: progress, an epoch's end, its own end."""
+"""Events of the training of a group: progress, the end of an epoch, the end of training."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,16 +21,16 @@ __all__ = ["Reports"]
 
 
 class Reports:
-    """Events of a group, told by one process of those that train it.
+    """Events of a group, emitted by one of the processes that train it.
 
     Args:
-        train: how the units are trained.
-        method: whose facts and embeddings are told.
-        state: of the group.
-        plan: its work.
-        gradients: computes losses of the validation part.
-        validation: validation part, on the device; its local losses are reported, nothing else.
-        emit: called with every event.
+        train: Configuration of training.
+        method: Method whose facts and embeddings are reported.
+        state: State of the group.
+        plan: Plan of the group's updates.
+        gradients: Computes the losses on the validation part.
+        validation: Validation part, on the device; used only to report the units' losses.
+        emit: Function that is called with every event.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Reports:
     def progress(
         self, update: Update, position: int, running: Mapping[str, Sequence[Tensor]]
     ) -> None:
-        """How far the group is.
+        """Emit the progress of the group.
 
         Args:
-            update: the last update.
-            position: the next one.
-            running: losses of each unit since its last epoch ended.
+            update: Last update.
+            position: Number of updates done.
+            running: Losses of each unit since its last epoch ended.
 
         Raises:
             TrainingError: If a loss is not finite.
@@ -77,7 +77,7 @@ class Reports:
         )
 
     def epoch(self, update: Update, losses: Tensor, terms: LossTerms) -> None:
-        """A unit's losses in an epoch, on the validation part too, and what the method tells."""
+        """Emit a unit's losses in an epoch and on the validation part, and the method's facts."""
         unit = self.state.units[update.unit]
         embedding = None
         if self.method.embedding.learned:
@@ -100,14 +100,14 @@ class Reports:
         )
 
     def end(self, seconds: float) -> None:
-        """That the group is trained, and what it took."""
+        """Emit that the group is trained, with the time in seconds and the peak memory."""
         units = self.state.units
         names = [unit.name for index, unit in enumerate(units) if self.state.is_mine[index]]
         memory, counter = peak_memory(self.validation.x.device)
         self._tell(Trained(names, seconds, peak_memory_mb=memory, memory_counter=counter))
 
     def diverged(self, what: str, position: int) -> TrainingError:
-        """The error of what is not finite before update ``position``."""
+        """Return the error for a value that is not finite before update ``position``."""
         epoch = self.plan.at(position - 1).epoch + 1
         kept = any(self.state.folder.glob("*.json"))
         return TrainingError(
@@ -123,7 +123,7 @@ class Reports:
 
     @torch.no_grad()
     def _validation_loss(self, unit: Unit) -> float | None:
-        """The unit's own loss on the validation part, with the same noise after every epoch."""
+        """Return the unit's loss on the validation part, with the same noise after every epoch."""
         if len(self.validation) < 2:
             return None
         unit.module.eval()

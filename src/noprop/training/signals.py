@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM during training: they wait for the end of an update, so that it can be saved.
+"""Ctrl-C and SIGTERM during training: handled at the end of an update, so that it can be saved.
 
-An update moves weights and optimizer state one after the other; what a signal interrupts in there
-cannot be written as a checkpoint. So while a group is trained the first signal is kept until the
-update at hand is made. A second one is answered at once, and so is any outside of training; but
-SIGTERM may come twice for one cause.
+An update changes weights and optimizer state one after the other; a state between the two cannot be
+a checkpoint. So during training the first signal is deferred until the current update ends. A
+second signal, or one outside training, is handled immediately. A second SIGTERM shortly after the
+first counts as the same one.
 """
 
 import math
@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 
-# Seconds in which a second SIGTERM is the first once more: a scheduler sends it to all processes,
-# and so may whoever started them.
+# Seconds in which a second SIGTERM counts as the first: a scheduler sends it to all processes, and
+# a parent process may send it again.
 AGAIN = 5.0
 
 
@@ -56,9 +56,10 @@ def _answer(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def answered_between_updates() -> Iterator[None]:
-    """In here both signals stop training after the update at hand; elsewhere at once.
+    """Install handlers in this block that stop training after the current update.
 
-    Handlers belong to the main thread, and are put back; in another thread nothing changes.
+    Handlers belong to the main thread: in another thread nothing changes. The handlers before are
+    restored at the end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -74,7 +75,7 @@ def answered_between_updates() -> Iterator[None]:
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """In here the first signal is kept for :func:`stop_if_asked`."""
+    """Defer the first signal in this block, for :func:`stop_if_asked` to handle."""
     _State.training += 1
     try:
         yield
@@ -83,20 +84,20 @@ def signals_kept() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether a signal was kept that :func:`stop_if_asked` would answer."""
+    """Return whether a signal was deferred."""
     return _State.asked is not None
 
 
 def ask() -> None:
-    """Have training stop as by Ctrl-C."""
+    """Request that training stops, as Ctrl-C does."""
     _State.asked = _State.asked or KeyboardInterrupt
 
 
 def stop_if_asked() -> None:
-    """Answer the signal that was kept, if there is one.
+    """Handle the signal that was deferred, if any.
 
     Raises:
-        KeyboardInterrupt: For Ctrl-C; its kind :class:`Terminated` for SIGTERM.
+        KeyboardInterrupt: For Ctrl-C; its subclass :class:`Terminated` for SIGTERM.
     """
     if kind := _State.asked:
         _State.asked = None
@@ -105,7 +106,10 @@ def stop_if_asked() -> None:
 
 @contextmanager
 def named() -> Iterator[None]:
-    """In here a library which waits makes a KeyboardInterrupt of any signal; it is told apart."""
+    """Raise :class:`Terminated` for a KeyboardInterrupt in this block that SIGTERM caused.
+
+    Some libraries raise a plain KeyboardInterrupt for any signal that arrives while they wait.
+    """
     try:
         yield
     except KeyboardInterrupt:
