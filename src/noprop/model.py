@@ -176,7 +176,11 @@ def _check_trained_with(config: RunConfig, about: dict[str, Any], weights: Path)
 def _misfit(weights: torch.Tensor | None, uniform: torch.Tensor | None) -> str | None:
     """Return why path weights do not fit a method that starts with ``uniform``, or None."""
     if weights is None or uniform is None:
-        return None if weights is uniform else "must be given exactly for methods with a path"
+        return (
+            None
+            if weights is uniform
+            else "must be given for methods with a path, and only for them"
+        )
     if weights.shape != uniform.shape:
         return f"have shape {tuple(weights.shape)}, wanted {tuple(uniform.shape)}"
     if not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-3:

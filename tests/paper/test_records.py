@@ -58,7 +58,7 @@ def test_lines_are_read_back_and_anything_else_is_refused(tmp_path):
     lacking = {k: v for k, v in made().items() if k != "extent"}
     for record in ([1], {"cell": "x"}, lacking, {**made(), "test": {"modes": {}}}):
         path.write_text(json.dumps(made()) + "\n" + json.dumps(record) + "\n")
-        with pytest.raises(RunError, match=r"results\.jsonl: line 2 is no result of a cell"):
+        with pytest.raises(RunError, match=r"results\.jsonl: line 2 is not a result of a cell"):
             read_records(path)
 
 

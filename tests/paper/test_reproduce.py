@@ -144,8 +144,8 @@ def test_a_plan_counts_what_is_trained_and_scored(method, batches, images, steps
     ("arguments", "words"),
     [
         (["tabel1"], "reproduce: 'tabel1' is none of table1"),
-        (["table1", "--only", "minst"], "--only: no cell here is of 'minst'; did you mean mnist?"),
-        (["table1", "--only", "adjoint,d20"], "--only: no cell is all of adjoint, d20"),
+        (["table1", "--only", "minst"], "--only: no cell matches 'minst'; did you mean mnist?"),
+        (["table1", "--only", "adjoint,d20"], "--only: no cell matches all of adjoint, d20"),
         (["table1", "--scale", "tiny"], "--scale: wanted full, smoke"),
         (["table1", "--deadline", "soon"], "--deadline: wanted such as 90s, 25m or 1h30m"),
         (["table1", "--deadline", "20s"], "--deadline must be 60 seconds at least, got 20"),

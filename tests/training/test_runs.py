@@ -471,7 +471,7 @@ NORMAL = {"mean": [0.3], "std": [0.4]}
         ({"path_weights": [0.5, 0.3, 0.2]}, r"path_weights have shape \(3,\), wanted \(2,\)"),
         ({"path_weights": [0.5, 0.6]}, "path_weights must be at least 0 and sum to 1"),
         ({"path_weights": [-0.5, 1.5]}, "path_weights must be at least 0 and sum to 1"),
-        ({"path_weights": None}, "path_weights are for a method with a path"),
+        ({"path_weights": None}, "path_weights must be given for methods with a path"),
         ({"normalization": NORMAL | {"std": [0.0]}}, "std must be above 0"),
         ({"normalization": NORMAL | {"std": ["0.4"]}}, "std must be finite numbers"),
         ({"normalization": NORMAL | {"mean": [0.3, 0.3]}}, "mean has 2 numbers, wanted 1"),
@@ -501,7 +501,7 @@ def test_weights_without_a_place_are_refused(finished, tmp_path):
     save_model(tmp_path / "r", model)
     forget(tmp_path / "r" / "model.safetensors")
     with pytest.raises(
-        RunError, match=r"model\.safetensors: holds .* architecture: block-2/module"
+        RunError, match=r"model\.safetensors: holds .* architecture: config\.toml has no block-2"
     ):
         load_model(tmp_path / "r")
 

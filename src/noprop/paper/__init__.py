@@ -1,6 +1,6 @@
 """The paper's tables and figures, each from one command: ``noprop reproduce``.
 
-``paper`` holds its numbers, ``cells`` what is trained for each table and figure, ``scale`` how much
-of it; ``queue`` trains cells beside each other, ``measure`` says what is kept of each, ``records``
-keeps it; ``tables`` and ``figures`` show ours beside the paper's.
+``numbers`` holds the paper's numbers, ``cells`` the recipes of each table and figure, and ``scale``
+a fraction of them. ``queue`` trains several cells at a time, ``measure`` measures each of them, and
+``records`` stores the results. ``tables`` and ``figures`` compare them with the paper's.
 """

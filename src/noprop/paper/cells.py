@@ -1,4 +1,4 @@
-"""What is trained for each table and figure: a cell is a recipe, trained once for every seed."""
+"""Cells of each table and figure: a cell is a recipe, trained once for every seed."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,13 @@ from noprop.recipes import find_recipe
 
 __all__ = ["EXPERIMENTS", "Cell", "all_cells", "select"]
 
-# Fig. 7: embeddings of an image's dimension, by what they start from.
+# Fig. 7: embeddings of an image's dimension, by their initial value.
 STARTS = {"random-image": "random", "orthogonal-image": "orthogonal"}
-# The paper says nothing of the readout's start: torch's default, in every cell.
+# The paper does not state the readout's initial value: every cell uses torch's default.
 PAPER = {"method.readout_start": "random"}
-# One thread each, so that weights do not depend on the machine, and several train at a time.
+# One thread per cell, so that weights do not depend on the machine, and several train at a time.
 ALONE = {"train.threads": 1, "train.workers": 1, "train.shards": 1}
-# Fig. 4 follows these in time; so many points make a curve.
+# Methods of Fig. 4, and the number of points of a curve.
 FOLLOWED = ("ct", "fm", "adjoint")
 POINTS = 10
 
@@ -30,10 +30,10 @@ class Cell:
     """One recipe of the paper.
 
     Attributes:
-        dataset: a name of :data:`noprop.paper.numbers.DATASETS`.
-        method: of ``METHODS``.
-        embedding: of ``EMBEDDINGS``, or ``random-image`` and ``orthogonal-image``: learned, of an
-            image's dimension.
+        dataset: Name in :data:`noprop.paper.numbers.DATASETS`.
+        method: Name in ``METHODS``.
+        embedding: Name in ``EMBEDDINGS``, or ``random-image`` or ``orthogonal-image``: learned, of
+            an image's dimension.
         readout: ``softmax`` or ``radial``.
     """
 
@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its recipe."""
+        """Name of the recipe."""
         parts = [self.dataset, self.method]
         parts += [self.embedding] if self.embedding != "one-hot" else []
         parts += [self.readout] if self.readout != "softmax" else []
@@ -52,16 +52,16 @@ class Cell:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """By which it is chosen."""
+        """Words that select the cell in ``--only``."""
         return self.dataset, self.method, self.embedding, self.readout, self.name
 
     @property
     def recipe(self) -> RunConfig:
-        """With the paper's settings."""
+        """Recipe with the paper's settings."""
         if self.embedding not in STARTS:
             return replace(find_recipe(self.name), PAPER)
-        # At length 1 beside prototypes of length 26, the noise would tell the starts apart, not
-        # what they are.
+        # Prototypes have length 26. Embeddings of length 1 would differ from them mainly in their
+        # ratio to the noise, so all have the prototypes' length.
         changes: dict[str, Any] = {
             **PAPER,
             "method.embedding_norm": "prototype",
@@ -74,7 +74,7 @@ class Cell:
         return replace(find_recipe(f"{self.dataset}-{self.method}"), changes)
 
     def config(self, scale: Scale, seed: int) -> RunConfig:
-        """As it is trained at a scale."""
+        """Return the configuration at a scale, with a seed."""
         config = scale.applied(self.recipe, SOURCES[self.dataset].sizes[0])
         changes: dict[str, Any] = {**ALONE, "train.seed": seed}
         if self.method in FOLLOWED and self.embedding == "one-hot":
@@ -97,7 +97,7 @@ def _cells(
 _THREE = ("mnist", "cifar10", "cifar100")
 _ONE_HOT = [(method, "one-hot") for method in METHODS]
 
-# Table 5 counts parameters: nothing is trained for it.
+# Table 5 counts parameters and needs no training.
 EXPERIMENTS: dict[str, list[Cell]] = {
     "table1": _cells(TABLE1, _THREE),
     "table2": _cells(TABLE2, ["tiny-imagenet"]),
@@ -111,20 +111,20 @@ EXPERIMENTS: dict[str, list[Cell]] = {
 
 
 def all_cells(experiments: Iterable[str]) -> list[Cell]:
-    """The cells of some experiments, each once."""
+    """Return the cells of experiments, without duplicates."""
     return list(dict.fromkeys(cell for name in experiments for cell in EXPERIMENTS[name]))
 
 
 def select(cells: Sequence[Cell], words: Sequence[str]) -> list[Cell]:
-    """The cells that ``--only`` leaves.
+    """Return the cells that ``--only`` selects.
 
     Args:
-        cells: to choose from.
-        words: data sets, methods, embeddings, readouts or names. Words of one kind add up, kinds
-            narrow: ``mnist,cifar10,dt`` are NoProp-DT's cells of both.
+        cells: Cells to select from.
+        words: Data sets, methods, embeddings, readouts or names. A cell must match one of the words
+            of each kind: ``mnist,cifar10,dt`` selects the cells of NoProp-DT on both data sets.
 
     Raises:
-        ConfigError: If a word fits no cell, or all together fit none.
+        ConfigError: If a word matches no cell, or no cell matches all kinds.
     """
     kinds: list[set[str]] = [set() for _ in range(5)]
     for word in words:
@@ -134,8 +134,8 @@ def select(cells: Sequence[Cell], words: Sequence[str]) -> list[Cell]:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
             short = [w for w in known if w in (*DATASETS, *METHODS, *EMBEDDINGS, *STARTS, "radial")]
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(short)}"
-            raise ConfigError(f"--only: no cell here is of {word!r}; {hint}")
-        # The name of a one-hot recipe is no other word's, so a word has one kind.
+            raise ConfigError(f"--only: no cell matches {word!r}; {hint}")
+        # The name of a one-hot recipe equals no other word, so each word has one kind.
         kinds[min(places)].add(word)
     chosen = [
         cell
@@ -143,5 +143,5 @@ def select(cells: Sequence[Cell], words: Sequence[str]) -> list[Cell]:
         if all(not kind or own in kind for kind, own in zip(kinds, cell.words, strict=True))
     ]
     if not chosen:
-        raise ConfigError(f"--only: no cell is all of {', '.join(words)}")
+        raise ConfigError(f"--only: no cell matches all of {', '.join(words)}")
     return chosen

@@ -1,4 +1,4 @@
-"""What is looked at where a full result is not the paper's: each check is made anew, and said."""
+"""Checks of a full result that differs from the paper's, each made again and described."""
 
 from collections.abc import Iterable
 
@@ -18,17 +18,17 @@ __all__ = ["checks"]
 
 
 def checks(summary: Summary) -> list[str]:
-    """Parameters, settings, schedule, update order, inference, images and precision, in words.
+    """Describe parameters, settings, schedule, update order, inference, images and precision.
 
-    All are of the configurations that the lines carry; where those of two seeds disagree, both are
-    told.
+    All are taken from the configurations in the records. If they differ between seeds, all are
+    listed.
     """
     found: dict[str, None] = {}
     for record in summary.records:
         try:
             config = from_mapping(record["config"])
         except ConfigError as error:
-            found[f"nothing: the line's configuration is of another version ({error})"] = None
+            found[f"nothing: the record's configuration is of another version ({error})"] = None
             continue
         found |= dict.fromkeys(_checks_of(summary.cell, config))
         precision = "bf16" if record["environment"].get("bf16") else "float32"
@@ -48,7 +48,7 @@ def _checks_of(cell: Cell, config: RunConfig) -> Iterable[str]:
 
 
 def _built(cell: Cell, config: RunConfig) -> Method:
-    """The method as the configuration builds it, of DT one block."""
+    """Build the method of a configuration; of DT only one block."""
     source = SOURCES[cell.dataset]
     channels, names = source.shape[0], tuple(map(str, range(source.num_classes)))
     task = Task(source.shape, names, Normalization((0.0,) * channels, (1.0,) * channels))
@@ -61,7 +61,7 @@ def _parameters(cell: Cell, method: Method) -> str:
     block = next(m for m in modules if isinstance(m, DiscreteBlock | ContinuousBlock))
     count, printed = sum(p.numel() for p in block.parameters()), printed_millions(cell)
     if printed is None:
-        return f"{count:,} parameters a block, of which Table 5 says nothing"
+        return f"{count:,} parameters a block, not in Table 5"
     agrees = "as" if f"{count / 1e6:.2f}" == f"{printed:.2f}" else "NOT as"
     return f"{count:,} parameters a block, {agrees} in Table 5 ({printed:.2f}M)"
 
@@ -93,7 +93,7 @@ def _order(config: RunConfig) -> str:
 
 
 def _inference(config: RunConfig) -> str:
-    """One chain from noise; that it does not read the label is a test of every method."""
+    """Describe the chain; the tests of each method show that it does not read the label."""
     m = config.method
     how = "with noise at every step" if m.noise_at_every_step else "without noise on the way"
     return f"one chain from z_0 ~ N(0, I), T = {m.chain_length}, {how}, then {m.chain_end}"

@@ -1,4 +1,4 @@
-"""How long cells take on this machine: a few steps of each are timed, on made-up images."""
+"""Estimates of the time of cells on this machine: a few steps are timed on generated images."""
 
 import time
 from collections.abc import Callable
@@ -26,18 +26,18 @@ __all__ = ["Pace", "measure_pace", "rough_work", "seconds_of"]
 
 IMAGES = 512
 CHAINS = 200
-SHORT = 10  # steps of a chain that is timed in place of a long one
-PASSES = 3  # timed, of which the fastest counts
+SHORT = 10  # steps of the chain that is timed instead of a long one
+PASSES = 3  # number of timed calls, the fastest of which counts
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that parts of a cell take in one process of one thread.
+    """Times of the parts of a cell in one process of one thread, in seconds.
 
     Attributes:
-        batch: a mini-batch of the whole network, all its blocks and the readout.
-        features: what a chain needs of one image once.
-        step: one step of a chain, for one image.
+        batch: Time of a mini-batch for all blocks and the readout.
+        features: Time of the features of one image.
+        step: Time of one step of a chain for one image.
     """
 
     batch: float
@@ -46,11 +46,11 @@ class Pace:
 
 
 def measure_pace(cell: Cell, config: RunConfig) -> Pace:
-    """Time a cell's steps on made-up images of its data set's shape.
+    """Time a cell's steps on generated images of its data set's shape.
 
     Args:
-        cell: it.
-        config: as it is trained.
+        cell: Cell to time.
+        config: Configuration with which it is trained.
     """
     source = SOURCES[cell.dataset]
     channels, draws = source.shape[0], torch.Generator().manual_seed(0)
@@ -82,7 +82,7 @@ def _one_thread() -> Any:
 
 
 def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
-    """Seconds of a mini-batch of every unit; blocks cost the same, so one is timed."""
+    """Return the seconds of a mini-batch for every unit; only one of the equal blocks is timed."""
     embedding = build_embedding(config, task, None).weight.detach()
     material = Material(examples, examples.take(torch.arange(0)), embedding)
     job = GroupJob(config, task, Path("unused"), "")
@@ -93,10 +93,10 @@ def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
         for unit in trainer.units:
             unit.module.train()
         synchronize = _synchronizer(trainer.device)
-        # A block and the readout beside it, where both are here.
+        # A step of a block, and one of the readout if it is in the same group.
         updates = 2 if len(trainer.units) > 1 else 1
         taken = _fastest(lambda t=trainer, n=updates: [t.step() for _ in range(n)], synchronize)
-        if len(trainer.units) > 1:  # learned embeddings: of each block, in turn
+        if len(trainer.units) > 1:  # learned embeddings: one turn for each block
             total += taken * (len(trainer.units) - 1)
         elif group == groups[0]:
             total += taken * max(1, len(groups) - 1)
@@ -106,7 +106,7 @@ def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
 
 
 def _chain(config: RunConfig, task: Task, x: torch.Tensor) -> tuple[float, float]:
-    """Seconds of one image's features, and of a step of one chain."""
+    """Return the seconds of one image's features, and of a step of one chain."""
     model = empty_model(config, task, None)
     ready(model)
     method, synchronize = model.method, _synchronizer(model.device)
@@ -126,7 +126,7 @@ def _synchronizer(device: torch.device) -> Callable[[], None]:
 
 
 def _fastest(work: Callable[[], Any], synchronize: Callable[[], None]) -> float:
-    work()  # allocates, and chooses kernels
+    work()  # allocates memory, and chooses kernels
     best = float("inf")
     for _ in range(PASSES):
         synchronize()
@@ -138,7 +138,7 @@ def _fastest(work: Callable[[], Any], synchronize: Callable[[], None]) -> float:
 
 
 def seconds_of(job: Job, pace: Pace) -> float:
-    """Seconds of a job at some pace: training, and scoring as ``measure`` does it."""
+    """Return the seconds that a job takes: training, and evaluation as in ``measure``."""
     config, amounts = job.cell.config(job.scale, job.seed), _amounts(job)
     training = amounts["batches"] * pace.batch
     image = amounts["images"] * pace.features
@@ -146,10 +146,10 @@ def seconds_of(job: Job, pace: Pace) -> float:
 
 
 def rough_work(job: Job) -> float:
-    """A number that grows with a job's time, without timing anything: cheaper jobs go first."""
+    """Return a number that grows with a job's time, by which jobs are ordered without timing."""
     config, amounts = job.cell.config(job.scale, job.seed), _amounts(job)
     c, h, w = SOURCES[job.cell.dataset].shape
-    image = float(c + 8) * h * w  # most of the products are behind the first layer
+    image = float(c + 8) * h * w  # most of the products come after the first layer
     is_image = job.cell.embedding not in ("one-hot", "d20")
     m = config.method
     networks = 1 if m.one_network else m.chain_length
@@ -161,7 +161,7 @@ def rough_work(job: Job) -> float:
 
 
 def _amounts(job: Job) -> dict[str, int]:
-    """How many mini-batches are trained, and images and chains scored."""
+    """Return the numbers of mini-batches of training, and of images and chains of evaluation."""
     config, sizes = job.cell.config(job.scale, job.seed), SOURCES[job.cell.dataset].sizes
     held_out = round(sizes[0] * config.data.validation)
     train = min(sizes[0] - held_out, config.data.train_size or sizes[0])

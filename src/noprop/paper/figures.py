@@ -1,4 +1,4 @@
-"""Figs. 3, 4, 6 and 7 of what was found."""
+"""Figs. 3, 4, 6 and 7 from results."""
 
 import math
 import textwrap
@@ -30,14 +30,14 @@ NAMES = {
 
 
 def draw_experiment(name: str, found: Sequence[Summary], runs: Path) -> list[Picture]:
-    """The pictures of an experiment: of each scale one, none where there is nothing to draw.
+    """Draw the pictures of an experiment, one for each scale that has results.
 
-    Fig. 4 has one for full results and one for all others, whose lines say their scale.
+    Fig. 4 has one for full results and one for all others, whose legend states the scale.
 
     Args:
-        name: of the experiment.
-        found: what is done.
-        runs: where run folders are, which Fig. 3 reads.
+        name: Name of the experiment.
+        found: Results of any experiments.
+        runs: Folder of the run folders, which Fig. 3 reads.
 
     Raises:
         ConfigError: If matplotlib is not installed.
@@ -61,7 +61,7 @@ def draw_experiment(name: str, found: Sequence[Summary], runs: Path) -> list[Pic
         scaled = "scaled" if name == "fig4" else s.scale
         groups.setdefault("full" if s.is_full else scaled, []).append(s)
     compared = {"fig6": "readout", "fig7": "embedding"}.get(name)
-    if compared:  # a bar alone compares nothing
+    if compared:  # a single bar compares nothing
         groups = {
             group: some
             for group, some in groups.items()
@@ -79,7 +79,7 @@ def _folder(summary: Summary, runs: Path) -> Path:
 
 
 def _prototypes(figure: Any, summary: Summary, runs: Path) -> None:
-    """Fig. 3: the images that embeddings start from, and what they are after training."""
+    """Draw Fig. 3: the embeddings as images, before and after training."""
     folder = _folder(summary, runs)
     model = load_model(folder, device="cpu")
     task, normal = model.task, model.task.normalization
@@ -102,7 +102,7 @@ def _prototypes(figure: Any, summary: Summary, runs: Path) -> None:
 
 
 def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
-    """Fig. 4: test accuracy of one chain against seconds of training, a line for each seed."""
+    """Draw Fig. 4: test accuracy of one chain over seconds of training, a line for each seed."""
     datasets = [d for d in DATASETS if any(s.cell.dataset == d for s in some)]
     axes = figure.subplots(1, len(datasets), squeeze=False)[0]
     colors: dict[str, str] = {"ct": "tab:blue", "fm": "tab:orange", "adjoint": "tab:green"}
@@ -132,9 +132,9 @@ def _accuracy_in_time(figure: Any, some: list[Summary]) -> None:
 
 
 def _bars(figure: Any, some: list[Summary], group: str | None, kind: str) -> None:
-    """Figs. 6 and 7: test accuracy of one chain, with standard errors where there are several.
+    """Draw Fig. 6 or 7: test accuracy of one chain, with standard errors if there are several.
 
-    The axes do not begin at zero: what is compared differs by tenths.
+    The axes do not begin at zero, because the values differ by tenths of a percent.
     """
     datasets = [d for d in DATASETS if any(s.cell.dataset == d for s in some)]
     axes = figure.subplots(1, len(datasets), squeeze=False)[0]

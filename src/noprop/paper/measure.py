@@ -1,4 +1,4 @@
-"""One cell with one seed: it is trained, or taken up where it was stopped, and measured."""
+"""Training and measurement of one cell with one seed; stopped work is resumed."""
 
 import dataclasses
 import json
@@ -25,19 +25,19 @@ from noprop.training.events import Emit, Evaluating
 
 __all__ = ["Job", "run_cell"]
 
-ENVIRONMENTS = "environments.jsonl"  # in a run
+ENVIRONMENTS = "environments.jsonl"  # file in the run folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A cell to train with one seed.
+    """Training of a cell with one seed.
 
     Attributes:
-        cell: it.
-        scale: of it.
-        seed: of the run.
-        runs: where run folders are.
-        data_dir: the first place to look for data.
+        cell: Cell to train.
+        scale: Scale of the experiment.
+        seed: Seed of the run.
+        runs: Folder of all run folders.
+        data_dir: First folder in which to look for data.
     """
 
     cell: Cell
@@ -48,12 +48,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """Name of the run."""
         return f"{self.cell.name}-seed-{self.seed}"
 
     @property
     def folder(self) -> Path:
-        """The run; those of one scale are together."""
+        """Run folder, in a folder for each scale."""
         return self.runs / self.scale.name / self.name
 
     @property
@@ -63,17 +63,17 @@ class Job:
 
 
 def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
-    """Train a cell, and measure it; whatever of it is done already is not done again.
+    """Train a cell and measure it; finished parts are not repeated.
 
     Returns:
-        Its line, see :mod:`noprop.paper.records`.
+        The record; see :mod:`noprop.paper.records`.
 
     Raises:
-        NoPropError: If it cannot be trained.
+        NoPropError: If the cell cannot be trained.
     """
     wanted = job.cell.config(job.scale, job.seed)
     config, data = api.prepare_run(wanted, None, job.data_dir)
-    config = api.join(job.folder, config, data)  # or is it of another training?
+    config = api.join(job.folder, config, data)  # raises if the folder is of another training
     model = _trained(job.folder, config, data, emit)
     emit(Evaluating())
     environment = json.loads(
@@ -98,12 +98,12 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
 
 
 def _experiment(cell: Cell) -> str:
-    """The first that has it."""
+    """Return the name of the first experiment that has the cell."""
     return next(name for name, cells in EXPERIMENTS.items() if cell in cells)
 
 
 def _trained(folder: Path, config: RunConfig, data: RunData, emit: Emit) -> TrainedModel:
-    """The finished run, read as ``config`` says."""
+    """Train and assemble the run if necessary, and load it with the inference of ``config``."""
     if not (folder / "model.json").is_file() or not (folder / "evaluation.json").is_file():
         here = describe_machine() | _hardware(config)
         append_line(folder / ENVIRONMENTS, (json.dumps(here) + "\n").encode())
@@ -113,21 +113,21 @@ def _trained(folder: Path, config: RunConfig, data: RunData, emit: Emit) -> Trai
 
 
 def _hardware(config: RunConfig) -> dict[str, str]:
-    """Names of the processor, and of the GPU where one trains."""
+    """Return the names of the processor and, if training uses one, of the GPU."""
     names = {"processor": processor_name()}
     device = choose_device(config.train.device)
     return names | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 
 def _environments(folder: Path) -> list[dict[str, Any]]:
-    """Those of all processes that trained, one after another: a run may go on elsewhere."""
+    """Return the machines of all processes that trained: a run may be resumed on another."""
     path = folder / ENVIRONMENTS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines]
 
 
 def _once(path: Path, score: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was found before, or is now: scoring may be stopped, and finished parts are kept."""
+    """Return the scores in a file; compute and store them if the file does not exist."""
     if not path.is_file():
         write_whole(path, json.dumps(score()).encode())
     return json.loads(path.read_text(encoding="utf-8"))
@@ -141,10 +141,10 @@ def _read(folder: Path, config: RunConfig, **changes: Any) -> TrainedModel:
 
 
 def _extent(cell: Cell, config: RunConfig, data: RunData) -> dict[str, tuple[int, int]]:
-    """What was taken, and what the whole is.
+    """Return for each quantity the value of this run, and that of a full result.
 
-    The whole is all that are not held out of the data set as published; so a part of it, such as
-    one of Tiny ImageNet's, shows.
+    A full result has all training images that are not held out of the published data set. So a run
+    on a subset, such as one of Tiny ImageNet's, is not full.
     """
     paper, sizes = cell.recipe, SOURCES[cell.dataset].sizes
     images = round(sizes[0] * (1 - paper.data.validation))
@@ -159,7 +159,7 @@ def _extent(cell: Cell, config: RunConfig, data: RunData) -> dict[str, tuple[int
 
 
 def _test(folder: Path, config: RunConfig, data: RunData, model: TrainedModel) -> dict[str, Any]:
-    """The evaluation that the run has, if it is of as much as is wanted; else a new one."""
+    """Return the run's own evaluation if it has the configured extent, else a new one."""
     there = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     e = config.evaluation
     as_much = (there["examples"], there["runs"], there["samples"])
@@ -170,7 +170,7 @@ def _test(folder: Path, config: RunConfig, data: RunData, model: TrainedModel) -
 
 
 def _train(folder: Path, config: RunConfig, data: RunData) -> dict[str, Any]:
-    """Accuracy of single chains on as many training images as the test part has."""
+    """Evaluate single chains on as many training images as the test part has."""
     count = min(len(data.train), len(data.test))
     draws = generator(config.train.seed, "train-sample")
     chosen = torch.randperm(len(data.train), generator=draws)[:count].sort().values
@@ -183,7 +183,7 @@ def _train(folder: Path, config: RunConfig, data: RunData) -> dict[str, Any]:
 
 
 def _curve(folder: Path, config: RunConfig, data: RunData) -> list[dict[str, float | int]]:
-    """Test accuracy in % and seconds of training, of each copy of the weights that was kept."""
+    """Return test accuracy in % and seconds of training for each kept copy of the weights."""
     once = replace(config, {"evaluation.runs": 1, "evaluation.samples": 1})
     points = []
     for epoch in epochs_kept(folder, config):

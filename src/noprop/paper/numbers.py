@@ -1,8 +1,8 @@
 """The paper's numbers: Tables 1 to 5, as printed.
 
-Accuracies are in percent. What follows ± is called a standard error of 15 values, 3 seeds × 5
-inference runs; but 15 values between 0 and 100 with a mean of 75.66 have a standard error of 11.5
-at most, and Table 2 prints 33.67. So all of them may be standard deviations.
+Accuracies are in percent. The paper calls the numbers after ± standard errors of 15 values, 3 seeds
+× 5 inference runs. But 15 values in 0..100 with a mean of 75.66 have a standard error of at most
+11.5, and Table 2 prints 33.67. So all of them may be standard deviations.
 """
 
 from dataclasses import dataclass
@@ -39,14 +39,14 @@ EMBEDDINGS = {"one-hot": "one-hot", "d20": "dim=20", "prototype": "prototype"}
 
 @dataclass(frozen=True)
 class Number:
-    """A mean and its standard error; of the paper's, what it prints after ±."""
+    """A mean and its standard error; for the paper's numbers, the value printed after ±."""
 
     mean: float
     error: float
 
 
 def _numbers(text: str) -> list[tuple[Number, Number]]:
-    """``100.0±0.0 99.46±0.06 …``: train and test of each data set in turn."""
+    """Parse ``100.0±0.0 99.46±0.06 …``: train and test accuracy of each data set in turn."""
     values = [Number(*map(float, part.split("±"))) for part in text.split()]
     return list(zip(values[::2], values[1::2], strict=True))
 
@@ -67,14 +67,14 @@ _ROWS = {
     ("fm", "prototype"): "99.27±0.09 98.52±0.16 99.8±0.03 75.18±0.57 96.37±1.09 37.57±0.32",
 }
 
-# By (method, embedding) and data set: accuracy on the training and on the test part.
+# Accuracy on the training and on the test part, by (method, embedding) and data set.
 TABLE1: dict[tuple[str, str], dict[str, tuple[Number, Number]]] = {
     row: dict(zip(("mnist", "cifar10", "cifar100"), _numbers(text), strict=True))
     for row, text in _ROWS.items()
 }
 
-# What Table 1 quotes of others: accuracy on the training and on the test part, None where it has
-# no number.
+# Results of other work that Table 1 quotes: accuracy on the training and on the test part, None
+# where it has no number.
 PRIOR: dict[str, dict[str, tuple[float | None, float | None]]] = {
     "Forward-Forward": {"mnist": (None, 98.63)},
     "Forward Gradient": {"mnist": (100.0, 97.45), "cifar10": (80.61, 69.32)},
@@ -91,7 +91,7 @@ TABLE2: dict[tuple[str, str], dict[str, tuple[Number, Number]]] = {
     }.items()
 }
 
-# Table 3: GPU memory of the process in GB, one-hot embeddings. It has none of NoProp-DT on MNIST.
+# Table 3: GPU memory of the process in GB, one-hot embeddings. It lacks NoProp-DT on MNIST.
 MEMORY_GB: dict[str, dict[str, float]] = {
     "backprop": {"mnist": 0.87, "cifar10": 1.17, "cifar100": 1.73},
     "dt": {"cifar10": 0.64, "cifar100": 1.23},
@@ -100,8 +100,8 @@ MEMORY_GB: dict[str, dict[str, float]] = {
     "fm": {"mnist": 1.06, "cifar10": 0.44, "cifar100": 0.49},
 }
 
-# Table 4: epochs by method and data set, and what else is the same for all data sets. T is of
-# inference, of the adjoint method of training as well. η is Eq. 8's or 9's.
+# Table 4: epochs by method and data set, and the settings that all data sets share. T is that of
+# inference, and for the adjoint method also of training. η is that of Eq. 8 or 9.
 EPOCHS: dict[str, dict[str, int]] = {
     "backprop": {"mnist": 100, "cifar10": 150, "cifar100": 150},
     "dt": {"mnist": 100, "cifar10": 150, "cifar100": 150},
@@ -121,8 +121,8 @@ SETTINGS: dict[str, dict[str, float | str]] = {
     for method in ("backprop", "dt", "adjoint", "ct", "fm")
 }
 
-# Table 5: parameters of one block in millions, of discrete and of continuous time, by data set, in
-# the order of EMBEDDINGS; Tiny ImageNet has no dim=20, and no continuous time.
+# Table 5: parameters of one block in millions, for discrete and continuous time, by data set and
+# embedding. It has no dim=20 and no continuous time for Tiny ImageNet.
 PARAMETERS_MILLIONS: dict[str, dict[str, dict[str, float]]] = {
     "dt": {
         "mnist": {"one-hot": 0.92, "d20": 0.92, "prototype": 1.40},

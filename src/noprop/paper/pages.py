@@ -1,4 +1,4 @@
-"""A page of Markdown for each experiment, with its tables and figures, made of the lines alone."""
+"""A Markdown page for each experiment, with tables and figures, made from the records alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,36 +26,36 @@ TITLES = {
     "fig7": "Fig. 7: what embeddings of an image's size start from",
 }
 ACCURACY = """\
-Accuracy in %. *One chain* is the paper's protocol; *averaged* is our default prediction, and *mean
-chain* is without noise. Ours is the mean ± standard error over all inference runs of all seeds, as
-the paper says of its own (but some that it prints are too large for that, and may be standard
-deviations: docs/reproduction.md). Runs of one seed without noise are equal and count as one. A row
-is *full* if epochs, steps and runs are the paper's and all images are trained on but a tenth, which
-is held out; otherwise it says what it had of them, and is no reproduction but what so much gives.
-*Train* is of as many training images as the test part has."""
+Accuracy in %. *One chain* is the paper's protocol, *averaged* is our default prediction, and *mean
+chain* is without noise. Our values are the mean ± standard error over all inference runs of all
+seeds, as the paper states for its own. (Some of the paper's are too large for standard errors and
+may be standard deviations: docs/reproduction.md.) Runs of one seed without noise are equal and
+count as one. A row is *full* if it has the paper's epochs, steps and runs, and all training images
+except a held-out tenth. Other rows state their scale and do not reproduce the paper's value.
+*Train* is measured on as many training images as the test part has."""
 
 
 def write_pages(experiments: Sequence[str], records: Path, runs: Path, out: Path) -> list[Path]:
-    """Write the page of each experiment, and its figures where matplotlib is installed.
+    """Write the page of each experiment, and its figures if matplotlib is installed.
 
     Args:
-        experiments: their names.
-        records: the file of lines.
-        runs: where run folders are.
-        out: where pages go.
+        experiments: Names of the experiments.
+        records: File of the records.
+        runs: Folder of the run folders.
+        out: Folder to write to.
 
     Returns:
-        The files written.
+        Paths of the written files.
     """
     found, paths = summaries(read_records(records)), []
     for name in experiments:
         try:
             drawn = draw_experiment(name, found, runs)
-        except ConfigError:  # without matplotlib there are tables all the same
+        except ConfigError:  # without matplotlib, pages have tables only
             drawn = []
         paths += save_pictures(drawn, out)
         figures = [f"{picture.name}.png" for picture in drawn if picture.png]
-        if name == "fig3" and not drawn:  # the runs are elsewhere: the pictures of before stay
+        if name == "fig3" and not drawn:  # the runs are elsewhere: keep the existing pictures
             figures = sorted(path.name for path in out.glob(f"{name}-*.png"))
         troubles = [f"{p.name} cannot be drawn: {p.trouble}" for p in drawn if p.trouble]
         path = out / f"{name}.md"
@@ -70,13 +70,13 @@ def page(
     figures: Sequence[str] = (),
     troubles: Sequence[str] = (),
 ) -> str:
-    """The page of an experiment.
+    """Return the page of an experiment.
 
     Args:
-        name: of it.
-        found: what is done, of whatever experiment.
-        figures: file names of its pictures.
-        troubles: why others could not be drawn.
+        name: Name of the experiment.
+        found: Results of any experiments.
+        figures: File names of the experiment's pictures.
+        troubles: Messages about pictures that could not be drawn.
     """
     cells = {cell.name for cell in EXPERIMENTS[name]}
     mine = [s for s in found if s.cell.name in cells]
@@ -103,7 +103,7 @@ def page(
 
 
 def parameter_table() -> str:
-    """Table 5, counted, beside what is printed."""
+    """Return Table 5: counted and printed numbers of parameters."""
     head = ["data set", "embedding", "time", "parameters", "in millions", "Table 5"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""Table 5: the parameters of one block, counted; readout, W_Embed and schedule are not of it."""
+"""Table 5: parameters of one block, without readout, W_Embed and schedule."""
 
 import torch
 
@@ -11,23 +11,23 @@ __all__ = ["block_parameters", "parameter_rows", "printed_millions"]
 
 
 def block_parameters(cell: Cell) -> int:
-    """Parameters of a cell's block: of DT and backprop one of ten, of the others the network."""
+    """Count the parameters of one block of DT and backprop, or of the network of other methods."""
     source = SOURCES[cell.dataset]
     latent = {"one-hot": (source.num_classes,), "d20": (20,)}.get(cell.embedding, source.shape)
     kind = DiscreteBlock if cell.method in ("dt", "backprop") else ContinuousBlock
-    with torch.device("meta"):  # counted, not made
+    with torch.device("meta"):  # without memory
         block = kind(source.shape, latent, source.num_classes)
     return sum(p.numel() for p in block.parameters())
 
 
 def printed_millions(cell: Cell) -> float | None:
-    """What Table 5 prints for it."""
+    """Return the number that Table 5 prints for a cell, in millions, or None."""
     time = "dt" if cell.method in ("dt", "backprop") else "ct"
     return PARAMETERS_MILLIONS[time].get(cell.dataset, {}).get(cell.embedding)
 
 
 def parameter_rows() -> list[tuple[Cell, int, float]]:
-    """Each row of Table 5: the cell, parameters counted, and millions printed."""
+    """Return each row of Table 5: the cell, the counted parameters, and the printed millions."""
     cells = [
         Cell(dataset, method, embedding)
         for method in PARAMETERS_MILLIONS

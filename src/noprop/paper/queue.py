@@ -1,7 +1,7 @@
-"""Cells beside each other, each in a process of its own, until all are done or the time is up.
+"""Training of several cells at a time, each in a separate process, until a deadline.
 
-A process of its own for each cell: the peak of its memory is the cell's, and what one cell does to
-a process (a failure, a leak) is gone with it.
+The peak memory of a separate process is that of its cell, and its failures and leaks do not affect
+other cells.
 """
 
 import math
@@ -28,10 +28,10 @@ from noprop.training.signals import answered_between_updates
 
 __all__ = ["run_jobs"]
 
-# Seconds that a cell has to leave a checkpoint when it is asked to stop. An update of the adjoint
-# method, a thousand steps forward and backward, takes about ten.
+# Seconds that a cell has to write a checkpoint when it is stopped. An update of the adjoint method,
+# a thousand steps forward and backward, takes about ten.
 GRACE = 40.0
-TICK = 5.0  # seconds of silence after which ``tick`` is emitted: scoring may take minutes
+TICK = 5.0  # seconds without events after which ``Tick`` is emitted: scoring may take minutes
 
 
 def run_jobs(
@@ -42,17 +42,18 @@ def run_jobs(
     deadline: float | None = None,
     is_done: Callable[[Job], bool] = lambda job: False,
 ) -> Iterator[tuple[Job, dict[str, Any] | NoPropError | None]]:
-    """Train and measure cells, and give each back with its line, or with what stopped it.
+    """Train and measure cells, and yield each job with its record, or the error that stopped it.
 
     Args:
-        jobs: in the order in which they are begun.
-        beside: how many at a time.
-        emit: called with every event; ``run`` says whose it is.
-        deadline: on the monotonic clock. Whatever is under way then is stopped with a checkpoint,
-            and this ends, the remaining jobs undone.
-        is_done: whether a job was done meanwhile, by another command; it is given back with None.
+        jobs: Jobs in the order in which they start.
+        beside: Number of cells to train at a time.
+        emit: Function that is called with every event; ``run`` names the event's run.
+        deadline: Time on the monotonic clock at which running jobs are stopped with a checkpoint,
+            and the iterator ends.
+        is_done: Function that returns whether another command has done a job meanwhile; such a job
+            is yielded with None.
 
-    Closing the iterator, or an exception in it, stops what is under way with a checkpoint too.
+    Running jobs are also stopped with a checkpoint if the iterator is closed, or raises.
     """
     left, running = list(jobs), dict[Connection, tuple[Job, Child]]()
     try:
@@ -90,12 +91,12 @@ def run_jobs(
 
 
 def _work(connection: Connection, job: Job) -> None:
-    """Run a cell in this process; it stops by SIGTERM, which the parent's word becomes."""
+    """Run a cell in this process; a message of the parent stops it by SIGTERM."""
     torch.set_num_threads(1)
     try:
         with answered_between_updates(), malloc_keeps_memory():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            if hasattr(signal, "pthread_sigmask"):  # it was blocked while this process started
+            if hasattr(signal, "pthread_sigmask"):  # SIGTERM was blocked while the process started
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             threading.Thread(target=_hear, args=(connection,), daemon=True).start()
             connection.send(run_cell(job, connection.send))
@@ -105,12 +106,12 @@ def _work(connection: Connection, job: Job) -> None:
         text = f"{job.name}: failed: {type(error).__name__}: {error}"
         with suppress(RunError):
             write_whole(job.folder / "error.txt", traceback.format_exc().encode())
-            text += f"; where, is in {job.folder / 'error.txt'}"
+            text += f"; see {job.folder / 'error.txt'}"
         raise RunError(text) from None
 
 
 def _hear(connection: Connection) -> None:
-    """Wait for the word to stop: training then ends after the update at hand, all else at once."""
+    """Wait for the parent's message, then send this process SIGTERM."""
     with suppress(EOFError, OSError):
         connection.recv()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""What is kept of each trained cell: a JSON line with all that it takes to repeat it.
+"""Records of trained cells: a JSON line for each, with all that is needed to repeat it.
 
-Lines are appended, never changed. A cell is done when a line has its name, scale and seed.
+Lines are appended, never changed. A cell is done if a record has its name, scale and seed.
 """
 
 import json
@@ -19,16 +19,16 @@ from noprop.run.metrics import append_line
 __all__ = ["Summary", "add_record", "key_of", "pooled", "read_records", "summaries"]
 
 Record = dict[str, Any]
-SAME = 1e-9  # standard errors below it are those of equal values
+SAME = 1e-9  # a smaller standard error is that of equal values
 
 
 def read_records(path: Path) -> list[Record]:
-    """All lines of a file; none if there is no file.
+    """Return all records of a file; none if the file does not exist.
 
-    A line that a full disk or a kill has cut short is left out: its cell is not done.
+    Lines that are not JSON, such as one truncated by a full disk or a kill, are skipped.
 
     Raises:
-        RunError: If the file cannot be read, or a line is JSON of something else.
+        RunError: If the file cannot be read, or a line is JSON but not a record.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -41,13 +41,13 @@ def read_records(path: Path) -> list[Record]:
         except ValueError:
             continue
         if lacks := _lacks(record):
-            raise RunError(f"{path}: line {number} is no result of a cell: it has no {lacks}")
+            raise RunError(f"{path}: line {number} is not a result of a cell: it has no {lacks}")
         records.append(record)
     return records
 
 
 def _lacks(record: Any) -> str | None:
-    """The first of what every line has that this one has not."""
+    """Return the name of the first field that a record lacks, or None."""
     parts = {
         "": ("cell", "dataset", "method", "embedding", "readout", "scale", "seed", "extent"),
         "test": ("modes", "default", "runs", "samples", "steps", "calibration_error"),
@@ -67,7 +67,7 @@ def _lacks(record: Any) -> str | None:
 
 
 def add_record(path: Path, record: Record) -> None:
-    """Append one; several processes may do so.
+    """Append a record to a file; several processes may append at the same time.
 
     Raises:
         RunError: If the file cannot be written.
@@ -80,23 +80,23 @@ def add_record(path: Path, record: Record) -> None:
 
 
 def key_of(record: Record) -> tuple[str, str, int]:
-    """Its cell, scale and seed."""
+    """Return cell, scale and seed of a record."""
     return record["cell"], record["scale"], record["seed"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A cell at one scale on one kind of hardware, over its seeds.
+    """Results of a cell at one scale on one kind of hardware, over seeds.
 
     Attributes:
-        cell: it.
-        scale: its name.
-        extent: of each of ``epochs``, ``train``, ``test``, ``steps``, ``runs`` and ``samples`` what
-            was taken, and what a full result has; of training images that is all but a tenth, which
-            is held out.
-        hardware: a GPU, or a processor.
-        seeds: those that are done.
-        records: the newest line of each seed.
+        cell: Cell of the results.
+        scale: Name of the scale.
+        extent: Value of these results and of a full result, for each of ``epochs``, ``train``,
+            ``test``, ``steps``, ``runs`` and ``samples``. A full result has all training images
+            except a held-out tenth.
+        hardware: Name of the GPU or processor.
+        seeds: Seeds that are done.
+        records: Newest record of each seed.
     """
 
     cell: Cell
@@ -108,25 +108,28 @@ class Summary:
 
     @property
     def runs(self) -> int:
-        """Of inference, a seed."""
+        """Number of inference runs per seed."""
         return self.extent["runs"][0]
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is less than the paper's, but for a tenth of the images."""
+        """Whether every extent is that of a full result."""
         return all(part >= whole for part, whole in self.extent.values())
 
     def accuracy(self, mode: str) -> Number | None:
-        """Test accuracy in % of a way of predicting, ``default`` for the method's own.
+        """Return the test accuracy in % of a way of predicting, or of the method's ``default``.
 
-        Mean and standard error are of all inference runs of all seeds, as the paper's are said to
-        be. Where runs of a seed are the same, there being no noise in it, they count as one.
+        Mean and standard error are over all inference runs of all seeds, as the paper states for
+        its own. Equal runs of one seed, which draw no noise, count as one.
         """
         parts = self._accuracies(mode)
         return pooled([(m, e, n if e > SAME else 1) for m, e, n in parts]) if parts else None
 
     def between_seeds(self, mode: str) -> Number | None:
-        """The same with the error of the seeds' means: runs of a seed share its weights."""
+        """Return the test accuracy in % with the standard error of the seeds' means.
+
+        It differs from :meth:`accuracy` because runs of a seed share its weights.
+        """
         parts = self._accuracies(mode)
         return pooled([(m, 0.0, 1) for m, _, _ in parts]) if parts else None
 
@@ -142,12 +145,12 @@ class Summary:
 
     @property
     def train_accuracy(self) -> Number:
-        """Of single chains on training images, in %."""
+        """Accuracy of single chains on training images, in %."""
         parts = [record["train"] for record in self.records]
         return pooled([(p["accuracy"], p["accuracy_se"], p["runs"]) for p in parts])
 
     def mean(self, *path: str) -> float | None:
-        """Of a number at some place of the lines; None where one has none."""
+        """Return the mean of a field over the records, or None if a record lacks it."""
         values = []
         for record in self.records:
             value: Any = record
@@ -160,9 +163,10 @@ class Summary:
 
 
 def pooled(parts: Sequence[tuple[float, float, int]]) -> Number:
-    """Mean and standard error of values of which groups are known by mean, standard error and n.
+    """Combine groups of values, each given by mean, standard error and n, into one.
 
-    Exact: a group's squares about its own mean are (n - 1) n times its squared standard error.
+    The result is exact, because the squared deviations of a group sum to (n - 1) n times its
+    squared standard error.
     """
     n = sum(count for *_, count in parts)
     mean = math.fsum(count * m for m, _, count in parts) / n
@@ -173,7 +177,7 @@ def pooled(parts: Sequence[tuple[float, float, int]]) -> Number:
 
 
 def summaries(records: Iterable[Record]) -> list[Summary]:
-    """Lines by cell, scale and hardware; of a seed that is there twice the last line counts."""
+    """Group records by cell, scale and hardware; of several records of a seed the last counts."""
     groups: dict[tuple[Any, ...], dict[int, Record]] = {}
     for record in records:
         e, test = record["environment"], record["test"]

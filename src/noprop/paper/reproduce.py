@@ -1,4 +1,4 @@
-"""Experiments from beginning to end: what is not done yet is trained, then tables are written."""
+"""Reproduction of experiments: train the cells that are not done, then write tables and figures."""
 
 import os
 import time
@@ -22,16 +22,16 @@ __all__ = ["Planned", "Reproduction", "plan", "reproduce"]
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What is to be reproduced, and where.
+    """Experiments to reproduce, and their folders.
 
     Attributes:
-        experiments: names of :data:`noprop.paper.cells.EXPERIMENTS`.
-        only: words that choose among their cells; see :func:`noprop.paper.cells.select`.
-        scale: how much of each is done.
-        seeds: those of the scale unless given.
-        runs: where run folders go.
-        out: where lines, tables and figures go.
-        data_dir: the first place to look for data.
+        experiments: Names in :data:`noprop.paper.cells.EXPERIMENTS`.
+        only: Words that select cells; see :func:`noprop.paper.cells.select`.
+        scale: Scale of the experiments.
+        seeds: Seeds to train; those of the scale unless given.
+        runs: Folder for run folders.
+        out: Folder for records, tables and figures.
+        data_dir: First folder in which to look for data.
 
     Raises:
         ConfigError: If an experiment or a word is unknown.
@@ -52,23 +52,23 @@ class Reproduction:
             if name not in EXPERIMENTS:
                 raise ConfigError(f"reproduce: {name!r} is none of {', '.join(EXPERIMENTS)}")
         if self.only and not all_cells(self.experiments):
-            raise ConfigError(f"--only: {', '.join(self.experiments)} has no cells to choose from")
-        self.cells  # noqa: B018  # a wrong word is an error now
+            raise ConfigError(f"--only: {', '.join(self.experiments)} has no cells to select from")
+        self.cells  # noqa: B018  # report wrong words now
 
     @property
     def cells(self) -> list[Cell]:
-        """Those chosen."""
+        """Selected cells."""
         cells = all_cells(self.experiments)
         return select(cells, self.only) if self.only and cells else cells
 
     @property
     def records(self) -> Path:
-        """Where lines are."""
+        """File of the records."""
         return self.out / "results.jsonl"
 
     @property
     def jobs(self) -> list[Job]:
-        """Every chosen cell with every seed, the cheapest first."""
+        """Jobs of every selected cell and seed, the cheapest first."""
         seeds = range(self.scale.seeds) if self.seeds is None else self.seeds
         jobs = [
             Job(cell, self.scale, seed, self.runs, self.data_dir)
@@ -78,7 +78,7 @@ class Reproduction:
         return sorted(jobs, key=rough_work)
 
     def done(self) -> set[tuple[str, str, int]]:
-        """The keys of the lines that are there."""
+        """Return the keys of existing records."""
         return {key_of(record) for record in read_records(self.records)}
 
 
@@ -89,25 +89,28 @@ def reproduce(
     deadline: float | None = None,
     emit: Emit = print_nothing,
 ) -> tuple[list[Path], dict[str, NoPropError]]:
-    """Train what is not done yet, and write a page for each experiment.
+    """Train the cells that are not done, and write a page for each experiment.
 
     Args:
-        wanted: what.
-        beside: cells at a time, each with one thread; as many as there are cores unless given.
-        deadline: seconds from now by which this ends, with checkpoints of what is under way.
-        emit: called with every event; ``run`` names its run. ``Grid`` comes first, ``Finished``
-            with each line, ``Failed`` with what stopped a run, ``Deadline`` if the time is over.
+        wanted: Experiments to reproduce.
+        beside: Number of cells to train at a time, each with one thread; the number of cores unless
+            given.
+        deadline: Seconds from now until which the function returns; running cells are stopped with
+            a checkpoint.
+        emit: Function that is called with every event; ``run`` names the event's run. ``Grid``
+            comes first, ``Finished`` with each record, ``Failed`` with each error, and ``Deadline``
+            if time runs out.
 
     Returns:
-        The files written, and by run what stopped it.
+        Paths of the written files, and the error of each run that failed.
 
     Raises:
-        NoPropError: If lines cannot be read or written.
+        NoPropError: If records cannot be read or written.
     """
     began, beside = time.monotonic(), core_count() if beside is None else beside
     if beside < 1:
         raise ConfigError(f"--jobs must be at least 1, got {beside}")
-    # What is under way has GRACE to end, and the pages take a few seconds.
+    # Running cells have GRACE to end, and the pages take a few seconds.
     least = GRACE + 20
     if deadline is not None and deadline < least:
         raise ConfigError(f"--deadline must be {least:g} seconds at least, got {deadline:g}")
@@ -143,10 +146,10 @@ def reproduce(
 
 
 def _check_writable(out: Path) -> None:
-    """See that lines can be written, before hours are spent on them.
+    """Check that records can be written, before hours are spent on them.
 
     Raises:
-        ConfigError: If not.
+        ConfigError: If they cannot.
     """
     probe = out / f".{os.getpid()}.tmp"
     try:
@@ -162,10 +165,10 @@ class Planned:
     """A cell of a plan.
 
     Attributes:
-        cell: it.
-        seeds: all that are wanted.
-        done: those that have a line.
-        seconds: that one seed takes in one process of one thread; None where all are done.
+        cell: Cell to train.
+        seeds: All seeds.
+        done: Seeds that have a record.
+        seconds: Time of one seed in one process of one thread, in seconds; None if all are done.
     """
 
     cell: Cell
@@ -175,11 +178,11 @@ class Planned:
 
 
 def plan(wanted: Reproduction, emit: Emit = print_nothing) -> list[Planned]:
-    """What would be trained, and how long it would take here, from measured steps.
+    """Return the cells to train, with their time on this machine estimated from measured steps.
 
     Args:
-        wanted: what.
-        emit: called with ``timing`` before a cell's steps are timed.
+        wanted: Experiments to reproduce.
+        emit: Function that is called with ``Timing`` before the steps of a cell are timed.
     """
     done, cells = wanted.done(), {}
     for job in wanted.jobs:
@@ -189,7 +192,7 @@ def plan(wanted: Reproduction, emit: Emit = print_nothing) -> list[Planned]:
         finished = tuple(job.seed for job in jobs if job.key in done)
         seconds = None
         if len(finished) < len(jobs):
-            kind = cell.dataset, cell.method, cell.embedding  # readouts cost next to nothing
+            kind = cell.dataset, cell.method, cell.embedding  # readouts cost almost nothing
             if kind not in paces:
                 emit(Timing(cell.name))
                 paces[kind] = measure_pace(cell, cell.config(wanted.scale, 0))

@@ -1,4 +1,4 @@
-"""How much of an experiment is done: all of it, or a fraction that says so wherever it is shown."""
+"""Scale of an experiment: full, or a fraction that is stated wherever its results are shown."""
 
 import dataclasses
 import math
@@ -13,18 +13,18 @@ __all__ = ["PRESETS", "Scale", "parse_scale"]
 
 @dataclass(frozen=True)
 class Scale:
-    """A fraction of an experiment; its defaults are all of it.
+    """Fraction of an experiment; the default is the full experiment.
 
     Attributes:
-        epochs: fraction of the paper's epochs, in (0, 1]. Where less than one epoch is left, it is
-            one on that part of the images.
-        images: at most so many training images.
-        test: at most so many test images.
-        steps: T at most, of CT, FM and adjoint (of the last in training as well).
-        validation: fraction of the training part that is held out.
-        runs: of inference.
-        samples: K, chains that are averaged.
-        seeds: 0, 1, … are trained.
+        epochs: Fraction of the paper's epochs, in (0, 1]. A fraction of one epoch becomes one epoch
+            on that fraction of the images.
+        images: Greatest number of training images.
+        test: Greatest number of test images.
+        steps: Greatest T of CT, FM and adjoint; for adjoint also in training.
+        validation: Fraction of the training part that is held out.
+        runs: Number of inference runs.
+        samples: Number K of chains that are averaged.
+        seeds: Number of seeds: 0, 1, ….
     """
 
     epochs: float = 1.0
@@ -38,22 +38,22 @@ class Scale:
 
     @property
     def name(self) -> str:
-        """``full``, or what differs from it; how many seeds there are is no part of it."""
+        """``full``, or the fields that differ from it, except the number of seeds."""
         full = Scale()
         values = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
         differs = [(n, v) for n, v in values if n != "seeds" and v != getattr(full, n)]
         return ",".join(f"{n}={v}" for n, v in differs) or "full"
 
     def applied(self, config: RunConfig, images: int) -> RunConfig:
-        """A recipe of the paper cut down to this scale.
+        """Return a recipe of the paper reduced to this scale.
 
         Args:
-            config: the recipe.
-            images: in the data set's training part, as published.
+            config: Recipe to reduce.
+            images: Number of images in the published training part.
         """
         epochs = self.epochs * config.train.epochs
         wanted = math.inf if self.images is None else self.images
-        if epochs < 1:  # a mini-batch at least
+        if epochs < 1:  # at least one mini-batch
             part = epochs * images * (1 - self.validation)
             wanted = min(wanted, max(config.train.batch_size, round(part)))
         changes: dict[str, Any] = {
@@ -87,10 +87,10 @@ PRESETS: dict[str, Scale] = {
 
 
 def parse_scale(text: str) -> Scale:
-    """What ``--scale`` names: a preset, a preset with changes, or changes of ``full``.
+    """Parse ``--scale``: a preset, a preset with changes, or changes of ``full``.
 
     Raises:
-        ConfigError: If there is no such preset or part, or a value is out of its range.
+        ConfigError: If a preset or field does not exist, or a value is out of range.
     """
     first, *rest = [part.strip() for part in text.split(",")]
     if "=" in first:

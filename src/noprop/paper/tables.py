@@ -1,4 +1,4 @@
-"""Ours beside the paper's, in Markdown, and what the paper does not report."""
+"""Markdown tables: our results and the paper's, and results that the paper does not report."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,13 +29,13 @@ __all__ = [
     "scale_text",
 ]
 
-PAPER_VALUES = 15  # 3 seeds × 5 runs behind each of the paper's numbers
+PAPER_VALUES = 15  # 3 seeds × 5 runs for each of the paper's numbers
 
 Paper = Mapping[tuple[str, str], Mapping[str, tuple[Number, Number]]]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; a bar in a cell is escaped."""
+    """Return a Markdown table; bars in its cells are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     cells = [[printable(cell).replace("|", r"\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
@@ -52,11 +52,11 @@ WORDS = {
 
 
 def scale_text(summary: Summary) -> str:
-    """What of the paper's training and scoring was done, in words; ``full`` for all."""
+    """Describe how much of the paper's training and evaluation was done; ``full`` for all."""
     parts = ["full"] if summary.is_full else []
     for name, what in WORDS.items():
         part, whole = summary.extent.get(name, (0, 0))
-        if part > whole:  # nothing is held out
+        if part > whole:  # no images are held out
             parts.append(f"{part:,} {what}")
         elif part < whole:
             parts.append(f"{part:,} of {whole:,} {what}" if what else f"T = {part} of {whole:,}")
@@ -64,7 +64,7 @@ def scale_text(summary: Summary) -> str:
 
 
 def row_name(method: str, embedding: str, readout: str = "softmax") -> str:
-    """As the paper writes it."""
+    """Return the name of a row as the paper writes it."""
     starts = {"random-image": "random, image-sized", "orthogonal-image": "orthogonal, image-sized"}
     kind = EMBEDDINGS.get(embedding) or starts[embedding]
     return f"{METHODS[method]} ({kind}{', radial readout' if readout == 'radial' else ''})"
@@ -81,14 +81,14 @@ def _row(summary: Summary) -> tuple[str, str, str]:
 
 
 def _place(row: tuple[str, str, str]) -> tuple[int, int, bool]:
-    """Of a method, embedding and readout, in the order of the paper's rows."""
+    """Return a sort key that orders method, embedding and readout as the paper's rows."""
     method, embedding, readout = row
     kinds = [*EMBEDDINGS, "random-image", "orthogonal-image"]
     return list(METHODS).index(method), kinds.index(embedding), readout != "softmax"
 
 
 def _sorted(found: Iterable[Summary]) -> list[Summary]:
-    """By row as the paper has them; of a row the fullest first."""
+    """Sort results in the order of the paper's rows, and those of one row by scale, full first."""
 
     def key(s: Summary) -> tuple[object, ...]:
         share = math.prod(part / whole for part, whole in s.extent.values())
@@ -98,9 +98,9 @@ def _sorted(found: Iterable[Summary]) -> list[Summary]:
 
 
 def accuracy_tables(found: Sequence[Summary], paper: Paper) -> str:
-    """For each data set: the paper's test accuracy, ours by its protocol, and ours averaged.
+    """Return a table for each data set: the paper's accuracy, ours by its protocol, and averaged.
 
-    A full result and a scaled one never share a row, and a scaled one says its scale.
+    Full and scaled results never share a row, and each row states its scale.
     """
     parts = []
     for dataset in dict.fromkeys(d for row in paper.values() for d in row):
@@ -138,7 +138,7 @@ def _accuracies(summary: Summary, printed: tuple[Number, Number] | None) -> list
 
 
 def _quoted(dataset: str) -> list[list[str]]:
-    """What Table 1 quotes of other methods."""
+    """Return rows of the other methods that Table 1 quotes."""
     rows = []
     for name, numbers in PRIOR.items():
         if dataset in numbers:
@@ -162,10 +162,10 @@ ACCURACY_HEAD = [
 
 
 def _difference(paper: Number, summary: Summary) -> str | None:
-    """What to say of a full result beyond two standard errors of the difference, if it is.
+    """Describe a difference of more than two standard errors from the paper, or return None.
 
-    Ours is the standard error of the seeds' means, which takes two seeds. The paper's is taken for
-    a standard deviation of its 15 values: some that it prints are too large for anything else.
+    Our standard error is that of the seeds' means, which needs two seeds. The paper's is taken as a
+    standard deviation of its 15 values, because some are too large for standard errors.
     """
     ours = summary.between_seeds("single")
     if ours is None or math.isnan(ours.error):
@@ -179,7 +179,7 @@ def _difference(paper: Number, summary: Summary) -> str | None:
 
 
 def more_table(found: Sequence[Summary]) -> str:
-    """What the paper does not report: calibration, log-loss, bound, controls, time and memory."""
+    """Return a table of calibration, log-loss, bound, controls, time and memory."""
     head = [
         "cell",
         "scale",
@@ -226,14 +226,14 @@ def _plain(value: float | None, form: str) -> str:
 
 
 def _steps(chains: Sequence[Sequence[float]]) -> str:
-    """The mean over seeds, at eleven of the levels at most."""
+    """Return the mean over seeds, at no more than 20 levels."""
     means = [sum(column) / len(column) for column in zip(*chains, strict=True)]
     stride = max(1, (len(means) - 1) // 10)
     return " ".join(f"{value:.0f}" for value in means[::stride])
 
 
 def memory_table(found: Sequence[Summary]) -> str:
-    """Table 3: ours is of a GPU only where one trained; on a CPU it is the whole process's."""
+    """Return Table 3; our memory is that of a GPU if one trained, else of the whole process."""
     head = ["data set", "method", "paper, GPU, GB", "ours, GB", "scale", "seeds", "what is counted"]
     rows = []
     for dataset in MEMORY_GB["ct"]:
@@ -248,7 +248,7 @@ def memory_table(found: Sequence[Summary]) -> str:
 
 
 def _memory(summary: Summary) -> list[list[str]]:
-    """The greatest of a cell's seeds, by what counts it."""
+    """Return a row for each counter of memory, with the greatest value over seeds."""
     peaks: dict[str, list[float]] = {}
     for record in summary.records:
         if training := record["training"]:
@@ -260,7 +260,7 @@ def _memory(summary: Summary) -> list[list[str]]:
 
 
 def result_text(record: Mapping[str, Any]) -> str:
-    """A line of results: accuracy, beside the paper's, and the time of training."""
+    """Describe a record in one line: accuracy, the paper's accuracy, and the training time."""
     row, dataset = (record["method"], record["embedding"]), record["dataset"]
     paper = (TABLE1.get(row, {}) | TABLE2.get(row, {})).get(dataset)
     shown = paper and record["readout"] == "softmax"
@@ -270,7 +270,7 @@ def result_text(record: Mapping[str, Any]) -> str:
 
 
 def brief(found: Sequence[Summary]) -> list[list[str]]:
-    """Rows for a terminal: cell, scale, seeds × runs, one chain, averaged."""
+    """Return rows for a terminal: cell, scale, seeds × runs, one chain, averaged."""
     rows = []
     for dataset in DATASETS:
         for s in _sorted(x for x in found if x.cell.dataset == dataset):
