@@ -1,0 +1,32 @@
+"""What the pages name exists: files, links, and the tests that catch planted slips."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+    files = re.findall(r"`((?:src|tests|studies|examples|results)/[\w./-]+)", text)
+    wanted = {page.parent / link for link in links} | {ROOT / file for file in files}
+    assert [str(path) for path in wanted if not path.exists()] == []
+
+
+def test_the_named_tests_exist():
+    """After a test has moved, docs/testing.md names its new file."""
+    rows = re.findall(r"`([\w/]+\.py)`: `(\w+)`", (ROOT / "docs" / "testing.md").read_text())
+    assert len(rows) > 100
+    missing = {
+        (file, name)
+        for file, name in rows
+        if not (path := ROOT / "tests" / file).exists()
+        or f"def test_{name}(" not in path.read_text()
+    }
+    assert missing == set()
