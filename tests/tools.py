@@ -1,12 +1,23 @@
 """What many tests need: small settings, noise images, the weights of a run, ways to stop one."""
 
-from collections.abc import Mapping
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from subprocess import TimeoutExpired
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from noprop.build import Task
+from noprop.build import RunData, Task
+from noprop.cli import main
 from noprop.data import Examples, Normalization
 from noprop.run.groups import group_folder
 from noprop.training.commits import Commit, latest, load_part
@@ -15,10 +26,12 @@ __all__ = [
     "IN_PROCESS",
     "LEARNED",
     "NOISE",
+    "NOISE_DATA",
     "NOISE_TASK",
     "SMALL",
     "TWO_BLOCKS",
     "Clock",
+    "Command",
     "Killed",
     "alter",
     "assert_same",
@@ -48,6 +61,7 @@ NOISE = Examples(
     torch.arange(72) % 10,
 )
 NOISE_TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(NOISE.x))
+NOISE_DATA = RunData(NOISE_TASK, NOISE, NOISE.take(torch.arange(8)), NOISE.take(torch.arange(9)))
 
 
 class Killed(BaseException):
@@ -102,3 +116,77 @@ def alter(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-len(content) // 3] ^= 1
     path.write_bytes(content)
+
+
+class Command:
+    """``noprop`` in a fork of this process, and in a session of its own.
+
+    The fork has imported torch and the package already: it starts in hundredths of a second, a new
+    interpreter in seconds. It has the methods of ``subprocess.Popen`` that the tests need.
+
+    Args:
+        argv: The arguments of the command.
+        before: Called in the new process before the command.
+
+    Attributes:
+        pid: The number of the process.
+        returncode: As ``subprocess`` gives it; None until the end has been seen.
+    """
+
+    def __init__(self, *argv: str, before: Callable[[], object] = lambda: None):
+        self.returncode: int | None = None
+        self._output = [tempfile.TemporaryFile() for _ in range(2)]
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            self.pid = os.fork()  # of the main thread alone; no other holds a lock of ours
+        if self.pid == 0:
+            self._run(argv, before)
+
+    def _run(self, argv: tuple[str, ...], before: Callable[[], object]) -> NoReturn:
+        status = 1
+        try:
+            os.setsid()
+            for descriptor, file in enumerate(self._output, start=1):
+                os.dup2(file.fileno(), descriptor)
+            sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8") for n in (1, 2))
+            # The servers of this process are none of the fork's: it starts its own.
+            forkserver._forkserver.__init__()
+            resource_tracker._resource_tracker.__init__()
+            before()
+            status = main(list(argv))
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        """Return the status, or None where the command still runs."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send the process a signal."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill the process."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+        """Wait for the end, and return what the command wrote to stdout and stderr."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutExpired("noprop", timeout)
+            time.sleep(0.005)
+        written = []
+        for file in self._output:
+            with file:
+                file.seek(0)
+                written.append(file.read().decode())
+        return written[0], written[1]

@@ -10,8 +10,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +28,17 @@ from noprop.tensor_files import DamagedError, load_tensors, save_tensors
 from noprop.training import commits
 from noprop.training.commits import LAST, PREVIOUS, latest, read_commit
 from noprop.training.events import Damaged, Event, Progress
-from tools import TWO_BLOCKS, Clock, Killed, alter, assert_same, commit_of, files_of, weights
+from tools import (
+    TWO_BLOCKS,
+    Clock,
+    Command,
+    Killed,
+    alter,
+    assert_same,
+    commit_of,
+    files_of,
+    weights,
+)
 
 CONFIG = replace(
     RunConfig(),
@@ -43,7 +51,7 @@ CONFIG = replace(
 )
 # Long enough to be met in the middle, and saved by no clock.
 SELDOM = {"train.checkpoint_every": 1e9}
-LONG = replace(CONFIG, {"train.epochs": 12, **SELDOM})
+LONG = replace(CONFIG, {"train.epochs": 6, **SELDOM})
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +68,15 @@ def long_whole(tmp_path_factory) -> Path:
     return folder
 
 
-def started(folder: Path, config: RunConfig, *argv: str, **options) -> subprocess.Popen[str]:
+def started(folder: Path, config: RunConfig, *argv: str, **options) -> Command:
     """``noprop train`` in a process, and a session, of its own."""
     file = folder.with_suffix(".toml")
     file.write_text(to_toml(config))
-    command = [sys.executable, "-m", "noprop", "train", "--config", str(file), "--quiet"]
-    command += ["--run", str(folder), *argv]
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
-    )
+    command = ["train", "--config", str(file), "--quiet", "--run", str(folder), *argv]
+    return Command(*command, **options)
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], object], process: Command) -> None:
     """Look every millisecond, for as long as the process is there."""
     deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
@@ -131,11 +136,11 @@ def test_the_commit_before_takes_the_place_of_a_damaged_one(capsys, whole, tmp_p
         path.write_text(path.read_text().replace('"files"', '"fields"'))
     else:
         damage(path)
-    assert main(["train", "--resume", str(folder)]) == 0
+    assert main(["train", "--resume", str(folder), "--units", "block-1"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "resuming from" in line]
     assert len(said) == (damage is not removed or name != "commit")
     assert all(str(path) in line and "update 9 of" in line for line in said)
-    assert_same(whole, folder)
+    assert_same(weights(whole, "block-1"), weights(folder, "block-1"))
 
 
 def test_a_damaged_one_never_takes_the_place_of_a_good_one(tmp_path):
@@ -259,6 +264,7 @@ def test_a_worker_of_another_version_is_refused(monkeypatch, tmp_path):
 # -- kills and signals ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kill_minus_9_at_random_updates_of_one_unit(whole, tmp_path):
     """Twice, with a checkpoint after every update, in a process for block-2 alone."""
     folder, rng, positions = tmp_path / "r", random.Random(0), [0]
@@ -278,6 +284,7 @@ def test_kill_minus_9_at_random_updates_of_one_unit(whole, tmp_path):
     assert not [p for p in folder.rglob(".*") if not p.name.endswith(".lock")]
 
 
+@pytest.mark.slow
 def test_kill_minus_9_of_the_parent_of_two_workers(whole, tmp_path):
     """Gone on from at once: a worker that still lives keeps its unit for a moment."""
     folder, config = tmp_path / "r", replace(CONFIG, {"train.workers": 2})
@@ -292,6 +299,7 @@ def test_kill_minus_9_of_the_parent_of_two_workers(whole, tmp_path):
     assert not [p for p in folder.rglob(".*") if not p.name.endswith(".lock")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_leaves_a_checkpoint_of_the_update_before(long_whole, tmp_path, workers):
     """Of a run that saves by no clock; all processes hear it, as a scheduler sends it."""
@@ -343,10 +351,11 @@ def test_a_second_sigterm_at_once_is_the_first(monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_two_processes_started_at_once_on_one_unit(long_whole, tmp_path):
     """They make one folder, and one of them trains."""
     folder = tmp_path / "r"
-    both = [started(folder, LONG, "--units", "block-1", stdout=subprocess.PIPE) for _ in range(2)]
+    both = [started(folder, LONG, "--units", "block-1") for _ in range(2)]
     said = [process.communicate(timeout=60)[1] for process in both]
     assert 0 in [process.returncode for process in both]
     for process, text in zip(both, said, strict=True):
@@ -357,10 +366,11 @@ def test_two_processes_started_at_once_on_one_unit(long_whole, tmp_path):
     assert_same(weights(long_whole, "block-1"), weights(folder, "block-1"))
 
 
+@pytest.mark.slow
 def test_the_second_on_a_unit_leaves_and_the_first_goes_on(long_whole, tmp_path):
     """The first sleeps with its unit in hand; it comes to the same end."""
     folder = tmp_path / "r"
-    first = started(folder, LONG, "--units", "block-1", stdout=subprocess.DEVNULL)
+    first = started(folder, LONG, "--units", "block-1")
     wait_for(lambda: (folder / "metrics.jsonl").exists() and events(folder, "epoch"), first)
     first.send_signal(signal.SIGSTOP)
     try:
@@ -439,7 +449,7 @@ def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk(whole, tmp_path):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    process = started(folder, CONFIG, "--units", "block-1", preexec_fn=limited)
+    process = started(folder, CONFIG, "--units", "block-1", before=limited)
     text = process.communicate(timeout=60)[1]
     assert process.returncode == 1
     assert text == (

@@ -15,7 +15,7 @@ from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import noprop
-from noprop.build import build_embedding, load_data, unit_names
+from noprop.build import RunData, build_embedding, load_data, unit_names
 from noprop.config import RunConfig, replace
 from noprop.run.groups import (
     COUPLED,
@@ -27,12 +27,13 @@ from noprop.run.groups import (
 )
 from noprop.run.locks import hold
 from noprop.run.member import joined
+from noprop.run.processes import METHOD, start_server
 from noprop.run.workers import Seat
 from noprop.training import mesh
 from noprop.training.events import Epoch, Event, Progress, Started, Trained
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.mesh import ProcessMesh, Requests, connected_mesh
-from tools import SMALL, assert_same, commit_of
+from tools import NOISE, NOISE_DATA, SMALL, assert_same, commit_of
 
 ONE_HOT: dict[str, Any] = {}
 D20 = {
@@ -43,8 +44,7 @@ D20 = {
 }
 FEW = {
     **SMALL,
-    "method.encoder": "auto",
-    "train.batch_size": 32,
+    "train.batch_size": 16,  # four mini-batches of the noise images
     "train.epochs": 2,
     "train.threads": 1,
 }
@@ -55,10 +55,10 @@ def configured(**changes) -> RunConfig:
     return replace(RunConfig(), {**FEW, **blocks, **changes})
 
 
-def trained(folder: Path, data_dir: Path | None = None, /, **changes) -> Path:
+def trained(folder: Path, data: RunData = NOISE_DATA, /, **changes) -> Path:
     events: list[Event] = []
     config = configured(**changes)
-    noprop.train_units(folder, unit_names(config), config, data_dir=data_dir, emit=events.append)
+    noprop.train_units(folder, unit_names(config), config, data=data, emit=events.append)
     workers = [e.workers for e in events if isinstance(e, Started)]
     assert workers == [changes["train.workers"]]
     units = sorted(unit for e in events if isinstance(e, Trained) for unit in e.units)
@@ -66,25 +66,40 @@ def trained(folder: Path, data_dir: Path | None = None, /, **changes) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("embedding", [ONE_HOT, D20], ids=["one-hot", "d20"])
-def test_any_number_of_processes_gives_the_same_bits(tmp_path, embedding):
-    """Digits: weights, statistics and optimizer state of 1, 2, 3 and 4 processes."""
-    whole = trained(tmp_path / "1", **embedding, **{"train.workers": 1})
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, Path]:
+    """Runs of one process, one-hot and with learned embeddings."""
+    place = tmp_path_factory.mktemp("whole")
+    return {
+        name: trained(place / name, **changes, **{"train.workers": 1})
+        for name, changes in (("one-hot", ONE_HOT), ("d20", D20))
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding"), [("one-hot", ONE_HOT), ("d20", D20)], ids=["one-hot", "d20"]
+)
+def test_any_number_of_processes_gives_the_same_bits(tmp_path, whole, name, embedding):
+    """Weights, statistics and optimizer state of 1, 2, 3 and 4 processes."""
     for workers in (2, 3, 4):
         folder = trained(tmp_path / str(workers), **embedding, **{"train.workers": workers})
-        assert_same(whole, folder)
+        assert_same(whole[name], folder)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     ("embedding", "numbers"), [(ONE_HOT, (3,)), (D20, (2, 4))], ids=["one-hot", "d20"]
 )
 def test_and_with_the_convolutions_of_mnist(real_data, tmp_path, embedding, numbers):
-    changes = {**embedding, "data.dataset": "mnist", "train.epochs": 1, "train.batch_size": 64}
-    place = real_data("mnist")
-    whole = trained(tmp_path / "1", place, **changes, **{"train.workers": 1})
+    changes = {
+        **{**embedding, "method.encoder": "auto", "data.dataset": "mnist"},
+        **{"train.epochs": 1, "train.batch_size": 64},
+    }
+    data = load_data(configured(**changes), real_data("mnist"))
+    whole = trained(tmp_path / "1", data, **changes, **{"train.workers": 1})
     for workers in numbers:
-        folder = trained(tmp_path / str(workers), place, **changes, **{"train.workers": workers})
+        folder = trained(tmp_path / str(workers), data, **changes, **{"train.workers": workers})
         assert_same(whole, folder)
 
 
@@ -114,8 +129,7 @@ class Sent(TorchDispatchMode):
 def _member(folder: Path, changes: dict[str, Any], processes: int, rank: int, at: int) -> None:
     """A process of a team, which is killed by an error at one of its progress events."""
     torch.set_num_threads(1)
-    config = configured(**changes)
-    data = load_data(config)
+    config, data = configured(**changes), NOISE_DATA
     weight = build_embedding(config, data.task, None).weight.detach()
     material = Material(data.train, data.validation, weight)
     job = Job(config, data.task, folder, "a mark")
@@ -143,7 +157,8 @@ def together(folder: Path, processes: int, at: int = -1, **changes) -> list[dict
     """Train with a team; what each process has sent."""
     folder.mkdir(exist_ok=True)
     (folder / "store").unlink(missing_ok=True)
-    context = multiprocessing.get_context("spawn")
+    start_server()
+    context = multiprocessing.get_context(METHOD)
     jobs = [(folder, changes, processes, rank, at) for rank in range(processes)]
     members = [context.Process(target=_member, args=job) for job in jobs]
     for member in members:
@@ -156,10 +171,10 @@ def together(folder: Path, processes: int, at: int = -1, **changes) -> list[dict
 
 
 def steps(config: RunConfig) -> int:
-    return config.train.epochs * (200 // config.train.batch_size)
+    return config.train.epochs * (len(NOISE) // config.train.batch_size)
 
 
-def test_along_block_the_gradient_of_w_embed_crosses_each_link_once_each_way(tmp_path):
+def test_along_block_the_gradient_of_w_embed_crosses_each_link_once_each_way(tmp_path, whole):
     """m·d numbers and two more, in each step and direction; nothing else but what ends it."""
     sent = together(tmp_path / "r", 3, **D20)
     message = (10 * 20 + 2) * 4
@@ -170,17 +185,15 @@ def test_along_block_the_gradient_of_w_embed_crosses_each_link_once_each_way(tmp
         # Taking the lock, beginning and ending: some numbers, and a digest of each unit's file,
         # however many steps there are.
         assert sum(told["counted"].values()) <= 64 + 4 * 32
-    whole = trained(tmp_path / "1", **D20, **{"train.workers": 1})
-    assert_same(whole, tmp_path / "r")
+    assert_same(whole["d20"], tmp_path / "r")
 
 
-def test_with_fixed_embeddings_nothing_crosses_along_block(tmp_path):
+def test_with_fixed_embeddings_nothing_crosses_along_block(tmp_path, whole):
     """Not a byte, by the counter underneath: not even to begin and to end."""
     for told in together(tmp_path / "r", 2):
         assert sum(told["counted"].values()) == 0
         assert told["sent"] == {"block": 0, "data": 0}
-    whole = trained(tmp_path / "1", **{"train.workers": 1})
-    assert_same(whole, tmp_path / "r")
+    assert_same(whole["one-hot"], tmp_path / "r")
 
 
 @pytest.mark.parametrize("embedding", [ONE_HOT, D20], ids=["one-hot", "d20"])
@@ -201,7 +214,7 @@ def test_two_along_data_are_one_with_two_shards(tmp_path):
     for workers in (1, 2):
         events: list[Event] = []
         config = configured(**ct, **{"train.workers": workers})
-        noprop.train(config, folder=tmp_path / str(workers), emit=events.append)
+        noprop.train(config, folder=tmp_path / str(workers), data=NOISE_DATA, emit=events.append)
         assert [e.workers for e in events if isinstance(e, Started)] == [workers]
         assert sum(isinstance(e, Trained) for e in events) == 1
         runs.append(tmp_path / str(workers))
@@ -222,13 +235,13 @@ def test_a_team_that_is_stopped_leaves_a_checkpoint(tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        noprop.train(config, folder=tmp_path / "r", emit=stop)
+        noprop.train(config, folder=tmp_path / "r", data=NOISE_DATA, emit=stop)
     commit = commit_of(tmp_path / "r", "network")
     assert 0 < commit.position < commit.total
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_any_number_goes_on_from_what_others_have_left(tmp_path, processes):
+def test_any_number_goes_on_from_what_others_have_left(tmp_path, whole, processes):
     """Two processes, of which one ends after its first epoch; the other then ends by itself."""
     folder = tmp_path / "r"
     changes = {**D20, "train.checkpoint_every": 0.0}
@@ -236,8 +249,7 @@ def test_any_number_goes_on_from_what_others_have_left(tmp_path, processes):
     commit = commit_of(folder, COUPLED)
     assert 0 < commit.position < commit.total
     together(folder, processes, **changes)
-    whole = trained(tmp_path / "1", **D20, **{"train.workers": 1})
-    assert_same(whole, folder)
+    assert_same(whole["d20"], folder)
 
 
 def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
@@ -253,8 +265,7 @@ def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
     looker.start()
     held.wait()
     events: list[Event] = []
-    config = configured(**{"train.epochs": 1})
-    data = load_data(config)
+    config, data = configured(**{"train.epochs": 1}), NOISE_DATA
     weight = build_embedding(config, data.task, None).weight.detach()
     job = Job(config, data.task, tmp_path, "a mark")
     material = Material(data.train, data.validation, weight)
