@@ -1,8 +1,8 @@
 """NoProp-DT on one screen: Algorithm 1 of arXiv:2503.24322 on scikit-learn's 8×8 digits.
 
-Each of T blocks learns alone to guess the embedding u_y of the label from an image x and a noised
-copy of u_y; no gradient passes from block to block. Then the blocks run in a chain, from noise
-(t = 0) to a label (t = T). It imports nothing of noprop, so that tests can compare the two.
+Each of T blocks learns separately to predict the embedding u_y of the label from an image x and a
+noised copy of u_y; no gradient passes from block to block. Then the blocks run in a chain, from
+noise (t = 0) to a label (t = T). The file does not import noprop, so that tests can compare both.
 """
 
 import math
@@ -29,7 +29,7 @@ def coefficients(gamma: Tensor) -> Tensor:
 
 
 def sample_latent(u: Tensor, gamma: Tensor, g: Generator | None = None) -> Tensor:
-    """A draw of z ~ q(z|y) = N(√ᾱ u_y, (1 - ᾱ) I) (Eq. 6)."""
+    """Draw z ~ q(z|y) = N(√ᾱ u_y, (1 - ᾱ) I) (Eq. 6)."""
     noise = torch.randn(u.shape, generator=g, dtype=u.dtype)
     return torch.sigmoid(-gamma).sqrt() * u + torch.sigmoid(gamma).sqrt() * noise
 
@@ -51,7 +51,7 @@ def readout_loss(readout: nn.Module, y: Tensor, W: Tensor, gamma: Tensor, g=None
 
 @torch.no_grad()
 def chain(blocks: Sequence[nn.Module], x: Tensor, z: Tensor, W: Tensor, gamma: Tensor, g=None):
-    """From z_0 to z_T (Eq. 3); without a generator the mean chain, whose steps add no noise."""
+    """Run the chain from z_0 to z_T (Eq. 3); without a generator the mean chain, without noise."""
     for block, (a, b, c) in zip(blocks, coefficients(gamma), strict=True):
         z = a * (block(torch.cat([z, x], dim=1)).softmax(dim=1) @ W) + b * z
         if g is not None:

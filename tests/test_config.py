@@ -189,7 +189,7 @@ def test_changing_the_method_and_its_fields_is_one_change():
         found = replace(replace(RunConfig(), {"method.num_blocks": 4}), changes).method
         assert isinstance(found, FMConfig)
         assert (found.anchor, found.dropout) == ("always", 0.1)
-    with pytest.raises(ConfigError, match="no field of method fm; it belongs to dt, backprop"):
+    with pytest.raises(ConfigError, match="not a field of method fm; it belongs to dt, backprop"):
         replace(RunConfig(), {"method.name": "fm", "method.num_blocks": 4})
 
 
@@ -202,7 +202,7 @@ def test_a_field_of_another_method_is_answered_with_its_owners():
                 continue
             with pytest.raises(ConfigError) as caught:
                 replace(RunConfig(), {"method.name": method, name: 1})
-            wanted = f"{name}: is no field of method {method}; it belongs to {', '.join(owners)}"
+            wanted = f"{name}: is not a field of method {method}; it belongs to {', '.join(owners)}"
             assert str(caught.value) == wanted
 
 
@@ -414,8 +414,8 @@ def test_command_line_values_are_read_as_toml_or_a_bare_word(name, text, value):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"train = ", "no TOML"),
-        (b"\xff\xfe", "no TOML"),
+        (b"train = ", "not a TOML file"),
+        (b"\xff\xfe", "not a TOML file"),
         (b"[train]\nepochs = 0", r"train\.epochs.*got 0"),
         (b"[train]\nepoch = 1", r"did you mean train\.epochs"),
         (b"train = 3", "train: "),

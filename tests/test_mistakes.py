@@ -147,11 +147,11 @@ OPTIONS = [
     row("jobs", f"reproduce table5 --jobs {10**30}", "--jobs", "1,000,000,000"),
     row("command", "trian", "unknown command trian; did you mean train?"),
     row("command-far", "xyz", "unknown command xyz; known are train, describe, grid, assemble"),
-    row("fm-eta", "train digits-fm --eta 3", "method.eta", "no field of method fm", "dt, ct"),
+    row("fm-eta", "train digits-fm --eta 3", "method.eta", "not a field of method fm", "dt, ct"),
     row(
         "adjoint-blocks",
         "train digits-adjoint --set method.num_blocks=3",
-        *("method.num_blocks", "no field of method adjoint", "belongs to dt, backprop"),
+        *("method.num_blocks", "not a field of method adjoint", "belongs to dt, backprop"),
     ),
     row("dt-path", "describe --path-sigma 0.1", "path_sigma", "method dt", "belongs to fm"),
     row("method", "train --method dp", "method.name", "one of dt, ct, fm, backprop", "got 'dp'"),
@@ -313,7 +313,7 @@ RUNS = [
     row(
         "config-digits",
         "evaluate run",
-        *("run/config.toml: is no TOML file", "digits"),
+        *("run/config.toml: is not a TOML file", "digits"),
         fault=write("run/config.toml", "train.seed = 1" + "0" * 5000),
     ),
     row(

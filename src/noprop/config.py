@@ -1,7 +1,8 @@
-"""The configuration of a run: frozen, validated dataclasses, and their way to and from TOML.
+"""The configuration of a run: frozen, validated dataclasses, and conversion to and from TOML.
 
-A component knows nothing of these; ``build.py`` turns them into objects. Defaults are the paper's
-values. The text of every field is also its help on the command line. This module imports no torch.
+Components do not use configurations; ``build.py`` turns these into objects. Defaults are the
+paper's values. The text of every field is also its help on the command line. This module does not
+import torch.
 """
 
 import dataclasses
@@ -48,12 +49,12 @@ __all__ = [
 ]
 
 MAX_SAMPLES = 1000  # chains run at the same time
-MAX_FILE_BYTES = 2**14  # of a configuration
-# Beyond ±20 the noise or the signal is under float32's digits, and SNR' overflows soon after.
+MAX_FILE_BYTES = 2**14  # greatest size of a configuration file
+# Beyond ±20 the noise or the signal is below float32's precision, and SNR' overflows soon after.
 MAX_ABS_GAMMA = 20
-READOUT_COST = 0.01  # of a block's pass: Fig. 5 on MNIST, T = 10 (docs/speed.md)
+READOUT_COST = 0.01  # fraction of a block's time: Fig. 5 on MNIST, T = 10 (docs/speed.md)
 
-# Every number has two ends: a larger one is a slip, and would end in an overflow or without memory.
+# Every number has an upper bound: a larger one would cause an overflow or exhaust memory.
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Dimension = Annotated[int, Field(ge=1, le=200_000)]  # an image of 3·256² has 196,608
 Steps = Annotated[int, Field(ge=1, le=100_000)]
@@ -82,14 +83,14 @@ def option(default: Any, text: str, *, inference: bool = False) -> Any:
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class MethodConfig:
-    """What every method has: embeddings, a readout and the networks' image path.
+    """Settings of every method: embeddings, readout and the networks' image path.
 
     Attributes:
         one_network: Whether one network serves every step of a chain.
         trains_chain: Whether one mini-batch of training runs the whole chain.
         gamma_over_distance: Fields for which ``auto`` means the log of the greatest squared
             distance between two embeddings, plus the number given here.
-        chain_end: What gives the class at the end of a chain.
+        chain_end: Description of what predicts the class at the end of a chain.
     """
 
     one_network: ClassVar[bool] = False
@@ -99,11 +100,11 @@ class MethodConfig:
 
     name: str = option("", "the method")
     embedding: Literal["one-hot", "orthogonal", "random", "prototype"] = option(
-        "one-hot", "class embeddings, or what learned ones start from"
+        "one-hot", "class embeddings, or the initial value of learned ones"
     )
-    learned: bool = option(False, "train the embeddings (all kinds but one-hot)")
+    learned: bool = option(False, "train the embeddings (all kinds except one-hot)")
     dim: Dimension | None = option(
-        None, "d of orthogonal and random embeddings; 20 unless given. At C·H·W, z is an image too"
+        None, "d of orthogonal and random embeddings, 20 unless given; with C·H·W, z is an image"
     )
     readout: Literal["softmax", "radial"] = option("softmax", "kind of readout (Eqs. 14-16)")
     embedding_norm: Annotated[float, Field(ge=1e-6, le=1e6)] | Literal["prototype"] = option(
@@ -122,19 +123,17 @@ class MethodConfig:
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "probability of dropping a feature")
     dropout_kind: Literal["feature", "channel"] = option(
-        "feature", "what convolutions drop at once: one feature, or a channel of an image"
+        "feature", "dropout of convolutions: single features, or whole channels of an image"
     )
 
     def __post_init__(self) -> None:
         if self.embedding == "one-hot" and self.learned:
             raise ConfigError("method.learned: one-hot embeddings are fixed; use orthogonal")
         if self.dim is not None and self.embedding in ("one-hot", "prototype"):
-            raise ConfigError(
-                f"method.dim: {self.embedding} embeddings have a dimension of their own"
-            )
+            raise ConfigError(f"method.dim: {self.embedding} embeddings have a fixed dimension")
         if self.embedding_norm != 1 and self.embedding in ("one-hot", "prototype"):
             raise ConfigError(
-                f"method.embedding_norm: {self.embedding} embeddings have a length of their own, "
+                f"method.embedding_norm: {self.embedding} embeddings have a fixed length, "
                 f"got {self.embedding_norm}"
             )
 
@@ -167,7 +166,7 @@ class MethodConfig:
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class BlocksConfig(MethodConfig):
-    """A method whose steps have networks of their own."""
+    """Method with a separate network for each step."""
 
     num_blocks: Blocks = option(10, "T, blocks of the chain")
 
@@ -179,14 +178,12 @@ class BlocksConfig(MethodConfig):
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class OneNetworkConfig(MethodConfig):
-    """A method with one network for all times."""
+    """Method with one network for all times."""
 
     one_network = True
 
     steps: Steps = option(1000, "T, steps of inference", inference=True)
-    time_scale: AboveZero = option(
-        1000.0, "what t in 0..1 is multiplied by in the sinusoidal time embedding"
-    )
+    time_scale: AboveZero = option(1000.0, "factor of t in 0..1 in the sinusoidal time embedding")
 
     @property
     def chain_length(self) -> int:
@@ -203,7 +200,7 @@ class DTConfig(BlocksConfig):
     name: Literal["dt"] = option("dt", "the method")
     eta: AboveZero = option(0.1, "weight of the denoising terms (Eq. 8)")
     weighting: Weighting = option(
-        "snr", "of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
+        "snr", "weight of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
     )
     objective: Objective = option(
         "l2", "denoising error: of the embedding, or cross-entropy of the logits"
@@ -212,7 +209,7 @@ class DTConfig(BlocksConfig):
     epsilon: Annotated[float, Field(gt=0, lt=0.5)] = option(1e-6, "bound on ᾱ and 1 - ᾱ")
     gamma_shift: Gamma | Literal["auto"] = option(
         0.0,
-        "added to γ at every level; auto: log of half the greatest squared distance between two "
+        "shift of γ at every level; auto: log of half the greatest squared distance between two "
         "embeddings, 0 for one-hot",
     )
 
@@ -238,7 +235,7 @@ class CTConfig(OneNetworkConfig):
     name: Literal["ct"] = option("ct", "the method")
     eta: AboveZero = option(1.0, "weight of the denoising term (Eq. 9)")
     weighting: Weighting = option(
-        "snr", "of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
+        "snr", "weight of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
     )
     objective: Objective = option(
         "l2", "denoising error: of the embedding, or cross-entropy of the logits"
@@ -251,10 +248,12 @@ class CTConfig(OneNetworkConfig):
         "γ at t = 0, in -20..20, the initial value of a learned schedule; auto: 6 + log of the "
         "greatest squared distance between two embeddings",
     )
-    gamma_clean: Gamma = option(-6.0, "γ at t = 1, in -20..20; a learned schedule starts there")
-    gamma_room: AboveZero = option(3.0, "how far learned endpoints may move")
+    gamma_clean: Gamma = option(
+        -6.0, "γ at t = 1, in -20..20, the initial value of a learned schedule"
+    )
+    gamma_room: AboveZero = option(3.0, "greatest change of learned endpoints of γ")
     time_sampling: Literal["uniform", "stratified"] = option(
-        "uniform", "t of a batch: drawn apart, or spread evenly with one random shift"
+        "uniform", "t of a batch: independent draws, or an even grid with one random shift"
     )
     sampler: Literal["ancestral", "euler", "heun"] = option(
         "ancestral", "inference: the stochastic chain, or the probability-flow ODE", inference=True
@@ -287,20 +286,22 @@ class FMConfig(OneNetworkConfig):
         0.0, "σ of the Gaussian path (Eq. 10)"
     )
     anchor: Literal["learned", "always", "never"] = option(
-        "learned", "when the cross-entropy of Eq. 13 trains the network: with learned embeddings"
+        "learned",
+        "when the cross-entropy of Eq. 13 trains the network: only with learned embeddings, always "
+        "or never",
     )
     sampler: Literal["euler", "heun", "dopri5"] = option(
         "euler", "inference: fixed steps, or dopri5 with its own", inference=True
     )
-    # Below 1e-6 float32 cannot tell a step's error, and dopri5 would not end.
+    # Below 1e-6 the error of a step is rounding noise in float32, and dopri5 would not end.
     tolerance: Annotated[float, Field(ge=1e-6, le=1)] = option(
-        1e-4, "of dopri5, relative and absolute, at least 1e-6", inference=True
+        1e-4, "relative and absolute tolerance of dopri5, at least 1e-6", inference=True
     )
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class BackpropConfig(BlocksConfig):
-    """The baseline: DT's blocks in a chain, trained by back-propagation through the whole chain."""
+    """Baseline: DT's blocks in a chain, trained by back-propagation through the whole chain."""
 
     trains_chain = True
 
@@ -312,14 +313,14 @@ class BackpropConfig(BlocksConfig):
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class AdjointConfig(OneNetworkConfig):
-    """The baseline: CT's network as an ODE, trained by the adjoint method."""
+    """Baseline: CT's network as an ODE, trained by the adjoint method."""
 
     trains_chain = True
 
     name: Literal["adjoint"] = option("adjoint", "the method")
     steps: Steps = option(1000, "T, Euler steps in training and inference")
     gradient: Literal["adjoint", "autograd"] = option(
-        "adjoint", "of the solver: a second ODE backwards in time, or through every step"
+        "adjoint", "gradient of the solver: a second ODE backward in time, or through every step"
     )
 
     @property
@@ -341,20 +342,20 @@ class DataConfig:
 
     dataset: Text = option("digits", "name, folder of class folders, or .npz file")
     image_size: Annotated[int, Field(ge=1, le=1024)] | None = option(
-        None, "side in pixels that a folder's images are resized to"
+        None, "side in pixels to which a folder's images are resized"
     )
     color: Literal["auto", "grey", "rgb"] = option("auto", "how a folder's images are read")
     validation: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.1, "fraction of the training set held out for choosing, stratified"
+        0.1, "fraction of the training set held out for validation, stratified"
     )
     train_size: Positive | None = option(
-        None, "train on so many examples only, stratified; validation and test stay whole"
+        None, "number of training examples, stratified; all unless given"
     )
     test_size: Positive | None = option(
-        None, "score on so many test examples only, stratified, the same for every seed"
+        None, "number of test examples, stratified, the same for every seed; all unless given"
     )
     normalization: Literal["standard", "unit", "symmetric"] = option(
-        "standard", "inputs: mean 0 and deviation 1 of each channel, or pixels in 0..1 or -1..1"
+        "standard", "inputs: mean 0 and deviation 1 per channel, or pixels in 0..1 or -1..1"
     )
 
 
@@ -363,41 +364,41 @@ class TrainConfig:
     """The training of the units."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = option(5, "passes over the training set")
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = option(128, "examples a step")
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = option(128, "examples per step")
     order: Literal["sequential", "parallel"] = option(
         "sequential", "Algorithm 1 (block after block in each epoch), or all blocks on each batch"
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "one of these for each unit")
+    optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer of each unit")
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(1e-3, "learning rate")
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(1e-3, "weight decay")
     crop_padding: Annotated[int, Field(ge=0, le=256)] = option(
-        0, "augment: random crops, padded by this"
+        0, "augmentation: padding in pixels of random crops"
     )
-    flip: bool = option(False, "augment: mirror half of the images")
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = option(0, "of everything random")
+    flip: bool = option(False, "augmentation: mirror half of the images")
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = option(0, "seed of all random numbers")
     device: Text = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "float32", "bf16"] = option(
-        "auto", "bf16 where the device has instructions for it"
+        "auto", "auto: bf16 if the device has instructions for it"
     )
     channels_last: bool = option(True, "memory order of images; faster on CPU and CUDA")
     shards: Count = option(
         0,
-        "parts of a mini-batch, each batch-normalised by itself; auto, or 0: one, and under "
-        "torchrun as many as processes share a unit",
+        "parts of a mini-batch, each batch-normalised separately; auto or 0: one, or with torchrun "
+        "the number of processes that share a unit",
     )
-    workers: Count = option(0, "worker processes; auto, or 0, takes one a core")
+    workers: Count = option(0, "worker processes; auto or 0: one per core")
     threads: Count = option(
-        0, "threads of each process; auto, or 0: one, and all where a method is a single unit"
+        0, "threads of each process; auto or 0: one, or all if the method is a single unit"
     )
     offload: bool = option(
-        False, "learned embeddings: keep one block in memory, the others in files of the run"
+        False, "learned embeddings: keep one block in memory, and the others in files of the run"
     )
     checkpoint_every: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
         20.0, "seconds of training between checkpoints"
     )
     keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = option(
         0,
-        "epochs between copies of the weights that stay, the last one too; 0 keeps none",
+        "epochs between permanent copies of the weights; the last epoch has one too; 0: no copies",
     )
 
 
@@ -406,17 +407,17 @@ class EvaluationConfig:
     """The evaluation of a trained run."""
 
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = option(5, "K, chains to average")
-    runs: Steps = option(5, "inference runs behind each mean ± standard error")
-    batch_size: Annotated[int, Field(ge=1, le=100_000)] = option(500, "examples at a time")
+    runs: Steps = option(5, "inference runs of each mean ± standard error")
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = option(500, "examples per batch")
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class RunConfig:
     """Everything that a run depends on."""
 
-    # It names a folder, and must not lead out of the one that this is in.
+    # It becomes the name of a folder, and must not lead out of the parent folder.
     recipe: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)] = option(
-        "custom", "the recipe it began as"
+        "custom", "name of the recipe"
     )
     data: DataConfig = field(default_factory=DataConfig)
     method: Annotated[AnyMethod, Field(discriminator="name")] = field(default_factory=DTConfig)
@@ -426,14 +427,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.train.batch_size < 2 * self.train.shards:
             raise ConfigError(
-                f"train.shards: each of {self.train.shards} wants two examples at least, and "
+                f"train.shards: each of {self.train.shards} needs at least two examples, but "
                 f"train.batch_size is {self.train.batch_size}"
             )
         blocks_wait = self.method.learned and len(self.method.unit_costs) > 1
         if self.train.offload and self.train.order == "parallel" and blocks_wait:
             raise ConfigError(
                 "train.offload: with method.learned and train.order=parallel every mini-batch "
-                "needs every block, so no block can wait in a file; use train.order=sequential"
+                "needs every block, so blocks cannot be offloaded; use train.order=sequential"
             )
 
 
@@ -579,7 +580,7 @@ def _first_error(error: ValidationError) -> str:
     name = ".".join(parts)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         if parts[0] == "method" and (owners := methods_with(parts[-1])):
-            return f"{name}: is no field of method {method}; it belongs to {', '.join(owners)}"
+            return f"{name}: is not a field of method {method}; it belongs to {', '.join(owners)}"
         return unknown_field(name, [n for n, *_ in fields_of()])
     if first["type"].startswith("union_tag"):
         came = _short(first["input"]["name"])
@@ -591,7 +592,7 @@ def _first_error(error: ValidationError) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a value as Python writes it, cut if that is long."""
+    """Return a value as Python writes it, truncated if it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4300 digits; deep nesting
@@ -614,12 +615,12 @@ def from_toml(path: Path) -> RunConfig:
     try:
         with open_regular(path) as file:
             content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:  # reading some takes a time that grows with the square
+        if len(content) > MAX_FILE_BYTES:  # the time to parse some files is quadratic in the size
             raise ConfigError(f"{path}: a configuration has at most {MAX_FILE_BYTES} bytes")
         return from_mapping(tomllib.loads(content.decode()), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # of the syntax, the encoding, or a number of too many digits
-        raise ConfigError(f"{path}: is no TOML file: {error}") from None
+        raise ConfigError(f"{path}: is not a TOML file: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply") from None

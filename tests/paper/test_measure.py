@@ -54,7 +54,7 @@ def test_training_accuracy_is_of_single_chains_on_training_images(monkeypatch, t
 
 def test_a_curve_has_each_copy_s_own_seconds_and_accuracy(monkeypatch, tmp_path, scored):
     """Of one chain on the test images, for each epoch of which there is a copy."""
-    monkeypatch.setattr(measure, "kept_epochs", lambda folder, config: [2, 4])
+    monkeypatch.setattr(measure, "epochs_kept", lambda folder, config: [2, 4])
     monkeypatch.setattr(
         measure, "kept_model", lambda folder, config, data, epoch: (config, 1.5 * epoch)
     )

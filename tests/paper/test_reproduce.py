@@ -147,14 +147,17 @@ def test_a_plan_counts_what_is_trained_and_scored(method, batches, images, steps
         (["table1", "--only", "minst"], "--only: no cell matches 'minst'; did you mean mnist?"),
         (["table1", "--only", "adjoint,d20"], "--only: no cell matches all of adjoint, d20"),
         (["table1", "--scale", "tiny"], "--scale: wanted full, smoke"),
-        (["table1", "--deadline", "soon"], "--deadline: wanted such as 90s, 25m or 1h30m"),
+        (
+            ["table1", "--deadline", "soon"],
+            "--deadline: wanted a duration such as 90s, 25m or 1h30m",
+        ),
         (["table1", "--deadline", "20s"], "--deadline must be 60 seconds at least, got 20"),
         (["table1", "--plan", "--jobs", "0"], "--jobs must be at least 1"),
         (["table1", "--only", ","], "--only: names no cell"),
         (["table5", "--only", "mnist"], "--only: table5 has no cells"),
         (["table1", "--out", "/proc/none"], "--out: /proc/none cannot be written"),
         (["table1", "--jobs", "0"], "--jobs must be at least 1"),
-        (["table1", "--seeds", "a"], "--seeds: wanted such as 0..4"),
+        (["table1", "--seeds", "a"], "--seeds: wanted seeds such as 0..4"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, arguments, words):

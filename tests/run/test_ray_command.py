@@ -69,7 +69,7 @@ def test_a_signal_leaves_checkpoints_and_no_process(tmp_path, number, status, al
     lines = text.splitlines()
     assert lines[0] == "training 1 unit as tasks of Ray, 1 at a time"
     how = f"noprop train --resume {folder} --units block-1 --engine ray"
-    assert lines[-1] == f"stopped; go on with: {how}"
+    assert lines[-1] == f"stopped; resume with: {how}"
     assert all("block-1 epoch" in line for line in lines[1:-1])
     assert not psutil.wait_procs(children, timeout=20)[1]
     commit = commit_of(folder, "block-1")
@@ -101,7 +101,7 @@ def test_kill_minus_9_of_the_command_ends_its_ray(tmp_path, whole):
         (["--address", "auto"], "--address: is for --engine ray"),
         (["--storage", "s3://x"], "--storage: is for --engine ray"),
         (["--gpus-per-unit", "0.5"], "--gpus-per-unit: is for --engine ray"),
-        (["--engine", "ray", "--workers", "2", "--address", "a:1"], "--workers: of a cluster"),
+        (["--engine", "ray", "--workers", "2", "--address", "a:1"], "--workers: with --address, the cluster"),
         (["--engine", "ray", "--storage", "memory://x"], "storage: memory://x is in the memory"),
         (["--engine", "ray", "--address", "127.0.0.1:9"], "address: wanted a Ray cluster that ans"),
     ],

@@ -236,8 +236,8 @@ def noprop_states(folder: Path):
     ("argv", "words"),
     [
         ((), "torchrun: name the folder of the run with --run-dir DIR or --resume RUN"),
-        (("--run-dir", "r", "--workers", "2"), "--workers: torchrun says how many"),
-        (("--run-dir", "r", "--units", "block-1"), "--units: under torchrun all units"),
+        (("--run-dir", "r", "--workers", "2"), "--workers: torchrun sets the number"),
+        (("--run-dir", "r", "--units", "block-1"), "--units: torchrun trains all units"),
     ],
 )
 def test_what_torchrun_decides_cannot_be_asked_for(capsys, monkeypatch, tmp_path, argv, words):

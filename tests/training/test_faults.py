@@ -310,7 +310,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_update_before(long_whole, tmp_path, 
     os.killpg(process.pid, signal.SIGTERM)
     text = process.communicate(timeout=30)[1]
     assert process.returncode == 143
-    assert text == f"stopped; go on with: noprop train --resume {folder}\n"
+    assert text == f"stopped; resume with: noprop train --resume {folder}\n"
     assert not psutil.wait_procs(children, timeout=10)[1]
     unit = events(folder, "epoch")[0]["unit"]
     commit = commit_of(folder, unit)

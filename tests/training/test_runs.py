@@ -615,7 +615,7 @@ def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(RunError, match=r"training has not finished.*--resume"):
         load_model(tmp_path / "r")
     (tmp_path / "r" / "config.toml").write_text("[train")
-    with pytest.raises(ConfigError, match=r"config\.toml: is no TOML"):
+    with pytest.raises(ConfigError, match=r"config\.toml: is not a TOML file"):
         open_run(tmp_path / "r")
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot be made|is there already"):

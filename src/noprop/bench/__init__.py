@@ -1,14 +1,14 @@
-"""What ``noprop bench`` measures: ours compared with a straightforward PyTorch loop and a bound.
+"""Benchmarks of ``noprop bench``: ours compared with a straightforward PyTorch loop and a bound.
 
-Each suite is a file of this package: the constant ``SUITE`` of ``bench/<name>.py``. The names and
-their help stand here, because the parser reads them without importing torch.
+Each suite is the constant ``SUITE`` of a file ``bench/<name>.py``. The names and their help texts
+are here, because the parser reads them without importing torch.
 """
 
 __all__ = ["DEFAULT_SUITES", "SUITES"]
 
 SUITES = {
     "training": "a mini-batch of each method",
-    "prediction": "images a second of each method",
+    "prediction": "images per second of each method",
     "scaling": "dt on 1, 2, 4, … workers",
     "memory": "peak memory of dt and backprop",
     "accuracy": "time to --target",

@@ -1,8 +1,8 @@
 """Suite ``accuracy``: time to an accuracy, by recipes trained for more and more epochs.
 
-A recipe's blocks are trained one after the other, so a run has an accuracy only at its end; each
-row is a separate run, from its first update to its last. The accuracy that counts is that of the
-validation part, by the default prediction.
+A recipe's blocks are trained one after the other, so a run has an accuracy only at its end. Each
+row is a separate run, from its first update to its last. The target is for the accuracy of the
+default prediction on the validation part.
 """
 
 import tempfile

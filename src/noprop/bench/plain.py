@@ -1,8 +1,8 @@
-r"""The plain loops that ours is measured against: what one writes first, as short as is honest.
+"""Plain PyTorch loops that ours is compared with: straightforward, and as short as is fair.
 
-Eager float32 in one process with default threads; the whole image, ReLU before the pool,
-``nn.Dropout``, and all features of x anew at every step. They compute what the methods do, with the
-same networks: :mod:`tests.bench.test_plain` gives both the same weights and compares.
+They run eager float32 in one process with default threads, on the whole image, with ReLU before the
+pool and ``nn.Dropout``, and compute all features of x again at every step. They compute the same as
+the methods: :mod:`tests.bench.test_plain` compares both with the same weights.
 """
 
 import math
@@ -26,7 +26,7 @@ BATCH = 128
 
 
 def image_path(shape: tuple[int, int, int], *, batch_norm: bool) -> nn.Sequential:
-    """Fig. 5's convolutions and the FC 256 on top."""
+    """Build Fig. 5's convolutions and the FC 256 on top."""
     channels, height, width = shape
     features = 128 * math.prod(((side - 2) // 2 - 4) // 2 for side in (height, width))
     return nn.Sequential(
@@ -39,7 +39,7 @@ def image_path(shape: tuple[int, int, int], *, batch_norm: bool) -> nn.Sequentia
 
 
 class PlainDiscrete(nn.Module):
-    """The block of Fig. 5, left, as it is drawn."""
+    """Block of Fig. 5, left, as drawn."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int):
         super().__init__()
@@ -58,13 +58,13 @@ class PlainDiscrete(nn.Module):
     def forward(
         self, z: Float[Tensor, "batch dim"], x: Float[Tensor, "batch c h w"]
     ) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Return logits."""
         h = self.first(z)
         return self.head(torch.cat([self.image(x), h + self.rest(h)], dim=1))
 
 
 class PlainContinuous(nn.Module):
-    """The network of Fig. 5, right, as it is drawn."""
+    """Network of Fig. 5, right, as drawn."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int):
         super().__init__()
@@ -82,14 +82,14 @@ class PlainContinuous(nn.Module):
         x: Float[Tensor, "batch c h w"],
         t: Float[Tensor, " batch"],
     ) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Return logits."""
         angle = 1000 * t[:, None] * torch.exp(-math.log(10_000.0) * torch.arange(32) / 31)
         time = self.time(torch.cat([angle.sin(), angle.cos()], dim=1))
         return self.head(torch.cat([self.image(x), self.latent(z), time], dim=1))
 
 
 def cosine_alpha_bar(steps: int) -> Float[Tensor, " levels"]:
-    """ᾱ at t = 0..T, from noise to clean."""
+    """Return ᾱ at t = 0..T, from noise to clean."""
     angle = (1 - torch.linspace(0, 1, steps + 1) + 0.008) / 1.008 * math.pi / 2
     return (angle.cos().square() / math.cos(0.008 / 1.008 * math.pi / 2) ** 2).clamp(1e-6, 1 - 1e-6)
 
@@ -100,15 +100,15 @@ Turn = Callable[[Tensor, Tensor], None]
 def plain_training(
     method: str, shape: tuple[int, int, int], classes: int, steps: int
 ) -> tuple[Turn, Sequence[nn.Module]]:
-    """One mini-batch as a function of normalised images and labels, and the networks it trains.
+    """Return a function that trains on one mini-batch, and the networks that it trains.
 
-    For ``dt`` a turn is a step of each of T blocks with one of the readout beside it; for the other
-    methods one step.
+    The function takes normalised images and labels. For ``dt`` it does a step of each of T blocks,
+    each with a step of the readout; for the other methods one step.
 
     Args:
         method: ``dt``, ``ct``, ``fm``, ``backprop`` or ``adjoint``.
-        shape: of an image.
-        classes: m; the embeddings are one-hot.
+        shape: Shape of an image, (C, H, W).
+        classes: Number m of classes; the embeddings are one-hot.
         steps: T of ``dt``, ``backprop`` and ``adjoint``.
     """
     make = {"dt": _dt, "backprop": _backprop, "ct": _ct, "fm": _fm, "adjoint": _adjoint}[method]
@@ -147,7 +147,7 @@ def _dt(shape: tuple[int, int, int], classes: int, steps: int) -> tuple[Turn, li
 
 
 def _ct(shape: tuple[int, int, int], classes: int, steps: int) -> tuple[Turn, list[nn.Module]]:
-    """With γ(t) = 6 - 12 t fixed: ours learns its schedule, which costs it a little more."""
+    """Train with fixed γ(t) = 6 - 12 t; ours learns its schedule, which costs a little more."""
     del steps
     network, readout = PlainContinuous(shape, classes), nn.Linear(classes, classes)
     optimizer = _adamw(nn.ModuleList([network, readout]))
@@ -203,7 +203,7 @@ def _adjoint(shape: tuple[int, int, int], classes: int, steps: int) -> tuple[Tur
     from torchdiffeq import odeint_adjoint
 
     network, readout = PlainContinuous(shape, classes), nn.Linear(classes, classes)
-    network.image.eval()  # a field with dropout has no adjoint
+    network.image.eval()  # the adjoint method needs a field without dropout
     optimizer = _adamw(nn.ModuleList([network, readout]))
 
     class Field(nn.Module):
@@ -229,7 +229,7 @@ def _adjoint(shape: tuple[int, int, int], classes: int, steps: int) -> tuple[Tur
 
 
 def _coefficients(alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients a and b of Eq. 6 as printed, without c: the mean chain draws no noise."""
+    """Return coefficients a and b of Eq. 6 as printed; the mean chain does not need c."""
     snr = alpha_bar / (1 - alpha_bar)
     r = 1 - snr[:-1] / snr[1:]
     return alpha_bar[1:].sqrt() * r, (alpha_bar[1:] / alpha_bar[:-1]).sqrt() * (1 - r)
@@ -243,14 +243,17 @@ def plain_inference(
     steps: int,
     made: int | None = None,
 ) -> Float[Tensor, "batch dim"]:
-    """The mean chain of T steps, x read at every one: noise would cost the same in any way.
+    """Run the mean chain, with the features of x computed at every step.
 
     Args:
-        method: as in :func:`plain_training`.
-        networks: the T blocks of ``dt`` and ``backprop``; else the one network.
-        x: normalised images.
-        steps: T.
-        made: how many of the steps are made; all unless given. Each costs the same.
+        method: Method, as in :func:`plain_training`.
+        networks: The T blocks of ``dt`` and ``backprop``, or the network of other methods.
+        x: Normalised images.
+        steps: Length T of the chain.
+        made: Number of steps to do, all of the same cost; all T unless given.
+
+    Returns:
+        The latent after the last step.
     """
     classes = [m for m in networks[0].modules() if isinstance(m, nn.Linear)][-1].out_features
     times = torch.linspace(0, 1, steps + 1)

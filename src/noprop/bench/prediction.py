@@ -1,9 +1,9 @@
-"""Suite ``prediction``: images a second compared with the plain chain, and the cost of more chains.
+"""Suite ``prediction``: images per second compared with the plain chain, and the cost of chains.
 
-Ours is ``TrainedModel.predict`` as anyone calls it, with the weights a network begins with: the
-features of x are computed once, the parts of the head's first layer for x and t once, and chunks of
-500 images run in parallel. The plain chain reads the images again at every step; it is timed over a
-few of its steps, each of which costs the same. Both run the mean chain in their default precision.
+Ours is ``TrainedModel.predict`` with untrained weights. It computes the features of x once, and the
+parts of the head's first layer for x and t once; chunks of 500 images run in parallel. The plain
+chain computes the features again at every step. It is timed over a few steps, all of the same cost.
+Both run the mean chain in their default precision.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""How many operations and bytes a piece of work takes, counted while it runs.
+"""Numbers of operations and bytes of a piece of work, counted while it runs.
 
-Operations are those of matrix products and convolutions, two for each multiply-add: the rest of a
-step is passes over memory. Bytes are what every tensor operation reads and writes, as if no cache
-kept anything between two of them; views move none.
+Operations are those of matrix products and convolutions, two for each multiply-add; all others are
+limited by memory. Bytes are the reads and writes of all tensor operations, as if there were no
+cache; views count zero.
 """
 
 from collections.abc import Callable
@@ -19,37 +19,38 @@ __all__ = ["Work", "count"]
 
 @dataclass(frozen=True)
 class Work:
-    """What was counted.
+    """Operations and bytes of a piece of work.
 
     Attributes:
-        operations: of products and convolutions.
-        bytes: read and written by all tensor operations.
+        operations: Number of operations of products and convolutions.
+        bytes: Number of bytes read and written by all tensor operations.
     """
 
     operations: int
     bytes: int
 
     def bound(self, operations_per_second: float, bytes_per_second: float) -> float:
-        """Seconds by the products, or by memory if that is longer.
+        """Return the time of the products or of memory, whichever is longer, in seconds.
 
-        The first nothing can beat. The second a cache can, for the bytes are counted without one.
+        The first is a strict bound. A cache can beat the second, because bytes are counted as if
+        there were none.
         """
         return max(self.operations / operations_per_second, self.bytes / bytes_per_second)
 
 
 def count(work: Callable[[], Any]) -> Work:
-    """Run a piece of work and count it; in this thread alone."""
+    """Run a piece of work, and count its operations and bytes in this thread."""
     with _Counter() as counter:
         work()
     return Work(counter.operations, counter.bytes)
 
 
-# Of what they are called on they read nothing.
+# Operations that do not read the tensor they are called on.
 _WRITE_ONLY = {"copy_", "fill_", "zero_", "random_", "normal_", "uniform_", "bernoulli_"}
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the operations, and what each that is no view reads and writes."""
+    """Counter of operations, and of the bytes that they read and write, except views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class _Counter(TorchDispatchMode):
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             tensors = {id(t): t for t in tree_leaves(value) if isinstance(t, Tensor)}
             changed = argument.alias_info is not None and argument.alias_info.is_write
-            # A fused optimizer may change the gradients, says its schema: it does to unscale them.
+            # The schema of a fused optimizer says that it writes gradients: only to unscale them.
             if changed and argument.name != "grads":
                 written |= tensors
                 if argument.kwarg_only or (i == 0 and name in _WRITE_ONLY):

@@ -17,7 +17,7 @@ from noprop.recipes import find_recipe
 
 __all__ = ["SHAPES", "Settings"]
 
-# Data sets for whose images Fig. 5 is drawn; speed does not depend on the content of the images.
+# Data sets of Fig. 5; speed does not depend on the content of the images.
 SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
     "mnist": ((1, 28, 28), 10),
     "fashion-mnist": ((1, 28, 28), 10),
@@ -92,7 +92,7 @@ class Settings:
 
     @property
     def task(self) -> Task:
-        """What the networks know of the data."""
+        """Description of the data for the networks."""
         channels = self.shape[0]
         normalization = Normalization((0.5,) * channels, (0.25,) * channels)
         return Task(self.shape, tuple(map(str, range(self.classes))), normalization)

@@ -1,4 +1,4 @@
-"""A suite of ``noprop bench``, and a run of several: results, text and figures."""
+"""The class of a suite of ``noprop bench``, and functions that run suites and show results."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ class Suite:
             finds the machine's rates under ``rates``, and calls ``progress`` after each step.
         table: The measurements as text, from all results.
         figures: Functions that draw the measurements on a matplotlib figure, by file name.
-        check: Function that raises an error for what is missing, before anything is measured.
+        check: Function that raises an error for missing data or packages, before measuring.
     """
 
     steps: Callable[[Settings], int]

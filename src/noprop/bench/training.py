@@ -1,7 +1,7 @@
 """Suite ``training``: a mini-batch of each method, compared with the plain loop and with a bound.
 
-For NoProp-DT a *turn* is one mini-batch for every block, with a step of the readout beside each;
-for the other methods it is one step.
+For NoProp-DT a *turn* is one mini-batch for every block, each with a step of the readout; for the
+other methods it is one step.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def most_workers(settings: Settings, method: str) -> int:
 
 
 def ours(settings: Settings, method: str, workers: int) -> Contestant:
-    """Return the training of ``noprop train``: NoProp-DT's units dealt over workers in turn."""
+    """Return the training of ``noprop train``: NoProp-DT's units are dealt to workers in turn."""
     names = unit_names(settings.config(method))
     common = {"bench": settings, "method": method}
     if len(names) == 1:
@@ -94,7 +94,7 @@ def _build_ours(
     def work(turns: int, kept: ExitStack = kept) -> None:
         for _ in range(turns):
             for trainer in made:
-                # The readout has a step beside every block's (Algorithm 1).
+                # The readout does a step with every block's step (Algorithm 1).
                 for _ in range(trainer.units[0].passes):
                     trainer.step()
 

@@ -1,1 +1,1 @@
-"""The commands, each with its options in a file; what needs torch is imported when one runs."""
+"""The commands, one per file with its options; torch is imported only when a command runs."""

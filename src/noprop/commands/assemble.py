@@ -14,7 +14,7 @@ from noprop.commands.train import show_result
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Make a run's model out of its trained units, and evaluate it."
+HELP = "Assemble a run's model from its trained units, and evaluate it."
 
 
 def add_options(parser: Parser) -> None:

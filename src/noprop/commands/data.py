@@ -1,4 +1,4 @@
-"""``noprop data``: which data sets are here, and where."""
+"""``noprop data``: the data sets on this machine, and where they are."""
 
 import argparse
 from typing import Any
@@ -8,7 +8,7 @@ from noprop.terminal import printable, show, show_json
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Show the data sets: what is here, where, and whether it is intact."
+HELP = "Show which data sets are on this machine, where, and whether they are intact."
 
 
 def add_options(parser: Parser) -> None:

@@ -8,7 +8,7 @@ from noprop.errors import ConfigError
 
 __all__ = ["add_engine", "engine_of", "engine_options"]
 
-# Of --engine ray: argument of RayEngine, and option.
+# Argument of RayEngine, and the option that sets it.
 ENGINE_OPTIONS = {
     "address": "--address",
     "storage": "--storage",
@@ -22,23 +22,26 @@ def add_engine(parser: Parser) -> None:
     """Add ``--engine`` and its options."""
     group = parser.add_argument_group("where units are trained")
     group.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="processes here, or Ray [local]"
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine, or Ray [local]",
     )
     group.add_argument(
         "--address",
         metavar="WHERE",
-        help="ray: a cluster, such as auto, host:port or ray://host:port [RAY_ADDRESS, else a Ray "
-        "of this machine]",
+        help="ray: address of a cluster: auto, host:port or ray://host:port [RAY_ADDRESS, else a "
+        "Ray on this machine]",
     )
     group.add_argument(
         "--storage",
         metavar="URL",
-        help="ray: checkpoints go there, such as s3://bucket/runs or file:///mnt/runs [the run "
-        "folder, which all machines must share]",
+        help="ray: where to write checkpoints, such as s3://bucket/runs or file:///mnt/runs [the "
+        "run folder, which all machines must share]",
     )
     for name, text in {
-        "cpus": "CPUs, or a part of one, of a unit [as many as threads, 1 beside a GPU]",
-        "gpus": "GPUs, or a part of one, of a unit [0]",
+        "cpus": "CPUs of a unit, which may be a fraction [number of threads, or 1 with a GPU]",
+        "gpus": "GPUs of a unit, which may be a fraction [0]",
     }.items():
         option = f"--{name}-per-unit"
         group.add_argument(option, dest=name, type=float, metavar="N", help=f"ray: {text}")
@@ -46,12 +49,12 @@ def add_engine(parser: Parser) -> None:
         "--retries",
         type=whole_number,
         metavar="N",
-        help="ray: new starts of a unit whose worker is lost [10]",
+        help="ray: restarts of a unit whose worker is lost [10]",
     )
 
 
 def engine_of(arguments: argparse.Namespace) -> Any:
-    """What ``--engine`` names, with its options; None for the local one."""
+    """Return the engine of ``--engine`` with its options; None for the local one."""
     given = {name: getattr(arguments, name) for name in ENGINE_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     if arguments.engine != "ray":
@@ -62,13 +65,14 @@ def engine_of(arguments: argparse.Namespace) -> Any:
 
     if "address" in given and getattr(arguments, "train.workers") is not None:
         raise ConfigError(
-            "--workers: of a cluster at --address, its own resources decide; see --cpus-per-unit"
+            "--workers: with --address, the cluster's resources limit the workers; "
+            "see --cpus-per-unit"
         )
     return RayEngine(given.pop("address", None), **given)
 
 
 def engine_options(arguments: argparse.Namespace) -> str:
-    """The options of the engine as they were given, to be given again."""
+    """Return the options of the engine as they were given, for the command that resumes."""
     if arguments.engine != "ray":
         return ""
     values = [(option, getattr(arguments, name)) for name, option in ENGINE_OPTIONS.items()]

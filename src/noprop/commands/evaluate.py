@@ -20,7 +20,7 @@ def add_options(parser: Parser) -> None:
     """Add the options of the command."""
     add_trained_run(parser)
     parts = ("test", "validation", "train")
-    parser.add_argument("--part", choices=parts, default="test", help="[test]")
+    parser.add_argument("--part", choices=parts, default="test", help="part of the data [test]")
     add_data_dir(parser)
 
 

@@ -1,4 +1,4 @@
-"""``noprop grid``: recipes by seeds, and a table."""
+"""``noprop grid``: train recipes with several seeds, and compare them."""
 
 import argparse
 from contextlib import closing
@@ -23,7 +23,7 @@ from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Train recipes by seeds, each a run folder, and compare them."
+HELP = "Train recipes with several seeds, each in its run folder, and compare them."
 
 
 def add_options(parser: Parser) -> None:
@@ -37,10 +37,10 @@ def add_options(parser: Parser) -> None:
         type=path,
         default=Path("runs"),
         metavar="DIR",
-        help="where the run folders are, RECIPE-seed-N; finished ones are not trained again [runs]",
+        help="folder for the run folders RECIPE-seed-N; finished runs are not trained again [runs]",
     )
     add_quiet(parser)
-    add_set(parser, "set any field of all")
+    add_set(parser, "set any field, for all recipes")
     add_engine(parser)
     add_fields(parser)
     add_data_dir(parser)

@@ -1,4 +1,4 @@
-"""What commands share: the parser, and options with their meaning. Torch is not imported here."""
+"""The parser and the options that several commands share, without importing torch."""
 
 import argparse
 import difflib
@@ -41,10 +41,10 @@ DEFAULT_RECIPE = "digits-dt"
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, and name the nearest option to an unknown one."""
+    """Argument parser that reports errors in one line, with the nearest known option."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and leave with status 2."""
+        """Print one line and exit with status 2."""
         if unknown := re.match(r"unrecognized arguments: (--?[\w.-]+)", message):
             known = [o for action in self._actions for o in action.option_strings]
             message = f"unknown option {unknown[1]}{_nearest(unknown[1], known)}"
@@ -55,10 +55,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(text: str) -> int:
-    """An integer that is counted with: more than a billion of anything is a slip.
+    """Parse a count of at most a billion.
 
     Raises:
-        argparse.ArgumentTypeError: If it is none.
+        argparse.ArgumentTypeError: If the text is not such an integer.
     """
     if re.fullmatch(r"[+-]?\d{1,10}", text.strip()) and abs(value := int(text)) <= 1_000_000_000:
         return value
@@ -72,12 +72,12 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def path(text: str) -> Path:
-    """A path, with the home folder in place of a leading ``~`` where the shell left it."""
+    """Return a path, with a leading ``~`` expanded if the shell did not expand it."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
         raise argparse.ArgumentTypeError(
-            f"{text}: there is no such user, or no home folder; a file of this name is ./{text}"
+            f"{text}: no such user or no home folder; for a file of this name use ./{text}"
         ) from None
 
 
@@ -96,7 +96,9 @@ def add_quiet(parser: Parser) -> None:
 
 def add_data_dir(parser: Parser) -> None:
     """Add ``--data-dir``."""
-    parser.add_argument("--data-dir", type=path, metavar="DIR", help="look for data here first")
+    parser.add_argument(
+        "--data-dir", type=path, metavar="DIR", help="first folder to search for data"
+    )
 
 
 def add_set(parser: Parser, text: str) -> None:
@@ -105,7 +107,7 @@ def add_set(parser: Parser, text: str) -> None:
 
 
 def add_encoder(parser: Parser, *, fields: bool = False) -> None:
-    """Add ``--encoder``: a function, or with ``fields`` also a built-in encoder."""
+    """Add ``--encoder``: a function or, with ``fields``, also a built-in encoder."""
     own = "makes an image encoder of your own"
     kinds, metavar = (
         ("auto|conv|small|mlp, or MODULE:FUNCTION that ", "VALUE") if fields else ("", "")
@@ -117,13 +119,15 @@ def add_encoder(parser: Parser, *, fields: bool = False) -> None:
 def add_trained_run(parser: Parser) -> None:
     """Add the arguments of a command that uses a trained run."""
     add_run(parser)
-    parser.add_argument("--device", help="auto, cpu, cuda or mps [as trained]")
-    add_set(parser, "set a field of evaluation, or method.steps, sampler or tolerance of CT and FM")
+    parser.add_argument("--device", help="auto, cpu, cuda or mps [the device of training]")
+    add_set(
+        parser, "set a field of evaluation, or for CT and FM method.steps, sampler or tolerance"
+    )
     add_encoder(parser)
 
 
 def option_names() -> dict[str, str]:
-    """Option by dotted field: its last part, with the table's name where two share one."""
+    """Return options by dotted field: its last part, with the table's name if it is ambiguous."""
     names = [n for n, *_ in fields_of() if n not in NO_OPTION]
     count = Counter(n.rpartition(".")[2] for n in names)
     options = {"method.name": "--method"}
@@ -147,7 +151,9 @@ def add_fields(parser: Parser) -> None:
         if name == "train.seed" and parser.prog.endswith("grid"):
             continue
         section, _, last = name.partition(".")
-        value = getattr(getattr(recipe, section), last, default)  # default: of another method
+        value = getattr(
+            getattr(recipe, section), last, default
+        )  # default for other methods' fields
         group = groups.setdefault(section, parser.add_argument_group(f"fields of {section}"))
         shown = "on or off" if kind is bool else _choices(kind)
         group.add_argument(
@@ -169,11 +175,11 @@ def _shown(default: Any) -> str:
     return ("on" if default else "off") if isinstance(default, bool) else str(default)
 
 
-# -- what they mean --------------------------------------------------------------------------------
+# -- values of options -----------------------------------------------------------------------------
 
 
 def configuration(arguments: argparse.Namespace) -> RunConfig:
-    """Recipe, then file, then ``--set``, then options; the later wins."""
+    """Return the configuration: recipe or file, changed by ``--set``, then by options."""
     if arguments.config and arguments.recipe:
         raise ConfigError("give a recipe or --config FILE, not both")
     config = from_toml(arguments.config) if arguments.config else None
@@ -182,7 +188,7 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields that ``--set`` and options give; the options win."""
+    """Return the fields set by ``--set`` and by options, which take precedence."""
     changes = assignments(arguments)
     for name, *_ in fields_of():
         text = getattr(arguments, name, None)
@@ -192,7 +198,7 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def assignments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields that ``--set`` gives."""
+    """Return the fields set by ``--set``."""
     changes: dict[str, Any] = {}
     for pair in arguments.set:
         name, equals, text = pair.partition("=")
@@ -203,7 +209,7 @@ def assignments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def named_encoder(name: str | None) -> Any:
-    """The function that ``--encoder module:function`` names, on the user's own word alone."""
+    """Import the function of ``--encoder module:function``; only the user names code to import."""
     if name is None:
         return None
     module, _, function = name.partition(":")
@@ -214,7 +220,7 @@ def named_encoder(name: str | None) -> Any:
         raise ConfigError(f"--encoder wants MODULE:FUNCTION, got {name!r}: {error}") from None
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever the user's module may raise: it may exit
+    except BaseException as error:  # the user's module may raise anything, or exit
         words = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"--encoder {name}: importing {module} failed: {words}") from error
     if not callable(factory):
@@ -226,7 +232,7 @@ def named_encoder(name: str | None) -> Any:
 
 
 def encoder_or_field(arguments: argparse.Namespace) -> Any:
-    """The function that ``--encoder`` names; a built-in encoder is a field of the method."""
+    """Return the function of ``--encoder``, or set the field of the method for a built-in one."""
     if ":" in (arguments.encoder or ""):
         return named_encoder(arguments.encoder)
     setattr(arguments, "method.encoder", arguments.encoder)
@@ -234,13 +240,13 @@ def encoder_or_field(arguments: argparse.Namespace) -> Any:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Such as ``0..4`` or ``0,3,7``; both ends belong to a range."""
+    """Parse seeds such as ``0..4`` or ``0,3,7``; ranges include both ends."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dots, last = part.strip().partition("..")
         ends = [first, last] if dots else [first, first]
         if not all(re.fullmatch(r"\s*[0-9]{1,19}\s*", end) for end in ends):
-            raise ConfigError(f"--seeds: wanted such as 0..4 or 0,3,7, got {text!r}")
+            raise ConfigError(f"--seeds: wanted seeds such as 0..4 or 0,3,7, got {text!r}")
         low, high = map(int, ends)
         if low > high:
             raise ConfigError(f"--seeds: the range {part.strip()} is empty; its ends are swapped")
@@ -251,13 +257,13 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Seconds of such as ``90s``, ``25m``, ``2h`` or ``1h30m``; a bare number is of seconds.
+    """Return the seconds of a duration such as ``90s``, ``25m``, ``2h``, ``1h30m`` or ``90``.
 
     Raises:
-        ConfigError: If it is none; the message names ``option``.
+        ConfigError: If the text is not a duration; the message names ``option``.
     """
     match = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text.strip())
     if not text.strip() or not match:
-        raise ConfigError(f"{option}: wanted such as 90s, 25m or 1h30m, got {text!r}")
+        raise ConfigError(f"{option}: wanted a duration such as 90s, 25m or 1h30m, got {text!r}")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return 3600.0 * hours + 60.0 * minutes + seconds

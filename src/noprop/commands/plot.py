@@ -1,4 +1,4 @@
-"""``noprop plot``: pictures and the page of a run."""
+"""``noprop plot``: write pictures and the page of a run."""
 
 import argparse
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             tell(f"{picture.name}: cannot be drawn: {picture.trouble}")
     place = (arguments.out or arguments.run) / "report.html"
     page = write_page(arguments.run, model.model, pictures, place)
-    if arguments.json:  # the pictures; the page is always report.html
+    if arguments.json:  # only the pictures, because the page is always report.html
         show_json([str(p) for p in paths])
     else:
         show("\n".join(map(printable, [*paths, page])))

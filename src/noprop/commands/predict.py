@@ -17,7 +17,7 @@ from noprop.terminal import printable, show, show_json
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Classify images, or arrays of .npy and .npz files."
+HELP = "Classify images, or arrays in .npy and .npz files."
 
 
 def add_options(parser: Parser) -> None:
@@ -28,15 +28,19 @@ def add_options(parser: Parser) -> None:
         "--format",
         choices=("table", "csv", "json"),
         default="table",
-        help="json has names as they are; csv begins with ' those that would be formulas [table]",
+        help="json keeps names unchanged; csv puts ' before names that look like formulas [table]",
     )
-    parser.add_argument("--samples", type=whole_number, help="K, chains to average [as configured]")
     parser.add_argument(
-        "--average", choices=("path", "readout"), help="[path, where the method has one]"
+        "--samples", type=whole_number, help="number K of chains to average [as configured]"
+    )
+    parser.add_argument(
+        "--average",
+        choices=("path", "readout"),
+        help="average predictions of all blocks, or of the readout [path, if the method has one]",
     )
     parser.add_argument("--no-noise", action="store_true", help="run the mean chain")
-    parser.add_argument("--seed", type=int, default=0, help="of the chains [0]")
-    parser.add_argument("--top", type=whole_number, default=3, help="classes to show [3]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the chains [0]")
+    parser.add_argument("--top", type=whole_number, default=3, help="number of classes to show [3]")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _csv_cell(name: str) -> str:
-    """A name in one line, which no spreadsheet takes for a formula; numbers stay numbers."""
+    """Return a name in one line that spreadsheets do not read as a formula; numbers are kept."""
     name = printable(name)
     return f"'{name}" if name[:1] in ("=", "+", "-", "@") and not _is_number(name) else name
 

@@ -1,4 +1,4 @@
-"""``noprop reproduce``: the paper's tables and figures."""
+"""``noprop reproduce``: reproduce the paper's tables and figures."""
 
 import argparse
 import math
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "add_options", "run"]
 
 SCALES = (
-    "full; smoke, a look at every cell; or such as epochs=0.05,images=5000,steps=100: epochs, a "
-    "fraction of the paper's; images and test, at most so many; steps, T at most, of ct, fm and "
-    "adjoint; validation, the fraction held out; runs, of inference; samples, chains averaged; "
-    "seeds, how many"
+    "full; smoke, a short run of every cell; or changes such as epochs=0.05,images=5000,steps=100. "
+    "epochs: fraction of the paper's; images and test: greatest numbers of images; steps: greatest "
+    "T of ct, fm and adjoint; validation: fraction held out; runs: inference runs; samples: chains "
+    "averaged; seeds: number of seeds"
 )
-MOST_JOBS = 1024  # as many as worker processes of a run
+MOST_JOBS = 1024  # the same limit as for worker processes of a run
 BRIEF = ["test accuracy in %", "scale", "seeds × runs", "one chain", "averaged"]
-HELP = "Reproduce the paper's tables and figures, all of them or a fraction."
+HELP = "Reproduce the paper's tables and figures, at full or reduced scale."
 
 
 def add_options(parser: Parser) -> None:
@@ -47,44 +47,45 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--only",
         metavar="LIST",
-        help="some cells: data sets, methods, embeddings, such as mnist,cifar10,dt,one-hot",
+        help="select cells by data set, method and embedding, such as mnist,cifar10,dt,one-hot",
     )
     parser.add_argument("--scale", default="full", metavar="SCALE", help=f"{SCALES} [full]")
-    parser.add_argument("--seeds", metavar="LIST", help="such as 0..2 or 0,3 [as many as SCALE]")
+    parser.add_argument("--seeds", metavar="LIST", help="such as 0..2 or 0,3 [the seeds of SCALE]")
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="train nothing: show cells, what is done, and how long the rest takes on this machine",
+        help="train nothing: show the cells, which are done, and how long the others take here",
     )
     parser.add_argument(
         "--report",
         action="store_true",
-        help="train nothing: write tables and figures of the results that are there",
+        help="train nothing: write tables and figures of existing results",
     )
     parser.add_argument(
         "--jobs",
         type=whole_number,
         metavar="N",
-        help="cells at a time, each with one thread; on one GPU they share it [all cores]",
+        help="number of cells to train at a time, each with one thread; they share a GPU [all "
+        "cores]",
     )
     parser.add_argument(
         "--deadline",
         metavar="TIME",
-        help="stop cleanly within such as 25m or 1h30m; the same command goes on another day",
+        help="stop with checkpoints within a time such as 25m or 1h30m; the same command resumes",
     )
     parser.add_argument(
         "--runs",
         type=path,
         default=Path("runs/reproduction"),
         metavar="DIR",
-        help="where run folders go [runs/reproduction]",
+        help="folder for run folders [runs/reproduction]",
     )
     parser.add_argument(
         "--out",
         type=path,
         default=Path("results/reproduction"),
         metavar="DIR",
-        help="where results.jsonl, tables and figures go [results/reproduction]",
+        help="folder for results.jsonl, tables and figures [results/reproduction]",
     )
     add_quiet(parser)
     add_data_dir(parser)
@@ -137,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 143 if isinstance(stop, Terminated) else 130
     chosen = {(cell.name, wanted.scale.name) for cell in wanted.cells}
     found = summaries(read_records(wanted.records))
-    if arguments.report:  # of whatever scale
+    if arguments.report:  # results of any scale
         chosen = {(s.cell.name, s.scale) for s in found if s.cell in wanted.cells}
     found = [s for s in found if (s.cell.name, s.scale) in chosen]
     if arguments.json:
@@ -161,12 +162,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _words(text: str | None) -> list[str]:
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
     if text is not None and not words:
-        raise ConfigError("--only: names no cell; give such as mnist,dt, or leave it out")
+        raise ConfigError("--only: names no cell; give words such as mnist,dt, or omit it")
     return words
 
 
 def _numbers(summary: "Summary") -> dict[str, Any]:
-    """Test accuracy in % of one chain and of our prediction, with standard errors, for JSON."""
+    """Return for JSON the test accuracies in % of one chain and of our prediction, with errors."""
     numbers = {mode: summary.accuracy(mode) for mode in ("single", "default")}
     return {
         "cell": summary.cell.name,
@@ -212,8 +213,8 @@ def _show_plan(
     longest = max([p.seconds or 0.0 for p in planned], default=0.0)
     whole = max(sum(left) / beside, longest)
     show(
-        f"\n{done} of {runs} runs are done; the others take {duration(sum(left))} of one process "
-        f"of one thread,\nabout {duration(whole)} with {beside} at a time (--jobs), by steps timed "
-        "just now on this machine"
+        f"\n{done} of {runs} runs are done; the others take {duration(sum(left))} in one process "
+        f"with one thread,\nor about {duration(whole)} with {beside} at a time (--jobs), estimated "
+        "from steps timed on this machine"
     )
     return 0

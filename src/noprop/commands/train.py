@@ -1,4 +1,4 @@
-"""``noprop train``: train a recipe, evaluate it, and leave a run folder."""
+"""``noprop train``: train a recipe in a run folder, and evaluate it."""
 
 import argparse
 import json
@@ -27,21 +27,21 @@ from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Train a recipe, evaluate it, and leave a run folder."
+HELP = "Train a recipe in a run folder, and evaluate it."
 
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
-    # Both, for torchrun takes --run for an option of its own, even behind the program's name.
+    # Two names, because torchrun reads --run as its own option, even after the program's name.
     parser.add_argument(
         "--run", "--run-dir", type=path, metavar="DIR", help="run folder [runs/RECIPE]"
     )
-    parser.add_argument("--resume", type=path, metavar="RUN", help="go on with a run")
+    parser.add_argument("--resume", type=path, metavar="RUN", help="resume a run")
     parser.add_argument(
         "--units",
         metavar="LIST",
-        help="train these alone, in the folder of --run or --resume, such as block-1,block-2 or "
-        "block-3..block-7,readout; noprop assemble makes the model of all",
+        help="train only these, in the folder of --run or --resume, such as block-1,block-2 or "
+        "block-3..block-7,readout; noprop assemble then makes the model of all units",
     )
     add_quiet(parser)
     add_engine(parser)
@@ -64,14 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
         config, folder = open_run(arguments.resume), arguments.resume
         changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]
         if arguments.recipe or arguments.config or arguments.set or arguments.run:
-            raise ConfigError("--resume goes on with a run as configured: give no recipe or fields")
+            raise ConfigError("--resume keeps the run's configuration: give no recipe or fields")
         if others := [n for n in changed if n != "train.workers"]:
             raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
     else:
         config = configuration(arguments)
         if arguments.units and not arguments.run:
             raise ConfigError("--units: name the folder of the run with --run DIR or --resume RUN")
-        folder = arguments.run  # unless given, made when training begins
+        folder = arguments.run  # if None, training makes a folder
     together = started_by_torchrun()
     if together:
         _check_torchrun(arguments)
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         made = folder is not None and (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
         part += engine_options(arguments)
-        how = f"; go on with: noprop train --resume {folder}{part}" if made else ""
+        how = f"; resume with: noprop train --resume {folder}{part}" if made else ""
         if first:
             tell(f"stopped{how}")
         return 143 if isinstance(stop, Terminated) else 130
@@ -124,12 +124,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def add_recipe(parser: Parser) -> None:
-    """Add a recipe or a file, and the fields that change it."""
+    """Add a recipe or a file, and options for fields."""
     parser.add_argument(
         "recipe",
         nargs="?",
         metavar="RECIPE",
-        help=f"{RECIPE_NAMES} [{DEFAULT_RECIPE}, whose values are shown below]",
+        help=f"{RECIPE_NAMES} [{DEFAULT_RECIPE}; the defaults below are its values]",
     )
     parser.add_argument("--config", type=path, metavar="FILE", help="a TOML file of fields")
     add_set(parser, "set any field")
@@ -137,30 +137,30 @@ def add_recipe(parser: Parser) -> None:
 
 
 def _check_torchrun(arguments: argparse.Namespace) -> None:
-    """See that a process of torchrun can train as asked, and have it end with its agent.
+    """Check the options of a process of torchrun, and make it end when its agent ends.
 
     Raises:
-        ConfigError: If it was asked for what torchrun decides, or that it cannot find again.
+        ConfigError: If an option conflicts with torchrun, or the run folder is not given.
     """
     from noprop.run.processes import end_with_parent
 
     if not (arguments.run or arguments.resume):
         raise ConfigError("torchrun: name the folder of the run with --run-dir DIR or --resume RUN")
     if arguments.units is not None:
-        raise ConfigError("--units: under torchrun all units are trained; leave it out")
+        raise ConfigError("--units: torchrun trains all units; omit it")
     if arguments.engine != "local":
-        raise ConfigError("--engine: torchrun is one itself; leave it out, or start without")
+        raise ConfigError("--engine: torchrun is an engine itself; omit it, or start without it")
     if getattr(arguments, "train.workers") is not None:
-        raise ConfigError("--workers: torchrun says how many processes there are; leave it out")
+        raise ConfigError("--workers: torchrun sets the number of processes; omit it")
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         if os.environ["RANK"] == "0" and not arguments.quiet:
-            tell("torchrun: a restart may hang; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it")
+            tell("torchrun: a restart may hang; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
 
 
 def show_result(arguments: argparse.Namespace, folder: Path) -> int:
-    """Print what the evaluation of a run found."""
+    """Print the stored evaluation of a run."""
     from noprop.report.tables import evaluation_text
 
     results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
