@@ -10,6 +10,14 @@ from noprop.config import RunConfig
 from ray_runs import trained
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m takes tests away
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that starts a cluster as slow."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """One machine with room for two units, and this process connected to it as a user's would be.

@@ -44,6 +44,7 @@ def listening(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "all_of_them"),
     [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)],

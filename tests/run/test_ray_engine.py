@@ -143,7 +143,6 @@ def test_a_machine_that_joins_late_is_used_at_once(cluster, whole, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_a_machine_that_is_lost_is_done_without(cluster, whole, tmp_path):
     """Killed with all it has while it trains; another takes its place."""
     folder, machines = tmp_path / "r", [cluster.add_node(num_cpus=3)]

@@ -169,6 +169,7 @@ def trainings(folder: Path) -> dict[str, int]:
     return dict(Counter(unit for e in events for unit in e["units"]))
 
 
+@pytest.mark.slow
 @both
 def test_a_worker_killed_at_a_random_update(whole, tmp_path, kind):
     """torchrun starts all again; what was finished is not trained again."""
@@ -184,6 +185,7 @@ def test_a_worker_killed_at_a_random_update(whole, tmp_path, kind):
     assert re.search(r"test examples, mean ± standard error", agent.text())
 
 
+@pytest.mark.slow
 @both
 def test_a_machine_lost_for_good(tmp_path, kind):
     """Its agent is killed, and its worker with it; the other machine ends the run alone."""
@@ -207,6 +209,7 @@ def test_a_machine_lost_for_good(tmp_path, kind):
     assert len(starts) == (1 if kind == "one-hot" else 2)  # the one needs nobody
 
 
+@pytest.mark.slow
 @both
 def test_sigterm_leaves_checkpoints(tmp_path, kind):
     """As a scheduler sends it before it takes the machine: no clock has saved anything yet."""
@@ -296,6 +299,7 @@ class Stopped(BaseException):
     """As abrupt as a signal."""
 
 
+@pytest.mark.slow
 def test_a_finished_unit_whose_checkpoint_is_damaged_is_mended(whole, tmp_path):
     """Its header still says that it is trained; it goes on from the checkpoint before."""
     folder, early = tmp_path / "r", tmp_path / "early"
