@@ -102,7 +102,7 @@ def test_kill_minus_9_of_the_command_ends_its_ray(tmp_path, whole):
         (["--address", "auto"], "--address: is for --engine ray"),
         (["--storage", "s3://x"], "--storage: is for --engine ray"),
         (["--gpus-per-unit", "0.5"], "--gpus-per-unit: is for --engine ray"),
-        (["--engine", "ray", "--workers", "2", "--address", "a:1"], "--workers: with --address, the cluster"),
+        (["--engine", "ray", "--workers", "2", "--address", "a:1"], "--workers: with --address"),
         (["--engine", "ray", "--storage", "memory://x"], "storage: memory://x is in the memory"),
         (["--engine", "ray", "--address", "127.0.0.1:9"], "address: wanted a Ray cluster that ans"),
     ],
