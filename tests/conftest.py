@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
+from noprop import encoders, networks
 from noprop.cli import main
 from noprop.data import SOURCES
 
@@ -65,6 +66,13 @@ def three_threads():
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> None:
+    """Networks of width 8, for tests that write their files dozens of times."""
+    for module in (encoders, networks):
+        monkeypatch.setattr(module, "WIDTH", 8)
 
 
 @pytest.hookimpl(optionalhook=True)

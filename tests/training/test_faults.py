@@ -225,7 +225,7 @@ def test_every_byte_of_a_commit_counts(whole, tmp_path, name):
     place, path = group_folder(folder, "block-1"), files_of(folder, "block-1")[name]
     (place / PREVIOUS).unlink()
     good, commit = path.read_bytes(), commit_of(folder, "block-1")
-    refused, places = 0, range(0, len(good), max(1, len(good) // 300))
+    refused, places = 0, range(0, len(good), max(1, len(good) // 100))
     for i in places:
         path.write_bytes(good[:i] + bytes([good[i] ^ 4]) + good[i + 1 :])
         try:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 import noprop
-from noprop import encoders, networks
 from noprop.build import build_embedding, load_data
 from noprop.config import RunConfig, replace
 from noprop.data import Examples
@@ -201,6 +200,7 @@ def test_where_no_block_would_wait_the_option_does_nothing(tmp_path, changes):
 # -- stops and kills -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_stop_at_every_update_changes_nothing(tmp_path, monkeypatch):
     """Between mini-batches and in them; and the shelf then holds what the checkpoint lists."""
     monkeypatch.setattr(trainer_module, "time", Clock())
@@ -286,17 +286,15 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, monkeypatch, kind):
+def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, kind):
     """Each renaming and each deletion in turn is what a kill comes before.
 
     A commit after every mini-batch, or none but the last: then blocks are parked twice between
     commits. To come just after an operation is to come before the next, but for what the next has
-    begun to write; so that is tried with the fewer operations alone. The networks are narrow, for
-    their files are written hundreds of times.
+    begun to write; so that is tried with the fewer operations alone.
     """
-    for module in (encoders, networks):
-        monkeypatch.setattr(module, "WIDTH", 8)
     small = {"method.num_blocks": 2, "method.encoder": "mlp", "train.checkpoint_every": 0.0}
     small |= KINDS[kind]
     group = "block-1" if kind == "one unit" else COUPLED

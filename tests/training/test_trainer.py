@@ -343,6 +343,7 @@ def test_a_step_moves_one_unit_only(tmp_path):
 # -- stopping and going on -----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("order", ["sequential", "parallel"])
 @pytest.mark.parametrize("embedding", [FIXED, LEARNED], ids=["fixed", "learned"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
