@@ -13,7 +13,7 @@ def fit_path_weights(
     """Return weights w over blocks that minimise the log-loss of the mixture Σ_t w_t p_t(y|x).
 
     Expectation maximisation (EM): the problem is convex in w, each iteration lowers the loss, and
-    there is no step size to choose. Fit on the validation split.
+    no step size is needed. Fit the weights on the validation split.
 
     Args:
         path: Class probabilities of each block, shape (T, B, m).

@@ -55,7 +55,7 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
     assert not any(getattr(c, name) == "auto" for name in c.gamma_over_distance), (
         "auto is unresolved"
     )
-    if config.train.shards <= 1:  # as before there were any
+    if config.train.shards <= 1:  # as in runs from before shards existed
         del mapping["train"]["shards"]
     for name, _, default, _ in fields_of():
         if name in YOUNGER:

@@ -37,7 +37,7 @@ class Timing:
     answers: list[list[Any]]
 
     def rate(self, items: float | int) -> dict[str, float]:
-        """Return items a second, for units of so many items: median, least and greatest."""
+        """Return items per second, for units of ``items`` each: median, least and greatest."""
         return spread([items / s for s in self.seconds])
 
 

@@ -22,7 +22,7 @@ def error_bars(values: list[dict[str, float]]) -> list[list[float]]:
 
 
 def compared_table(found: dict[str, Any]) -> str:
-    """Return a row for each method: images a second of both, their ratio, share of the bound."""
+    """Return a row for each method: images per second of both, their ratio, share of the bound."""
     rows = []
     for method, row in found.items():
         speed = row["images_per_second"]

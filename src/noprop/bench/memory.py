@@ -1,7 +1,7 @@
 """Suite ``memory``: peak memory of training for several numbers of blocks T.
 
-Each value is the largest resident set of a new process that trains every unit for two epochs of
-two mini-batches, as a worker does, minus that of a process that only imports and holds the data:
+A new process trains every unit for two epochs of two mini-batches, as a worker does. Each value is
+its largest resident set, minus that of a process that only imports the package and holds the data:
 
     python -m noprop.bench.memory MODE BLOCKS DATASET
 """

@@ -1,8 +1,8 @@
 """Plain PyTorch loops that ours is compared with: straightforward, and as short as is fair.
 
-They run eager float32 in one process with default threads, on the whole image, with ReLU before the
-pool and ``nn.Dropout``, and compute all features of x again at every step. They compute the same as
-the methods: :mod:`tests.bench.test_plain` compares both with the same weights.
+They run eager float32 in one process with default threads. They use the whole image, ReLU before
+the pool, and ``nn.Dropout``, and compute all features of x again at every step. They compute the
+same as the methods: :mod:`tests.bench.test_plain` compares both with the same weights.
 """
 
 import math

@@ -32,7 +32,7 @@ MANY = 10
 
 
 def measure(settings: Settings, results: Results, progress: Progress) -> None:
-    """Measure images a second of both, how many times as fast ours is, and the share of the bound.
+    """Measure images per second of both, their ratio, and the share of the bound that ours has.
 
     The chains of ``ct``, ``fm`` and ``adjoint`` have ``settings.steps`` steps. The bound is that of
     the features' products in the precision of training, and of the chain's in float32.

@@ -44,7 +44,7 @@ def product_kind() -> str:
 
 
 def product_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Return operations a second (two for each multiply-add) of the best of three products."""
+    """Return operations per second (two for each multiply-add) of the best of three products."""
     rates = []
     for rows, inner, columns in ((1024, 1024, 1024), (8192, 576, 128), (512, 256, 256)):
         a, b = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
@@ -54,7 +54,7 @@ def product_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
 
 
 def copy_rate(seconds: float = 0.5) -> float:
-    """Return bytes a second, read and written, of a copy of 64 MB: more than caches hold."""
+    """Return bytes per second, read and written, of a copy of 64 MB: more than caches hold."""
     source = torch.ones(16_000_000)
     target = torch.empty_like(source)
     taken = _least_seconds(lambda: target.copy_(source), seconds)

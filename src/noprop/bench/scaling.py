@@ -20,7 +20,7 @@ def worker_counts(settings: Settings) -> list[int]:
 
 
 def measure(settings: Settings, results: Results, progress: Progress) -> None:
-    """Measure images a second for each number of workers, and how many times as fast as one."""
+    """Measure images per second for each number of workers, and how many times as fast as one."""
     timings = race(
         {str(n): ours(settings, "dt", n) for n in worker_counts(settings)},
         rounds=settings.rounds,
@@ -54,7 +54,7 @@ def figure(figure: Any, results: Results) -> None:
     axes.set_xticks(counts)
     axes.set_xlabel("workers")
     axes.set_ylabel("times one worker")
-    axes.set_title("dt: images a second over workers")
+    axes.set_title("dt: images per second over workers")
     axes.legend()
 
 

@@ -52,7 +52,7 @@ def find_suite(name: str) -> Suite:
     """Return the suite of a name.
 
     Raises:
-        ConfigError: If there is no such suite.
+        ConfigError: If a suite does not exist.
     """
     if name not in SUITES:
         raise ConfigError(f"SUITE: {name!r} is none of {', '.join(SUITES)}")
@@ -63,7 +63,7 @@ def step_count(settings: Settings, names: Sequence[str]) -> int:
     """Return the greatest number of calls of ``progress`` in :func:`run_suites`.
 
     Raises:
-        ConfigError: If there is no such suite.
+        ConfigError: If a suite does not exist.
     """
     return 1 + sum(find_suite(name).steps(settings) for name in names)
 

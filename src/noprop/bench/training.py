@@ -32,7 +32,7 @@ EXAMPLES = 4096
 
 
 def measure(settings: Settings, results: Results, progress: Progress) -> None:
-    """Measure images a second of both, how many times as fast ours is, and the share of the bound.
+    """Measure images per second of both, their ratio, and the share of the bound that ours has.
 
     NoProp-DT has ``settings.workers`` processes of one thread, other methods one process of as many
     threads. The plain loop has one process, and as many threads as torch takes by default.
@@ -156,7 +156,7 @@ def text(results: Results) -> str:
 
 
 def roofline(figure: Any, results: Results) -> None:
-    """Draw operations a second against operations a byte, under the machine's two bounds."""
+    """Draw operations per second against operations per byte, under the machine's two bounds."""
     axes, rates = figure.subplots(), results["rates"]
     copy = rates["copy"]
     points = {
@@ -174,8 +174,8 @@ def roofline(figure: Any, results: Results) -> None:
         axes.annotate(method, (x, y), xytext=(6, -4), textcoords="offset points")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("operations a byte")
-    axes.set_ylabel("operations a second")
+    axes.set_xlabel("operations per byte")
+    axes.set_ylabel("operations per second")
     axes.set_title("training under the roofline")
     axes.legend()
 

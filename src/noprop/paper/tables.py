@@ -75,7 +75,7 @@ def _pm(number: Number | None, digits: int = 2) -> str:
 
 
 def _row(summary: Summary) -> tuple[str, str, str]:
-    """The row of a table that a summary belongs to: method, embedding and readout."""
+    """Return the row of a table to which a summary belongs: method, embedding and readout."""
     cell = summary.cell
     return cell.method, cell.embedding, cell.readout
 
@@ -234,7 +234,7 @@ def _steps(chains: Sequence[Sequence[float]]) -> str:
 
 def memory_table(found: Sequence[Summary]) -> str:
     """Return Table 3; our memory is that of a GPU if one trained, else of the whole process."""
-    head = ["data set", "method", "paper, GPU, GB", "ours, GB", "scale", "seeds", "what is counted"]
+    head = ["data set", "method", "paper, GPU, GB", "ours, GB", "scale", "seeds", "counter"]
     rows = []
     for dataset in MEMORY_GB["ct"]:
         for method in METHODS:

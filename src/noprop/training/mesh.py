@@ -221,8 +221,8 @@ class ProcessMesh(Mesh):
 
     def broadcast(self, number: int) -> int:
         """See :meth:`Mesh.broadcast`."""
-        told = torch.tensor([int(number) if self.writes else 0], device=self.device)
-        return int(self._sum(told))
+        own = torch.tensor([int(number) if self.writes else 0], device=self.device)
+        return int(self._sum(own))
 
     def merge(self, rows: UInt8[Tensor, "units width"]) -> UInt8[Tensor, "units width"]:
         """See :meth:`Mesh.merge`."""
