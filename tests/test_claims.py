@@ -11,7 +11,7 @@ from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.methods.dt import DiscreteNoProp
 from noprop.run.folder import create_run
-from noprop.run.runs import train_run
+from tools import train_run
 
 LEARNED = {**tools.LEARNED, "method.dim": 6}
 

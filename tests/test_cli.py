@@ -130,17 +130,17 @@ def test_an_encoder_that_ships_is_a_field(capsys, tmp_path):
     )
 
 
-@pytest.mark.parametrize("place", ["load_data", "train_groups_of_run"])
+@pytest.mark.parametrize("place", ["run.load_data", "local.LocalEngine.run"])
 def test_ctrl_c_says_how_to_go_on_where_there_is_a_run(capsys, monkeypatch, tmp_path, place):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"noprop.api.{place}", interrupted)
+    monkeypatch.setattr(f"noprop.run.{place}", interrupted)
     folder = tmp_path / "r"
     assert main(["train", *FAST, "--run", str(folder)]) == 130
     text = capsys.readouterr().err
     assert text.startswith("stopped")
-    assert folder.exists() == (f"--resume {folder}" in text) == (place == "train_groups_of_run")
+    assert folder.exists() == (f"--resume {folder}" in text) == (place == "local.LocalEngine.run")
 
 
 def test_missing_data_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):

@@ -18,8 +18,8 @@ from noprop.fingerprint import fingerprint
 from noprop.methods.backprop import BackpropChain
 from noprop.methods.ct import ContinuousNoProp
 from noprop.model import open_run
-from noprop.run.groups import groups_of
 from noprop.run.metrics import read_metrics
+from noprop.run.units import groups_of
 from noprop.training import trainer
 from noprop.training.events import Event, Progress
 from tools import IN_PROCESS, Clock, Killed, assert_same, commit_of

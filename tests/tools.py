@@ -18,9 +18,14 @@ from torch import Tensor
 
 from noprop.build import RunData, Task
 from noprop.cli import main
+from noprop.config import RunConfig
 from noprop.data import Examples, Normalization
-from noprop.run.groups import group_folder
+from noprop.encoders import EncoderFactory
+from noprop.model import Model
+from noprop.run.run import Run
+from noprop.run.units import group_folder
 from noprop.training.commits import Commit, latest, load_part
+from noprop.training.events import Emit, print_nothing
 
 __all__ = [
     "IN_PROCESS",
@@ -37,6 +42,7 @@ __all__ = [
     "assert_same",
     "commit_of",
     "files_of",
+    "train_run",
     "weights",
 ]
 
@@ -77,6 +83,19 @@ class Clock:
     def monotonic(self) -> float:
         self.now += 1
         return self.now
+
+
+def train_run(
+    folder: Path,
+    config: RunConfig,
+    data: RunData,
+    emit: Emit = print_nothing,
+    encoder: EncoderFactory | None = None,
+) -> Model:
+    """Train a run whose folder exists, and put its model together without evaluating it."""
+    run = Run(folder, config, data, encoder)
+    run.train(emit=emit)
+    return run.model()
 
 
 def commit_of(folder: Path, group: str) -> Commit:

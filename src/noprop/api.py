@@ -4,59 +4,25 @@ model = noprop.train("digits-dt")
 labels = model.predict(images).argmax(dim=1)
 """
 
-import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from noprop.build import (
-    RunData,
-    build_embedding,
-    build_method,
-    choose_device,
-    load_data,
-    unit_names,
-)
-from noprop.build import (
-    resolve_auto as resolve_method_auto,
-)
-from noprop.config import RunConfig, replace
-from noprop.data import absolute_name
-from noprop.embeddings import Embedding
+from noprop.build import RunData
+from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
-from noprop.errors import ConfigError, DataError, RunError
-from noprop.evaluate import choose_weights, evaluate
-from noprop.files import write_whole
-from noprop.model import load_model, open_run, save_model
-from noprop.recipes import find_recipe
-from noprop.run.assembly import assemble_model, check_trained
-from noprop.run.engines import Engine, LocalEngine
-from noprop.run.folder import clear_places, create_run, join_run, make_free_folder
-from noprop.run.groups import thread_count
-from noprop.run.locks import hold_assembly, remove_half_written
-from noprop.run.member import joined
-from noprop.run.metrics import training_cost
-from noprop.run.runs import train_units as train_groups_of_run
-from noprop.run.torchrun import train_as_member
-from noprop.run.units import UnitState, choose_groups, survey
+from noprop.errors import RunError
+from noprop.model import load_model, open_run
+from noprop.run.assembly import check_trained
+from noprop.run.engine import Engine
+from noprop.run.local import LocalEngine
+from noprop.run.run import Run, resolve
+from noprop.run.torchrun import TorchrunEngine
+from noprop.run.units import UnitState, choose_groups
 from noprop.trained_model import TrainedModel
-from noprop.training.events import Created, Emit, Evaluated, Evaluating, print_nothing
-from noprop.training.layout import choose_layout
+from noprop.training.events import Created, Emit, print_nothing
 
-__all__ = [
-    "assemble",
-    "join",
-    "load",
-    "prepare_run",
-    "resume",
-    "resolve_auto",
-    "train",
-    "train_together",
-    "train_units",
-]
+__all__ = ["assemble", "load", "resume", "train", "train_together", "train_units"]
 
 
 def train(
@@ -88,96 +54,12 @@ def train(
     Raises:
         NoPropError: If anything the caller gave is wrong.
     """
-    config = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    config, data = prepare_run(config, overrides, data_dir, data, encoder, engine or LocalEngine())
-    config, embedding = _resolved_and_tried(config, None, data, encoder)
-    with (engine or LocalEngine()).opened(config):
-        path = Path(folder) if folder else make_free_folder(config.recipe)
-        create_run(path, config, embedding)
-        emit(Created(str(path)))
-        return _finish(path, config, data, emit, encoder, engine)
-
-
-def prepare_run(
-    config: RunConfig,
-    overrides: Mapping[str, Any] | None = None,
-    data_dir: Path | str | None = None,
-    data: RunData | None = None,
-    encoder: EncoderFactory | None = None,
-    engine: Engine | None = None,
-) -> tuple[RunConfig, RunData]:
-    """The configuration as wanted, and its data; what cannot be trained so is an error."""
-    changes = dict(overrides or {})
-    if encoder is not None:
-        changes["method.encoder"] = "custom"
-    config = replace(config, changes)
-    if engine is not None:
-        engine.expect(config)
-    if data is None:
-        data = load_data(config, Path(data_dir) if data_dir else None)
-        config = replace(config, {"data.dataset": absolute_name(config.data.dataset)})
-    choose_device(config.train.device)
-    if len(data.train) < 2:
-        raise DataError(
-            f"{config.data.dataset}: wanted at least two examples to train on, for batch norm, "
-            f"got {len(data.train)}; see data.train_size"
-        )
-    for field in ("crop_padding", "flip"):
-        if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
-            raise ConfigError(
-                f"train.{field}: only images are augmented, and {config.data.dataset} has features "
-                f"of shape {data.task.shape}"
-            )
-    return config, data
-
-
-def resolve_auto(
-    config: RunConfig,
-    there: RunConfig | None = None,
-    embedding: Embedding | None = None,
-    shards: int = 1,
-) -> RunConfig:
-    """The configuration with a value for each ``auto`` that changes weights.
-
-    Sums depend on the numbers of threads and shards in their last digits, so that a run keeps them
-    on any machine.
-
-    Args:
-        config: as wanted.
-        there: that of the run, if it exists: its values are taken.
-        embedding: W_Embed before training, for a new run.
-        shards: their number, where neither configuration has one.
-    """
-    shards = config.train.shards or (there and there.train.shards) or shards
-    config = replace(config, {"train.shards": shards})
-    threads = config.train.threads or (there and there.train.threads) or thread_count(config)
-    config = replace(config, {"train.threads": threads})
-    if embedding is not None:
-        config = resolve_method_auto(config, embedding)
-    if there is not None:
-        autos = config.method.auto_fields
-        has = {f"method.{name}": getattr(there.method, name, "auto") for name in autos}
-        config = replace(config, has)
-    return config
-
-
-def _resolved_and_tried(
-    config: RunConfig,
-    there: RunConfig | None,
-    data: RunData,
-    encoder: EncoderFactory | None,
-    shards: int = 1,
-) -> tuple[RunConfig, Embedding | None]:
-    """The configuration without ``auto``, and W_Embed of a new run.
-
-    A configuration that cannot be built raises its error here, before a run folder is made.
-    """
-    if there is not None:
-        return resolve_auto(config, there, shards=shards), None
-    embedding = build_embedding(config, data.task, data.train)
-    config = resolve_auto(config, embedding=embedding, shards=shards)
-    build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
-    return config, embedding
+    config, engine = resolve(recipe, overrides, encoder), engine or LocalEngine()
+    with engine.opened(config):
+        run = Run.create(config, folder=folder, data=data, data_dir=data_dir, encoder=encoder)
+        emit(Created(str(run.folder)))
+        run.train(engine=engine, emit=emit)
+        return run.assemble(emit)
 
 
 def train_together(
@@ -208,39 +90,13 @@ def train_together(
     Raises:
         NoPropError: If anything the caller gave is wrong, or a process has ended that others need.
     """
-    path, member = Path(folder), joined()
-    config = find_recipe(recipe) if isinstance(recipe, str) else recipe or open_run(path)
-    config, data = prepare_run(config, overrides, data_dir, data, encoder)
-
-    def make() -> list[int]:
-        there = open_run(path) if (path / "config.toml").exists() else None
-        shards = choose_layout(config, member.world, shards=config.train.shards).shards
-        made, embedding = _resolved_and_tried(config, there, data, encoder, shards)
-        join_run(path, made, embedding)
-        return [made.train.threads, made.train.shards]
-
-    threads, shards = member.decide("numbers", make)
-    if not _comes_to_be(path / "config.toml"):
-        raise RunError(
-            f"rank {member.rank}: {path} is not to be seen on {os.uname().nodename}; have the run "
-            "in a folder that all machines share"
-        )
-    config = replace(config, {"train.threads": threads, "train.shards": shards})
-    config = resolve_auto(config, open_run(path))
-    train_as_member(member, path, config, data, emit, encoder)
-    model = _assemble(path, config, data, emit, encoder) if member.rank == 0 else None
-    member.part()
+    path, engine = Path(folder), TorchrunEngine()
+    config = resolve(recipe or open_run(path), overrides, encoder)
+    with engine.opened(config):
+        run = engine.join(config, path, data, data_dir, encoder)
+        run.train(engine=engine, emit=emit)
+        model = run.assemble(emit) if engine.reports else None
     return model or load(path, encoder=encoder)
-
-
-def _comes_to_be(path: Path, patience: float = 10.0) -> bool:
-    """Whether a file is there, or is soon: a network file system may be some seconds behind."""
-    deadline = time.monotonic() + patience
-    while not path.is_file():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def train_units(
@@ -279,33 +135,15 @@ def train_units(
         NoPropError: If anything the caller gave is wrong; if the folder is the run of another
             training; or if another process is training one of the units.
     """
-    path = Path(folder)
-    there = open_run(path) if recipe is None or (path / "config.toml").exists() else None
-    config = find_recipe(recipe) if isinstance(recipe, str) else recipe or there
-    assert config
-    groups = choose_groups(replace(config, overrides or {}), units)
-    config, data = prepare_run(config, overrides, data_dir, data, encoder, engine or LocalEngine())
-    with (engine or LocalEngine()).opened(config):
-        config = join(path, config, data, encoder)
-        train_groups_of_run(path, config, data, emit, encoder, groups, engine)
-    return survey(path, config)
-
-
-def join(
-    folder: Path, config: RunConfig, data: RunData, encoder: EncoderFactory | None = None
-) -> RunConfig:
-    """Make a run folder, or see that the one which is there was made for the same training.
-
-    Returns:
-        The configuration, with the numbers that the run has for what is auto.
-
-    Raises:
-        NoPropError: If it is the folder of another training, or what is wanted cannot be built.
-    """
-    there = open_run(folder) if (folder / "config.toml").exists() else None
-    config, embedding = _resolved_and_tried(config, there, data, encoder)
-    join_run(folder, config, embedding)
-    return config
+    config, engine = (
+        resolve(recipe or open_run(Path(folder)), overrides, encoder),
+        engine or LocalEngine(),
+    )
+    choose_groups(config, units)  # before the data are loaded
+    with engine.opened(config):
+        run = Run.join(config, folder, data=data, data_dir=data_dir, encoder=encoder)
+        run.train(units, engine=engine, emit=emit)
+    return run.states()
 
 
 def assemble(
@@ -323,10 +161,8 @@ def assemble(
             than the others; nothing is written then.
     """
     path = Path(folder)
-    config = open_run(path)
-    check_trained(path, config)
-    data = data or load_data(config, Path(data_dir) if data_dir else None)
-    return _assemble(path, config, data, emit, encoder)
+    check_trained(path, open_run(path))
+    return Run.open(path, data=data, data_dir=data_dir, encoder=encoder).assemble(emit)
 
 
 def resume(
@@ -343,49 +179,12 @@ def resume(
 
     ``workers`` replaces ``train.workers``; all else that :func:`train` was given is given again.
     """
-    path = Path(folder)
-    config = open_run(path)
-    if workers is not None:
-        config = replace(config, {"train.workers": workers})
-    (engine or LocalEngine()).expect(config)
-    data = data or load_data(config, Path(data_dir) if data_dir else None)
-    return _finish(path, config, data, emit, encoder, engine)
-
-
-def _finish(
-    path: Path,
-    config: RunConfig,
-    data: RunData,
-    emit: Emit,
-    encoder: EncoderFactory | None,
-    engine: Engine | None,
-) -> TrainedModel:
-    train_groups_of_run(path, config, data, emit, encoder, engine=engine)
-    return _assemble(path, config, data, emit, encoder)
-
-
-def _assemble(
-    path: Path, config: RunConfig, data: RunData, emit: Emit, encoder: EncoderFactory | None
-) -> TrainedModel:
-    with hold_assembly(path):
-        remove_half_written(path, "evaluation.json", "model.safetensors", "model.json")
-        clear_places(path)
-        model = assemble_model(path, config, data, encoder)
-        emit(Evaluating())
-        choose_weights(model, data.validation)
-        results = evaluate(model, data.test) | {"part": "test"}
-        if training := training_cost(path):
-            results["training"] = training
-        write_whole(path / "evaluation.json", _json(results))
-        save_model(path, model)
-    emit(Evaluated(results))
-    return TrainedModel(path, model)
-
-
-def _json(value: Any) -> bytes:
-    import json
-
-    return (json.dumps(value, indent=1) + "\n").encode()
+    overrides = {} if workers is None else {"train.workers": workers}
+    config, engine = resolve(open_run(Path(folder)), overrides, encoder), engine or LocalEngine()
+    with engine.opened(config):
+        run = Run.join(config, folder, data=data, data_dir=data_dir, encoder=encoder)
+        run.train(engine=engine, emit=emit)
+        return run.assemble(emit)
 
 
 def load(

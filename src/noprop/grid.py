@@ -8,13 +8,12 @@ stopped goes on, and one that fails does not stop the others.
 import dataclasses
 import math
 import statistics
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from noprop import api
 from noprop.build import unit_names
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
@@ -22,11 +21,12 @@ from noprop.errors import ConfigError, NoPropError
 from noprop.evaluate import read_evaluation
 from noprop.model import open_run
 from noprop.recipes import find_recipe
-from noprop.run.engines import Engine, LocalEngine
+from noprop.run.engine import Engine
 from noprop.run.folder import join_run
-from noprop.run.groups import Work, thread_count
-from noprop.run.runs import Training
-from noprop.training.events import Emit, Failed, Finished, Grid, print_nothing
+from noprop.run.local import LocalEngine
+from noprop.run.run import Run, resolve_from
+from noprop.run.worker import thread_count
+from noprop.training.events import Emit, Event, Failed, Finished, Grid, print_nothing
 
 __all__ = ["GridRun", "summary", "train_grid"]
 
@@ -89,7 +89,8 @@ def train_grid(
     """
     runs = _planned(recipes, seeds, Path(folder), overrides)
     grid = _Grid(runs, data_dir, encoder, engine or LocalEngine(), emit)
-    emit(Grid({run.name: len(unit_names(run.config)) * run.config.train.epochs for run in runs}))
+    work = {r.name: float(len(unit_names(r.config)) * r.config.train.epochs) for r in runs}
+    emit(Grid(work))
     with grid.engine.opened(max((run.config for run in runs), key=thread_count)):
         grid.train()
     return runs
@@ -119,7 +120,7 @@ def _planned(
 
 
 class _Grid:
-    """The runs under way."""
+    """The runs, and what is shared by them."""
 
     def __init__(
         self,
@@ -130,62 +131,81 @@ class _Grid:
         emit: Emit,
     ):
         self.runs, self.data_dir, self.encoder = runs, data_dir, encoder
-        self.engine, self.emit = engine, emit
-        self.begun: dict[Path, tuple[GridRun, Training]] = {}
+        self.engine, self.lock = engine, threading.Lock()
+        self.report = emit
+        self.ended = SimpleQueue[tuple[GridRun, Run, BaseException | None]]()
 
     def train(self) -> None:
-        with closing(self.engine.train_many(self._works())) as ended:
-            for work, error in ended:
-                run, training = self.begun.pop(work.job.folder)
-                run.error = error
-                if error is None:
-                    self._finish(run, training)
-                self._told(run)
+        """Train and evaluate all runs: at the same time if the engine can, else one by one.
 
-    def _works(self) -> Iterator[Work]:
-        """The work of each run, which is read when it is its turn."""
-        for run in self.runs:
-            try:
-                training = self._begin(run)
-            except NoPropError as error:
-                run.error = error
-                training = None
-            if training is None:
-                self._told(run)
-            else:
-                self.begun[run.folder] = run, training
-                yield training.work
-
-    def _begin(self, run: GridRun) -> Training | None:
-        """Make or join a run's folder; None if it is finished, and its results are there."""
-        if (run.folder / "model.json").is_file() and (run.folder / "evaluation.json").is_file():
-            join_run(run.folder, api.resolve_auto(run.config, open_run(run.folder)))
-            run.results = read_evaluation(run.folder)
-            return None
-        config, data = api.prepare_run(run.config, None, self.data_dir, None, self.encoder)
-        config = api.join(run.folder, config, data, self.encoder)
-        training = Training(run.folder, config, data, self._emit_of(run), self.encoder)
-        training.begin(self.engine)
-        return training
-
-    def _finish(self, run: GridRun, training: Training) -> None:
+        A thread for each run waits for its units; the data are read and the models evaluated here.
+        """
+        threads: list[threading.Thread] = []
         try:
-            training.look_again(time.monotonic())  # is any in the hands of another process?
-            api.assemble(
-                run.folder, data_dir=self.data_dir, encoder=self.encoder, emit=self._emit_of(run)
-            )
-            run.results = read_evaluation(run.folder)
+            for run in self.runs:
+                if (opened := self._opened(run)) is None:
+                    self._report_end(run)
+                    continue
+                thread = threading.Thread(target=self._train, args=(run, opened), daemon=True)
+                if self.engine.at_once:
+                    thread.start()
+                    threads.append(thread)
+                else:
+                    thread.run()  # in this thread
+                    self._finish(*self.ended.get())
+            for _ in threads:
+                self._finish(*self.ended.get())
+        except BaseException:
+            if threads:
+                self.engine.stop()
+            for thread in threads:
+                thread.join()
+            raise
+
+    def _opened(self, run: GridRun) -> Run | None:
+        """Make or join the folder of a run; None if it failed, or is finished with its results."""
+        try:
+            if (run.folder / "model.json").is_file() and (run.folder / "evaluation.json").is_file():
+                join_run(run.folder, resolve_from(run.config, open_run(run.folder)))
+                run.results = read_evaluation(run.folder)
+                return None
+            return Run.join(run.config, run.folder, data_dir=self.data_dir, encoder=self.encoder)
         except NoPropError as error:
             run.error = error
+            return None
+
+    def _train(self, run: GridRun, opened: Run) -> None:
+        try:
+            opened.train(engine=self.engine, emit=self._emit_of(run))
+        except BaseException as error:
+            self.ended.put((run, opened, error))
+        else:
+            self.ended.put((run, opened, None))
+
+    def _finish(self, run: GridRun, opened: Run, error: BaseException | None) -> None:
+        """Evaluate a run whose units are trained."""
+        try:
+            if error is not None:
+                raise error
+            opened.assemble(self._emit_of(run))
+            run.results = read_evaluation(run.folder)
+        except NoPropError as stopped:
+            run.error = stopped
+        self._report_end(run)
 
     def _emit_of(self, run: GridRun) -> Emit:
-        return lambda event: self.emit(dataclasses.replace(event, run=run.name))
+        def emit(event: Event) -> None:
+            with self.lock:
+                self.report(dataclasses.replace(event, run=run.name))
 
-    def _told(self, run: GridRun) -> None:
+        return emit
+
+    def _report_end(self, run: GridRun) -> None:
+        emit = self._emit_of(run)
         if run.error is not None:
-            self.emit(Failed(str(run.error), run=run.name))
+            emit(Failed(str(run.error)))
         elif run.results is not None:
-            self.emit(Finished(run.results, run=run.name))
+            emit(Finished(run.results))
 
 
 def summary(runs: Sequence[GridRun]) -> dict[str, dict[str, Any]]:

@@ -10,11 +10,13 @@ from pathlib import Path
 import tools
 from noprop.build import load_data
 from noprop.config import RunConfig, replace
+from noprop.encoders import EncoderFactory
 from noprop.run.folder import create_run
-from noprop.run.groups import groups_of
 from noprop.run.metrics import read_metrics
 from noprop.run.ray_engine import RayEngine
-from noprop.run.runs import train_units
+from noprop.run.run import Run
+from noprop.run.units import groups_of
+from noprop.training.events import Emit, print_nothing
 from tools import commit_of, weights
 
 CONFIG = replace(
@@ -38,12 +40,20 @@ LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim
 LONG = replace(CONFIG, {"train.epochs": 12})
 
 
-def trained(folder: Path, config: RunConfig, engine: RayEngine | None = None, **others) -> Path:
+def trained(
+    folder: Path,
+    config: RunConfig,
+    engine: RayEngine | None = None,
+    *,
+    units: Sequence[str] | None = None,
+    emit: Emit = print_nothing,
+    encoder: EncoderFactory | None = None,
+) -> Path:
     """A run with every unit trained, and nothing assembled."""
     if not folder.exists():
         create_run(folder, config)
-    others = {"emit": lambda event: None, **others}
-    train_units(folder, config, load_data(config), **others, engine=engine)
+    run = Run(folder, config, load_data(config), encoder)
+    run.train(units, engine=engine, emit=emit)
     return folder
 
 

@@ -92,7 +92,7 @@ def test_kill_minus_9_of_the_command_ends_its_ray(tmp_path, whole):
     process.kill()
     process.communicate()
     assert not psutil.wait_procs(workers, timeout=30)[1]
-    trained(folder, open_run(folder), groups=["block-1"])
+    trained(folder, open_run(folder), units=["block-1"])
     assert_same(whole(LONG), folder, LONG, ["block-1"])
 
 

@@ -1,5 +1,6 @@
 """Units as tasks of Ray: the weights are those of one process, whatever is killed on the way."""
 
+import dataclasses
 import time
 
 import pytest
@@ -11,10 +12,9 @@ from noprop.config import replace
 from noprop.errors import ConfigError, TrainingError
 from noprop.run import ray_engine
 from noprop.run.folder import create_run
-from noprop.run.groups import groups_of
-from noprop.run.ray_engine import RayEngine
-from noprop.run.ray_queue import Tasks
-from noprop.run.runs import train_units
+from noprop.run.ray_engine import RayEngine, Tasks
+from noprop.run.run import Run
+from noprop.run.units import groups_of
 from noprop.training.events import Epoch, Event, Progress, Started
 from ray_runs import CONFIG, LEARNED, LONG, Killer, assert_same, told, trained
 from tools import commit_of
@@ -59,7 +59,7 @@ def test_weights_on_mnist_are_those_of_one_process(cluster, real_data, tmp_path,
     data = load_data(config, real_data("mnist"))
     for name, engine in {"local": None, "ray": RayEngine()}.items():
         create_run(tmp_path / name, config)
-        train_units(tmp_path / name, config, data, lambda event: None, engine=engine)
+        Run(tmp_path / name, config, data).train(engine=engine)
     assert_same(tmp_path / "local", tmp_path / "ray", config)
 
 
@@ -92,7 +92,7 @@ def test_too_many_losses_are_one_line(cluster, tmp_path):
     folder = tmp_path / "r"
     killer = Killer(folder / "units" / "block-1", ".*.tmp", 100)
     with pytest.raises(TrainingError) as error:
-        trained(folder, LONG, RayEngine(retries=1), groups=["block-1", "block-2"])
+        trained(folder, LONG, RayEngine(retries=1), units=["block-1", "block-2"])
     killer.over = True
     assert str(error.value).startswith("block-1: its worker was lost 2 times (killed")
     assert str(error.value).endswith(f"go on with: noprop train --resume {folder}")
@@ -133,7 +133,7 @@ def test_a_machine_that_joins_late_is_used_at_once(cluster, whole, tmp_path):
             heard.append(("joined", time.monotonic()))
 
     try:
-        trained(folder, CONFIG, RayEngine(cpus=3), emit=emit, groups=["block-1"])
+        trained(folder, CONFIG, RayEngine(cpus=3), emit=emit, units=["block-1"])
     finally:
         cluster.remove_node(machines[0])
     first = dict(reversed(heard))
@@ -152,7 +152,7 @@ def test_a_machine_that_is_lost_is_done_without(cluster, whole, tmp_path):
             machines.append(cluster.add_node(num_cpus=3))
             cluster.remove_node(machines[0], allow_graceful=False)
 
-    trained(folder, LONG, RayEngine(cpus=3), emit=emit, groups=["block-1"])
+    trained(folder, LONG, RayEngine(cpus=3), emit=emit, units=["block-1"])
     cluster.remove_node(machines[1])
     assert [e["group"] for e in told(folder, "restarted")] == ["block-1"]
     assert_same(whole(LONG), folder, LONG, ["block-1"])
@@ -175,11 +175,11 @@ def test_whoever_stops_the_driver_finds_checkpoints(cluster, whole, tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        trained(folder, config, RayEngine(), emit=stop, groups=["block-1"])
+        trained(folder, config, RayEngine(), emit=stop, units=["block-1"])
     commit = commit_of(folder, "block-1")
     assert 1 <= commit.position < commit.total
-    trained(folder, config, groups=["block-1"])
-    trained(tmp_path / "whole", config, groups=["block-1"])
+    trained(folder, config, units=["block-1"])
+    trained(tmp_path / "whole", config, units=["block-1"])
     assert_same(tmp_path / "whole", folder, config, ["block-1"])
 
 
@@ -194,8 +194,8 @@ def test_the_error_of_a_unit_is_one_line_and_not_tried_again(cluster, tmp_path):
 
 def test_a_unit_in_the_hands_of_another_process_is_left_to_it(cluster, tmp_path):
     from noprop.errors import RunError
-    from noprop.run.groups import group_lock
     from noprop.run.locks import hold
+    from noprop.run.units import group_lock
 
     with hold(group_lock(tmp_path / "r", "block-1"), ""):
         create_run(tmp_path / "s", CONFIG)
@@ -213,15 +213,12 @@ def test_a_folder_that_workers_do_not_see_is_said(cluster, tmp_path, monkeypatch
     from noprop.errors import RunError
 
     (tmp_path / "elsewhere").mkdir()
-    real = ray_engine.Tasks.submit
+    real = Tasks._submit
 
-    def submit(self, number, work, *others):
-        job = replace_job(work.job, folder=tmp_path / "elsewhere")
-        return real(self, number, replace_job(work, job=job), *others)
+    def submit(self, job, *others):
+        return real(self, dataclasses.replace(job, folder=tmp_path / "elsewhere"), *others)
 
-    from dataclasses import replace as replace_job
-
-    monkeypatch.setattr(ray_engine.Tasks, "submit", submit)
+    monkeypatch.setattr(Tasks, "_submit", submit)
     with pytest.raises(RunError, match=r"elsewhere is not to be seen on .*--storage URL"):
         trained(tmp_path / "r", CONFIG, RayEngine())
 
@@ -234,7 +231,7 @@ def make_encoder() -> torch.nn.Module:
 def test_an_encoder_of_ones_own_goes_along(cluster, tmp_path):
     config = replace(CONFIG, {"method.encoder": "custom", "train.checkpoint_every": 1e9})
     for name, engine in {"local": None, "ray": RayEngine()}.items():
-        trained(tmp_path / name, config, engine, factory=make_encoder)
+        trained(tmp_path / name, config, engine, encoder=make_encoder)
     assert_same(tmp_path / "local", tmp_path / "ray", config)
 
 

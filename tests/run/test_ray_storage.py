@@ -8,9 +8,9 @@ import torch
 
 from noprop.config import replace
 from noprop.errors import RunError
-from noprop.run.groups import group_folder
 from noprop.run.ray_engine import RayEngine
 from noprop.run.storage import RunStorage, UnitStorage
+from noprop.run.units import group_folder
 from noprop.training.commits import (
     LAST,
     PREVIOUS,
@@ -134,13 +134,13 @@ def test_another_driver_goes_on_from_the_storage_and_from_its_folder(cluster, wh
             raise Stopped
 
     with pytest.raises(Stopped):
-        trained(tmp_path / "r", LONG, RayEngine(storage=storage), emit=stop, groups=["block-1"])
+        trained(tmp_path / "r", LONG, RayEngine(storage=storage), emit=stop, units=["block-1"])
     shutil.rmtree(tmp_path / "r")
     sent = RunStorage(f"{storage}/r")
     stopped = sent.unit("block-1").position()
     assert stopped
     assert stopped >= 20
-    folder = trained(tmp_path / "r", LONG, groups=["block-2"])
+    folder = trained(tmp_path / "r", LONG, units=["block-2"])
     seen: list[int] = []
 
     def listen(event: Event) -> None:
@@ -149,8 +149,8 @@ def test_another_driver_goes_on_from_the_storage_and_from_its_folder(cluster, wh
             seen.append(event.position)
 
     engine = RayEngine(storage=storage)
-    trained(folder, LONG, engine, emit=listen, groups=["block-1", "block-2"])
+    trained(folder, LONG, engine, emit=listen, units=["block-1", "block-2"])
     assert min(seen) > stopped
-    trained(folder, LONG, groups=["readout"])
+    trained(folder, LONG, units=["readout"])
     assert_same(whole(LONG), folder, LONG)
     assert (group_folder(folder, "block-1") / LAST).exists()

@@ -30,8 +30,9 @@ from noprop import api
 from noprop.build import unit_names
 from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import RunError
-from noprop.run.member import Member
+from noprop.run import torchrun
 from noprop.run.metrics import read_metrics
+from noprop.run.rendezvous import Rendezvous
 from noprop.training.events import Epoch, Event, Found
 from tools import alter, files_of, weights
 
@@ -261,9 +262,9 @@ def test_what_torchrun_decides_cannot_be_asked_for(capsys, monkeypatch, tmp_path
 def test_a_folder_that_another_machine_does_not_see_is_said_at_once(monkeypatch, tmp_path):
     """By its rank 1, before anything is trained."""
     store = HashStore()
-    store.set("numbers", "[1, 1]")
-    monkeypatch.setattr(api, "joined", lambda: Member(1, 2, 0, store))
-    monkeypatch.setattr(api, "_comes_to_be", lambda path: path.is_file())
+    store.set("folder", "true")
+    monkeypatch.setattr(torchrun, "joined", lambda: Rendezvous(1, 2, 0, store))
+    monkeypatch.setattr(torchrun, "_appears", lambda path: path.is_file())
     with pytest.raises(RunError, match=r"^rank 1: .*elsewhere is not to be seen on "):
         api.train_together(configured("one-hot"), folder=tmp_path / "elsewhere")
 
@@ -275,20 +276,20 @@ def test_rank_0_is_waited_for_as_long_as_it_lives():
 
     def decide_late() -> None:
         time.sleep(1)
-        Member(0, 2, 0, store).decide("plan", lambda: {"data": 3})
+        Rendezvous(0, 2, 0, store).decide("plan", lambda: {"data": 3})
 
     late = threading.Thread(target=decide_late)
     late.start()
-    assert Member(1, 2, 0, store).decide("plan", pytest.fail) == {"data": 3}
+    assert Rendezvous(1, 2, 0, store).decide("plan", pytest.fail) == {"data": 3}
     late.join()
 
 
 def test_rank_0_shows_the_events_of_all_in_their_order():
     store, seen = HashStore(), []
-    tell = Member(1, 2, 0, store).teller(lambda event: pytest.fail(str(event)))
+    tell = Rendezvous(1, 2, 0, store).teller(lambda event: pytest.fail(str(event)))
     for n in range(3):
         tell(Found(f"block-{n}"))
-    first = Member(0, 2, 0, store)
+    first = Rendezvous(0, 2, 0, store)
     first.teller(seen.append)(Found("readout"))
     first.listen(seen.append, now=True)
     assert seen == [Found(group) for group in ("readout", "block-0", "block-1", "block-2")]

@@ -39,7 +39,7 @@ def test_an_event_is_the_same_as_text_and_through_a_pipe(event, value):
 
 def test_every_kind_of_event_has_its_name():
     assert {name for name, kind in KINDS.items() if kind.__module__.endswith("events")} >= {
-        *("created", "started", "found", "busy", "followed", "restarted", "damaged", "progress"),
+        *("created", "started", "found", "restarted", "damaged", "progress"),
         *("epoch", "trained", "evaluating", "evaluated", "grid", "finished", "failed"),
     }
 

@@ -22,8 +22,8 @@ import noprop
 from noprop.cli import main
 from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import RunError
-from noprop.run.groups import group_folder
 from noprop.run.metrics import read_metrics
+from noprop.run.units import group_folder
 from noprop.tensor_files import DamagedError, load_tensors, save_tensors
 from noprop.training import commits
 from noprop.training.commits import LAST, PREVIOUS, latest, read_commit
@@ -254,7 +254,7 @@ def test_another_version_is_refused(capsys, monkeypatch, whole):
 
 def test_a_worker_of_another_version_is_refused(monkeypatch, tmp_path):
     """The package was replaced between the start of a process and that of its worker."""
-    monkeypatch.setattr("noprop.run.groups.__version__", "9.9")
+    monkeypatch.setattr("noprop.run.worker.__version__", "9.9")
     with pytest.raises(
         RunError, match=rf"worker: has noprop 9\.9, wanted {noprop.__version__} of its parent"
     ):

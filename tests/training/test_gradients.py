@@ -120,20 +120,18 @@ def test_who_computes_a_shard_changes_no_bit():
 
 def test_too_few_examples_for_the_shards_are_said(tmp_path):
     """Three for two shards: one would be left with a single one, which has no statistics."""
-    from noprop.run.groups import Job, Material, group_trainer
+    from noprop.run.worker import Job, group_trainer
 
     config = replace(RunConfig(), {"method.num_blocks": 1, "train.shards": 2})
     weight = build_embedding(config, TASK, None).weight.detach()
     few = DATA.take(torch.arange(3))
     with pytest.raises(ConfigError, match=r"train\.shards: each of 2 .* there are 3 to train on"):
-        group_trainer(
-            Job(config, TASK, tmp_path, ""), Material(few, few, weight), "block-1", lambda e: None
-        )
+        group_trainer(Job(config, TASK, tmp_path, "", few, few, weight), "block-1", lambda e: None)
 
 
 def test_processes_that_read_unlike_checkpoints_are_stopped(tmp_path):
     """As where a network file system is behind: the leader has another update than this one."""
-    from noprop.run.groups import Job, Material, group_trainer
+    from noprop.run.worker import Job, group_trainer
 
     class Behind(Mesh):
         def broadcast(self, number: int) -> int:
@@ -141,7 +139,7 @@ def test_processes_that_read_unlike_checkpoints_are_stopped(tmp_path):
 
     config = replace(RunConfig(), {"method.num_blocks": 1})
     weight = build_embedding(config, TASK, None).weight.detach()
-    job, material = Job(config, TASK, tmp_path, ""), Material(DATA, DATA, weight)
-    trainer = group_trainer(job, material, "block-1", lambda e: None, Behind())
+    job = Job(config, TASK, tmp_path, "", DATA, DATA, weight)
+    trainer = group_trainer(job, "block-1", lambda e: None, Behind())
     with pytest.raises(RunError, match="is of update 0 here, and of another"):
         trainer.resume()

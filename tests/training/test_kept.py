@@ -5,17 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from noprop.api import join
 from noprop.build import load_data
 from noprop.config import RunConfig, replace
 from noprop.errors import RunError
 from noprop.fingerprint import fingerprint
 from noprop.model import Model
 from noprop.run.assembly import epochs_kept, kept_model
-from noprop.run.groups import group_folder, groups_of
-from noprop.run.runs import train_run
+from noprop.run.run import Run
+from noprop.run.units import group_folder, groups_of
 from noprop.training.commits import read_kept
-from tools import LEARNED, SMALL
+from tools import LEARNED, SMALL, train_run
 
 TWELVE = {**LEARNED, "method.dim": 12}
 KINDS = {
@@ -30,7 +29,7 @@ KINDS = {
 def train(folder: Path, **changes) -> tuple[RunConfig, Model]:
     config = replace(RunConfig(), {**SMALL, **changes})
     data = load_data(config)
-    config = join(folder, config, data)
+    config = Run.join(config, folder, data=data).config
     return config, train_run(folder, config, data, lambda event: None)
 
 

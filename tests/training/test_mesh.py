@@ -17,18 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import noprop
 from noprop.build import RunData, build_embedding, load_data, unit_names
 from noprop.config import RunConfig, replace
-from noprop.run.groups import (
-    COUPLED,
-    Job,
-    Material,
-    group_lock,
-    share_of_groups,
-    train_group,
-)
+from noprop.run.local import local_mesh
 from noprop.run.locks import hold
-from noprop.run.member import joined
 from noprop.run.processes import METHOD, start_server
-from noprop.run.workers import Seat
+from noprop.run.rendezvous import joined
+from noprop.run.units import COUPLED, group_lock, share_of_groups
+from noprop.run.worker import Job, train_group
 from noprop.training import mesh
 from noprop.training.events import Epoch, Event, Progress, Started, Trained
 from noprop.training.layout import Layout, choose_layout
@@ -131,8 +125,7 @@ def _member(folder: Path, changes: dict[str, Any], processes: int, rank: int, at
     torch.set_num_threads(1)
     config, data = configured(**changes), NOISE_DATA
     weight = build_embedding(config, data.task, None).weight.detach()
-    material = Material(data.train, data.validation, weight)
-    job = Job(config, data.task, folder, "a mark")
+    job = Job(config, data.task, folder, "a mark", data.train, data.validation, weight)
     layout = choose_layout(config, processes, shards=config.train.shards or 1)
     seen = 0
 
@@ -148,7 +141,7 @@ def _member(folder: Path, changes: dict[str, Any], processes: int, rank: int, at
     ) as team:
         with Sent() as sent:
             for group in share_of_groups(config, layout, rank):
-                train_group(job, material, group, emit, team)
+                train_group(job, group, emit, team)
         told = {"counted": sent.bytes, "sent": team.sent}
     (folder / f"sent-{rank}.json").write_text(json.dumps(told))
 
@@ -267,9 +260,8 @@ def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
     events: list[Event] = []
     config, data = configured(**{"train.epochs": 1}), NOISE_DATA
     weight = build_embedding(config, data.task, None).weight.detach()
-    job = Job(config, data.task, tmp_path, "a mark")
-    material = Material(data.train, data.validation, weight)
-    train_group(job, material, "readout", events.append)
+    job = Job(config, data.task, tmp_path, "a mark", data.train, data.validation, weight)
+    train_group(job, "readout", events.append)
     looker.join()
     assert isinstance(events[-1], Trained)
 
@@ -300,10 +292,11 @@ def test_processes_of_one_machine_listen_on_loopback(monkeypatch, tmp_path, worl
     del os.environ[name]
     store = FileStore(str(tmp_path / "store"), 2)
     monkeypatch.setattr(
-        "noprop.run.member.rendezvous", lambda *_, **__: iter([(store, 0, int(world))])
+        "noprop.run.rendezvous.rendezvous", lambda *_, **__: iter([(store, 0, int(world))])
     )
     joined()
     assert os.environ.pop(name, None) in (("lo", "lo0") if world == "2" else (None,))
-    monkeypatch.setattr("noprop.run.workers.connected_mesh", lambda *_, **__: nullcontext())
-    with Seat(Layout((("block-1",), ("block-2",)), 1, 1), 0, tmp_path / "other").taken(RunConfig()):
+    monkeypatch.setattr("noprop.run.local.connected_mesh", lambda *_, **__: nullcontext())
+    layout = Layout((("block-1",), ("block-2",)), 1, 1)
+    with local_mesh(layout, 0, tmp_path / "other", coupled=False):
         assert os.environ[name] in ("lo", "lo0")

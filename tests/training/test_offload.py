@@ -24,10 +24,10 @@ from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.fingerprint import fingerprint
 from noprop.methods.base import Unit
 from noprop.model import load_model
-from noprop.run import groups
+from noprop.run import worker
 from noprop.run.folder import create_run
-from noprop.run.groups import COUPLED, Job, Material, group_folder, group_trainer, units_wait
-from noprop.run.runs import train_run
+from noprop.run.units import COUPLED, group_folder
+from noprop.run.worker import Job, group_trainer, units_wait
 from noprop.tensor_files import load_tensors
 from noprop.training import trainer as trainer_module
 from noprop.training.commits import (
@@ -52,6 +52,7 @@ from tools import (
     assert_same,
     commit_of,
     files_of,
+    train_run,
     weights,
 )
 
@@ -71,18 +72,16 @@ def quiet(event: Event) -> None:
     """Listen to nothing."""
 
 
-def task(
-    folder: Path, examples: Examples = NOISE, factory=None, /, **changes
-) -> tuple[Job, Material]:
+def task(folder: Path, examples: Examples = NOISE, encoder=None, /, **changes) -> Job:
     """All units on noise images, at most 72: four mini-batches of 16 and a remainder."""
     config = replace(RunConfig(), {**SMALL, **changes})
     weight = build_embedding(config, NOISE_TASK, None).weight.detach()
-    material = Material(examples, examples.take(torch.arange(8)), weight)
-    return Job(config, NOISE_TASK, folder, "a mark", factory), material
+    parts = examples, examples.take(torch.arange(8))
+    return Job(config, NOISE_TASK, folder, "a mark", *parts, weight, encoder)
 
 
 def trainer(folder: Path, emit=quiet, /, **changes) -> Trainer:
-    return group_trainer(*task(folder, **changes), COUPLED, emit)
+    return group_trainer(task(folder, **changes), COUPLED, emit)
 
 
 def trained(folder: Path, emit=quiet, /, **changes) -> dict[str, Tensor]:
@@ -148,7 +147,7 @@ def test_a_block_comes_back_as_it_was_made(tmp_path):
     for offload in (False, True):
         changes = {"train.offload": offload, "method.encoder": "custom"}
         folder = tmp_path / str(offload)
-        group_trainer(*task(folder, NOISE, Projection, **changes), COUPLED, quiet).run()
+        group_trainer(task(folder, NOISE, Projection, **changes), COUPLED, quiet).run()
         found.append(weights(folder))
     assert_same(*found)
 
@@ -300,7 +299,7 @@ def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, kind):
     group = "block-1" if kind == "one unit" else COUPLED
     few = NOISE.take(torch.arange(34))  # two mini-batches
     once = {**small, "train.checkpoint_every": 1e9, "train.keep_every": 0, "train.offload": False}
-    group_trainer(*task(tmp_path / "w", few, None, **once), group, quiet).run()
+    group_trainer(task(tmp_path / "w", few, None, **once), group, quiet).run()
     whole = weights(tmp_path / "w")
     operations = 0
     while True:
@@ -310,11 +309,11 @@ def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, kind):
         with pytest.MonkeyPatch.context() as patch:
             Disk(patch, operations, kind.endswith("late"))
             try:
-                group_trainer(*one, group, quiet).run()
+                group_trainer(one, group, quiet).run()
                 break
             except Killed:
                 pass
-        again = group_trainer(*one, group, quiet)
+        again = group_trainer(one, group, quiet)
         again.resume()
         for path in group_folder(folder, group).glob("*.json"):
             for part in read_commit(path).files.values():
@@ -332,10 +331,10 @@ import sys
 from pathlib import Path
 from noprop.build import load_data
 from noprop.model import open_run
-from noprop.run.runs import train_run
+from noprop.run.run import Run
 if __name__ == "__main__":
     config = open_run(Path(sys.argv[1]))
-    train_run(Path(sys.argv[1]), config, load_data(config), lambda event: None)
+    Run(Path(sys.argv[1]), config, load_data(config)).train()
 """
 
 
@@ -466,14 +465,14 @@ def test_one_block_is_in_memory(tmp_path, monkeypatch, num_blocks):
 def test_no_block_is_made_before_its_turn(tmp_path, monkeypatch):
     """Nor at the start, nor for a checkpoint: one at a time, ten in five epochs of two blocks."""
     made: list[str] = []
-    real = groups.build_method
+    real = worker.build_method
 
     def build(*args: Any, only: str | None = None, **kwargs: Any):
         assert only is not None
         made.append(only)
         return real(*args, only=only, **kwargs)
 
-    monkeypatch.setattr(groups, "build_method", build)
+    monkeypatch.setattr(worker, "build_method", build)
     one = trainer(tmp_path, **{"method.num_blocks": 2, "train.epochs": 5})
     assert made == ["readout"]
     one.run()

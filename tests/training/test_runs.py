@@ -19,7 +19,6 @@ import pytest
 import tomli_w
 import torch
 
-from noprop.api import join
 from noprop.build import load_data
 from noprop.config import RunConfig, from_toml, replace, to_mapping, to_toml
 from noprop.data import Examples
@@ -28,16 +27,16 @@ from noprop.evaluate import inputs
 from noprop.files import write_whole
 from noprop.fingerprint import fingerprint
 from noprop.model import load_model, open_run, save_model
-from noprop.run import runs
+from noprop.run import run as run_module
 from noprop.run.folder import create_run, join_run, workplace
-from noprop.run.groups import group_lock, groups_of
+from noprop.run.local import local_layout
 from noprop.run.locks import hold
 from noprop.run.metrics import read_metrics, recorder
-from noprop.run.runs import train_run, train_units
-from noprop.run.workers import local_layout
+from noprop.run.run import Run
+from noprop.run.units import group_lock, groups_of
 from noprop.tensor_files import load_tensors, save_tensors
 from noprop.training.events import Epoch, Event, Found, Progress, Started, Trained
-from tools import LEARNED, TWO_BLOCKS, Killed, assert_same, commit_of, files_of, weights
+from tools import LEARNED, TWO_BLOCKS, Killed, assert_same, commit_of, files_of, train_run, weights
 
 TWELVE = {**LEARNED, "method.dim": 12}
 
@@ -149,11 +148,13 @@ def test_a_run_made_before_keeps_its_start_and_its_noise_end(tmp_path, method):
     config = replace(RunConfig(), wanted)
     before = replace(config, OLD_DEFAULTS | (OLD_CT if method == "ct" else {}))
     data = load_data(config)
-    made = join(tmp_path / "old", before, data)
+    made = Run.join(before, tmp_path / "old", data=data).config
     assert made.method == before.method
     assert config.method.readout_start == "auto"
-    assert join(tmp_path / "old", config, data) == made == open_run(tmp_path / "old")
-    fresh = join(tmp_path / "new", config, data)
+    assert (
+        Run.join(config, tmp_path / "old", data=data).config == made == open_run(tmp_path / "old")
+    )
+    fresh = Run.join(config, tmp_path / "new", data=data).config
     assert fresh.method.readout_start == "random"
     if method == "ct":
         noise = to_mapping(fresh)["method"]["gamma_noise"]
@@ -195,13 +196,12 @@ def test_the_number_of_workers_changes_no_bit(tmp_path, order, workers):
 SCRIPT = """
 import sys
 from pathlib import Path
-from noprop.api import join
 from noprop.build import load_data
 from noprop.model import open_run
-from noprop.run.runs import train_run
+from noprop.run.run import Run
 if __name__ == "__main__":
     config = open_run(Path(sys.argv[1]))
-    train_run(Path(sys.argv[1]), config, load_data(config), lambda event: None)
+    Run(Path(sys.argv[1]), config, load_data(config)).train()
 """
 
 
@@ -243,7 +243,7 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
 
 def test_a_unit_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
     """The second trains the rest, and says what the first has in hand; the first finds the rest."""
-    monkeypatch.setattr(runs, "PATIENCE", 0.2)
+    monkeypatch.setattr(run_module, "PATIENCE", 0.2)
     config = configured()
     refused, events = [], []
 
@@ -317,7 +317,7 @@ def test_what_a_killed_process_left_is_cleared_and_nothing_of_a_living_one(tmp_p
         with hold(group_lock(tmp_path, "readout"), "x"):
             for path in living:
                 path.write_bytes(b"live")
-            train_units(tmp_path, config, load_data(config), lambda event: None, None, ["block-1"])
+            Run(tmp_path, config, load_data(config)).train(["block-1"])
         assert not any(path.exists() for path in (dead, *half))
         assert all(path.exists() for path in living)
     assert not (tmp_path / ".processes").exists()

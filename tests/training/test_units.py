@@ -11,10 +11,9 @@ import noprop
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError, RunError
-from noprop.run import runs
-from noprop.run.groups import group_folder, group_lock, groups_of
+from noprop.run import run as run_module
 from noprop.run.locks import hold, hold_assembly
-from noprop.run.units import choose_groups, condensed
+from noprop.run.units import choose_groups, condensed, group_folder, group_lock, groups_of
 from noprop.tensor_files import load_tensors
 from tools import LEARNED, TWO_BLOCKS
 
@@ -221,7 +220,7 @@ def test_a_run_is_assembled_by_one_process_at_a_time(capsys, whole):
 
 
 def test_the_second_on_a_unit_says_so(capsys, monkeypatch, whole, tmp_path):
-    monkeypatch.setattr(runs, "PATIENCE", 0.2)
+    monkeypatch.setattr(run_module, "PATIENCE", 0.2)
     run = tmp_path / "r"
     with hold(_made(group_lock(run, "block-1"), whole, run), ""):
         text = error_of(capsys, "train", "--resume", str(run), "--units", "block-1", "--quiet")

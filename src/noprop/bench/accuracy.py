@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from noprop.api import load_data, train
+from noprop.api import train
 from noprop.bench.display import INK
 from noprop.bench.settings import Settings
 from noprop.bench.suites import Progress, Results, Suite
+from noprop.build import load_data
 from noprop.config import replace
 from noprop.recipes import find_recipe
 from noprop.report.tables import duration, table

@@ -25,8 +25,9 @@ from noprop.data import Examples
 from noprop.errors import RunError
 from noprop.machine import malloc_keeps_memory, peak_memory
 from noprop.report.tables import table
-from noprop.run.groups import Job, Material, groups_of, train_group
 from noprop.run.processes import end_with_parent
+from noprop.run.units import groups_of
+from noprop.run.worker import Job, train_group
 from noprop.training.events import print_nothing
 
 __all__ = ["BLOCKS", "SUITE"]
@@ -78,12 +79,12 @@ def train(mode: str, blocks: int, dataset: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weight = embedding.weight.detach()
-        material = Material(Examples(x, y), Examples(x[:0], y[:0]), weight)
-        job = Job(config, settings.task, folder, "")
+        parts = Examples(x, y), Examples(x[:0], y[:0])
+        job = Job(config, settings.task, folder, "", *parts, weight)
         if mode != NOTHING:
             with malloc_keeps_memory():
                 for group in groups_of(config):
-                    train_group(job, material, group, print_nothing)
+                    train_group(job, group, print_nothing)
 
 
 def text(results: Results) -> str:

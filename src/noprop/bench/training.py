@@ -22,7 +22,7 @@ from noprop.build import build_embedding, unit_names
 from noprop.config import replace
 from noprop.data import Examples
 from noprop.machine import malloc_keeps_memory
-from noprop.run.groups import Job, Material, group_trainer
+from noprop.run.worker import Job, group_trainer
 from noprop.training.events import print_nothing
 from noprop.training.trainer import Trainer
 
@@ -106,9 +106,9 @@ def trainers(settings: Settings, method: str, units: list[str]) -> list[Trainer]
     config = replace(settings.config(method), {"train.threads": 1})
     x, y = settings.data(EXAMPLES)
     weight = build_embedding(config, settings.task, None).weight.detach()
-    material = Material(Examples(x, y), Examples(x[:0], y[:0]), weight)
-    job = Job(config, settings.task, Path("unused"), "")
-    made = [group_trainer(job, material, name, print_nothing) for name in units]
+    parts = Examples(x, y), Examples(x[:0], y[:0])
+    job = Job(config, settings.task, Path("unused"), "", *parts, weight)
+    made = [group_trainer(job, name, print_nothing) for name in units]
     for trainer in made:
         for unit in trainer.units:
             unit.module.train()

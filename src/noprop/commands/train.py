@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop import api
     from noprop.model import open_run
     from noprop.report.progress import Report
-    from noprop.run.member import started_by_torchrun
+    from noprop.run.rendezvous import started_by_torchrun
     from noprop.training.events import Created, Event
     from noprop.training.signals import Terminated, answered_between_updates
 

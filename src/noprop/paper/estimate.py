@@ -18,8 +18,9 @@ from noprop.model import empty_model, ready
 from noprop.paper.cells import Cell
 from noprop.paper.measure import Job
 from noprop.randomness import generator
-from noprop.run.groups import Job as GroupJob
-from noprop.run.groups import Material, group_trainer, groups_of
+from noprop.run.units import groups_of
+from noprop.run.worker import Job as GroupJob
+from noprop.run.worker import group_trainer
 from noprop.training.events import print_nothing
 
 __all__ = ["Pace", "measure_pace", "rough_work", "seconds_of"]
@@ -84,12 +85,12 @@ def _one_thread() -> Any:
 def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
     """Return the seconds of a mini-batch for every unit; only one of the equal blocks is timed."""
     embedding = build_embedding(config, task, None).weight.detach()
-    material = Material(examples, examples.take(torch.arange(0)), embedding)
-    job = GroupJob(config, task, Path("unused"), "")
+    none = examples.take(torch.arange(0))
+    job = GroupJob(config, task, Path("unused"), "", examples, none, embedding)
     total = 0.0
     groups = groups_of(config)
     for group in groups if len(groups) == 1 else [groups[0], groups[-1]]:
-        trainer = group_trainer(job, material, group, print_nothing)
+        trainer = group_trainer(job, group, print_nothing)
         for unit in trainer.units:
             unit.module.train()
         synchronize = _synchronizer(trainer.device)

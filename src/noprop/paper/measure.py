@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from noprop import api
-from noprop.build import RunData, choose_device, unit_names
+from noprop.build import RunData, choose_device
 from noprop.config import RunConfig, inference_fields, replace, to_mapping
 from noprop.data import SOURCES
 from noprop.evaluate import evaluate
 from noprop.files import write_whole
 from noprop.machine import describe_machine, processor_name
+from noprop.model import open_run
 from noprop.paper.cells import EXPERIMENTS, Cell
 from noprop.paper.scale import Scale
 from noprop.randomness import generator
 from noprop.run.assembly import epochs_kept, kept_model
 from noprop.run.metrics import append_line, training_cost
+from noprop.run.run import Run
 from noprop.trained_model import TrainedModel
 from noprop.training.events import Emit, Evaluating
 
@@ -72,9 +74,8 @@ def run_cell(job: Job, emit: Emit) -> dict[str, Any]:
         NoPropError: If the cell cannot be trained.
     """
     wanted = job.cell.config(job.scale, job.seed)
-    config, data = api.prepare_run(wanted, None, job.data_dir)
-    config = api.join(job.folder, config, data)  # raises if the folder is of another training
-    model = _trained(job.folder, config, data, emit)
+    run = Run.join(wanted, job.folder, data_dir=job.data_dir)  # raises if it is another training's
+    config, data, model = run.config, run.data, _trained(run, emit)
     emit(Evaluating())
     environment = json.loads(
         (job.folder / "environment.json").read_text(encoding="utf-8")
@@ -102,14 +103,15 @@ def _experiment(cell: Cell) -> str:
     return next(name for name, cells in EXPERIMENTS.items() if cell in cells)
 
 
-def _trained(folder: Path, config: RunConfig, data: RunData, emit: Emit) -> TrainedModel:
-    """Train and assemble the run if necessary, and load it with the inference of ``config``."""
+def _trained(run: Run, emit: Emit) -> TrainedModel:
+    """Train and assemble a run if necessary, and load it with the inference of its ``config``."""
+    folder = run.folder
     if not (folder / "model.json").is_file() or not (folder / "evaluation.json").is_file():
-        here = describe_machine() | _hardware(config)
+        here = describe_machine() | _hardware(run.config)
         append_line(folder / ENVIRONMENTS, (json.dumps(here) + "\n").encode())
-        api.train_units(folder, unit_names(config), config, data=data, emit=emit)
-        api.assemble(folder, data=data, emit=emit)
-    return _read(folder, config)
+        run.train(emit=emit)
+        run.assemble(emit)
+    return _read(folder, run.config)
 
 
 def _hardware(config: RunConfig) -> dict[str, str]:
@@ -163,7 +165,7 @@ def _test(folder: Path, config: RunConfig, data: RunData, model: TrainedModel) -
     there = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     e = config.evaluation
     as_much = (there["examples"], there["runs"], there["samples"])
-    same_chain = api.open_run(folder).method == config.method
+    same_chain = open_run(folder).method == config.method
     if same_chain and as_much == (len(data.test), e.runs, e.samples):
         return {k: v for k, v in there.items() if k != "training"}
     return evaluate(model.model, data.test) | {"part": "test"}

@@ -7,12 +7,12 @@ other cells.
 import math
 import os
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -22,7 +22,7 @@ from noprop.errors import NoPropError, RunError
 from noprop.files import write_whole
 from noprop.machine import malloc_keeps_memory
 from noprop.paper.measure import Job, run_cell
-from noprop.run.processes import Child, stop
+from noprop.run.processes import Child, stop, when_asked
 from noprop.training.events import Emit, Event, Tick
 from noprop.training.signals import answered_between_updates
 
@@ -98,7 +98,7 @@ def _work(connection: Connection, job: Job) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if hasattr(signal, "pthread_sigmask"):  # SIGTERM was blocked while the process started
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-            threading.Thread(target=_hear, args=(connection,), daemon=True).start()
+            when_asked(connection, partial(os.kill, os.getpid(), signal.SIGTERM))
             connection.send(run_cell(job, connection.send))
     except (NoPropError, BrokenPipeError):
         raise
@@ -108,10 +108,3 @@ def _work(connection: Connection, job: Job) -> None:
             write_whole(job.folder / "error.txt", traceback.format_exc().encode())
             text += f"; see {job.folder / 'error.txt'}"
         raise RunError(text) from None
-
-
-def _hear(connection: Connection) -> None:
-    """Wait for the parent's message, then send this process SIGTERM."""
-    with suppress(EOFError, OSError):
-        connection.recv()
-    os.kill(os.getpid(), signal.SIGTERM)

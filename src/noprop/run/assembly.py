@@ -10,26 +10,11 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.fingerprint import fingerprint
 from noprop.model import Model, empty_model, load_weights
-from noprop.run.groups import group_folder, groups_of
-from noprop.run.units import survey, unfinished_text
+from noprop.run.units import group_folder, groups_of, survey, unfinished_text
 from noprop.tensor_files import DamagedError
 from noprop.training.commits import Commit, kept_epochs, latest, load_part, read_kept
 
-__all__ = ["assemble_model", "check_trained", "epochs_kept", "is_finished", "kept_model"]
-
-
-def is_finished(folder: Path, group: str, mark: str) -> bool:
-    """Return whether a group is trained to its end, in files that are whole.
-
-    Raises:
-        RunError: If it was trained with other settings or data.
-    """
-    place = group_folder(folder, group)
-    found = latest(place, files=True)
-    if found is None:
-        return False
-    found.commit.check(place, mark)
-    return found.commit.is_last
+__all__ = ["assemble_model", "check_trained", "epochs_kept", "kept_model"]
 
 
 def check_trained(folder: Path, config: RunConfig, mark: str | None = None) -> None:

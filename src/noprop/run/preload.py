@@ -12,7 +12,7 @@ if sys.path and not sys.path[0]:  # the current folder, where a user's own files
     del sys.path[0]
 
 import noprop.evaluate
-import noprop.run.workers  # noqa: F401
+import noprop.run.local  # noqa: F401
 
 with suppress(ImportError):
     import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes a second

@@ -30,6 +30,7 @@ __all__ = [
     "signals_blocked",
     "start_server",
     "stop",
+    "when_asked",
 ]
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
@@ -46,7 +47,7 @@ class Child:
     Args:
         target: A function of a module, called in the process with the other end of the pipe and the
             arguments. What it raises is raised here by :meth:`receive`; a ``KeyboardInterrupt``
-            ends the process without a word.
+            ends the process without a message.
         arguments: What the function is called with, small enough to send.
         name: The subject of error messages.
         daemon: Whether the process may start none itself.
@@ -88,11 +89,11 @@ class Child:
             self.pipe.send(message)
 
     def receive(self) -> Any:
-        """Return the next message.
+        """Return the next message; None when the function has returned.
 
         Raises:
             NoPropError: What the function raised.
-            ProcessLostError: If the process ended without a word.
+            ProcessLostError: If the process ended without a message.
         """
         try:
             message = self.pipe.recv()
@@ -197,12 +198,24 @@ def _serve(
     with suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         try:
             target(pipe, *arguments)
+            pipe.send(None)
         except (EOFError, BrokenPipeError):
             raise
         except NoPropError as error:
             pipe.send(error)
         except Exception as error:
             pipe.send(RunError(f"{name} failed: {type(error).__name__}: {error}"))
+
+
+def when_asked(pipe: Connection, action: Callable[[], None]) -> None:
+    """Call a function, in a thread of this process, when the parent asks it to stop."""
+
+    def hear() -> None:
+        with suppress(EOFError, OSError):
+            pipe.recv()
+            action()
+
+    threading.Thread(target=hear, daemon=True).start()
 
 
 def _end_with_parent() -> None:

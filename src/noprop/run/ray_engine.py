@@ -1,50 +1,71 @@
-"""Groups of runs as tasks of Ray: one queue, which is Ray's, over all the machines it has.
+"""The engine of Ray: each group is a task in Ray's queue, over all the machines it has.
 
 Ray places each task where its resources are free, on machines that join late too, and starts it
-again elsewhere when its worker or machine is lost; the task goes on from the group's checkpoint.
+again elsewhere when its worker or machine is lost; the task resumes from the group's checkpoint.
+What a driver must remember is kept here: the events that it has passed on already, and the tasks
+that it has dropped.
 """
 
+import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+import sysconfig
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from noprop.config import RunConfig, to_toml
-from noprop.errors import ConfigError, NoPropError
+from noprop.errors import ConfigError, TrainingError
 from noprop.machine import core_count
-from noprop.run.engines import Ended, Engine
-from noprop.run.groups import (
-    Job,
-    Work,
-    group_folder,
-    group_lock,
-    thread_count,
-)
+from noprop.run.engine import Engine
 from noprop.run.locks import hold
-from noprop.run.ray_cluster import connected, room
-from noprop.run.ray_queue import Tasks
+from noprop.run.metrics import recorder
+from noprop.run.ray_cluster import connected, reason_of, room, the_ray
+from noprop.run.ray_tasks import Message, Outcome, train_task
 from noprop.run.storage import RunStorage
+from noprop.run.units import group_folder, group_lock
+from noprop.run.worker import Job, thread_count
+from noprop.training.events import Emit, Restarted
+from noprop.training.signals import named
 
 __all__ = ["RayEngine"]
+
+LOOK = 0.2  # seconds between looks at the mail
+# Ray's errors after the last retry, and what was lost.
+LOSSES = {
+    "WorkerCrashedError": "killed, or out of memory",
+    "OutOfMemoryError": "out of memory",
+    "NodeDiedError": "with its machine",
+}
+GRACE = 30.0  # seconds that tasks have to save a checkpoint when they are stopped
 
 
 class RayEngine(Engine):
     """Trains each group as a task of Ray.
 
     Args:
-        address: of a cluster, ``auto``, ``host:port`` or ``ray://host:port``; a Ray of this machine
-            unless given.
-        cpus: that a unit takes, parts of one allowed; as many as it has threads unless given, and
-            1 beside a GPU.
-        gpus: that a unit takes, parts of one allowed.
-        storage: a URL of fsspec for checkpoints, where machines share no folder; each run has a
-            place of its name there, and its trained units are brought into its folder.
-        retries: how often a unit whose worker was lost is started again.
+        address: Address of a cluster, ``auto``, ``host:port`` or ``ray://host:port``; a Ray of this
+            machine unless given.
+        cpus: CPUs that a unit takes, parts of one allowed; as many as it has threads unless given,
+            and 1 next to a GPU.
+        gpus: GPUs that a unit takes, parts of one allowed.
+        storage: A URL of fsspec for checkpoints, where machines share no folder. Each run has a
+            place of its name there, and its trained units are copied into its folder.
+        retries: How often a unit whose worker was lost is started again.
 
     Raises:
         ConfigError: If a number is out of range.
     """
 
     name = "ray"
+    at_once = True
 
     def __init__(
         self,
@@ -69,12 +90,12 @@ class RayEngine(Engine):
         self.address, self.gpus = address, float(gpus)
         self.cpus = None if cpus is None else float(cpus)
         self.storage, self.retries = storage, retries
-        self.depth = 0
+        self.tasks: Tasks | None = None
 
     @contextmanager
     def opened(self, config: RunConfig) -> Iterator[None]:
-        """Connected to Ray; a Ray of this machine has ``train.workers`` tasks at a time."""
-        if self.depth:
+        """Connect to Ray; a Ray of this machine has ``train.workers`` tasks at a time."""
+        if self.tasks:
             yield
             return
         cpus = self.cpus_of(config)
@@ -85,76 +106,256 @@ class RayEngine(Engine):
                     f"cpus, gpus: a unit takes {cpus:g} and {self.gpus:g}, which this machine "
                     f"does not have ({cores} cores)"
                 )
-            self.depth += 1
+            self.tasks = Tasks(self.retries)
             try:
                 yield
             finally:
-                self.depth -= 1
+                self.tasks.close()
+                self.tasks = None
 
     def cpus_of(self, config: RunConfig) -> float:
-        """CPUs that a unit of a run takes."""
+        """Return the CPUs that a unit of a run takes."""
         if self.cpus is not None:
             return self.cpus
         return 1.0 if self.gpus else float(thread_count(config))
 
     def workers(self, config: RunConfig, groups: Sequence[str]) -> int:
-        """Tasks that the machines of the cluster have room for; 0 while there is none."""
+        """Return the number of tasks that the cluster has room for; 0 while there is none."""
         return min(len(groups), room(self.cpus_of(config), self.gpus))
 
-    def train_many(self, works: Iterable[Work]) -> Ended:
-        """All groups of all runs at once; Ray has them wait until there is room."""
-        left: dict[int, set[str]] = {}
-        given: dict[int, Work] = {}
-        tasks = Tasks(self.retries)
-        try:
-            for number, work in enumerate(works):
-                error = self._submit(tasks, number, work)
-                if error is None and work.groups:
-                    given[number], left[number] = work, set(work.groups)
-                else:
-                    yield work, error
-            for number, group, error in tasks.ended():
-                if number not in given:  # one of its others was stopped before
-                    continue
-                error = error or self._fetch(given[number].job, group)
-                left[number].discard(group)
-                if error is not None:
-                    tasks.cancel(number)
-                if error is not None or not left[number]:
-                    yield given.pop(number), error
-        finally:
-            tasks.stop()
+    def run(self, job: Job, groups: Sequence[str], emit: Emit) -> None:
+        """Have Ray train all groups; they wait in its queue until there is room."""
+        assert self.tasks, "called inside opened"
+        storage = self.storage and RunStorage(
+            f"{self.storage.rstrip('/')}/{job.folder.resolve().name}"
+        )
+        if storage:  # checkpoints that are further in the folder go to the storage first
+            storage.begin(to_toml(job.config).encode())
+            for group in groups:
+                storage.unit(group).advance(group_folder(job.folder, group))
+        resources = {"num_cpus": self.cpus_of(job.config), "num_gpus": self.gpus}
+        with closing(self.tasks.train(job, groups, resources, storage or None, emit)) as ended:
+            for group in ended:
+                if storage:
+                    _fetch(storage, job.folder, group)
 
-    def _submit(self, tasks: Tasks, number: int, work: Work) -> NoPropError | None:
-        """Give a work to Ray; checkpoints that are further in its folder go to the storage first.
+    def stop(self) -> None:
+        """See :meth:`Engine.stop`."""
+        if self.tasks:
+            self.tasks.stopping = True
 
-        Returns:
-            What is wrong with the storage.
+
+def _fetch(storage: RunStorage, folder: Path, group: str) -> None:
+    """Copy a trained unit into the folder of its run."""
+    lock = group_lock(folder, group)
+    with hold(lock, f"{group}: another process is training it", patience=2.0):
+        storage.unit(group).fetch(lock.parent)
+
+
+@dataclass
+class _Task:
+    """A task of Ray: the group that it trains, and what is known of it.
+
+    Attributes:
+        attempts: Names of its starts, in order.
+        seen: The messages that were passed on, by attempt and number.
+        over: Whether nothing more of it counts.
+    """
+
+    job: Job
+    group: str
+    emit: Emit
+    attempts: list[str] = field(default_factory=list)
+    seen: set[tuple[str, int]] = field(default_factory=set)
+    over: bool = False
+
+
+class Tasks:
+    """The tasks of this driver; each thread trains the groups of one run.
+
+    Args:
+        retries: How often a task whose worker was lost is started again.
+
+    Attributes:
+        stopping: Whether all threads are to stop their tasks.
+    """
+
+    def __init__(self, retries: int):
+        from ray.util.queue import Queue
+
+        self.ray, self.retries, self.stopping = the_ray(), retries, False
+        here = self.ray.get_runtime_context().get_node_id()
+        # Next to the driver, so that the events do not go with a machine that is taken away.
+        place = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
+        self.mail: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": place})
+        self.all: list[_Task] = []
+        self.stored: dict[bytes, Any] = {}  # tensors in Ray's object store, once for all runs
+        self.inboxes: dict[int, list[Message]] = defaultdict(list)  # by number of the task
+        self.lock = threading.RLock()
+
+    def close(self) -> None:
+        """End what passes events on."""
+        with suppress(Exception):
+            self.mail.shutdown(force=True)
+
+    def train(
+        self,
+        job: Job,
+        groups: Sequence[str],
+        resources: dict[str, Any],
+        storage: RunStorage | None,
+        emit: Emit,
+    ) -> Generator[str, None, None]:
+        """Give groups to Ray's queue, and yield each when its task has ended.
+
+        Args:
+            job: The run.
+            groups: Names of the groups.
+            resources: Resources that each group takes, as options of a task.
+            storage: Storage of the run, where its folder is not shared.
+            emit: Called with every event, after it is written to ``metrics.jsonl``.
+
+        Raises:
+            NoPropError: What stopped a group; the others are stopped with a checkpoint each.
         """
-        storage = self._storage_of(work.job)
+        pending: dict[Any, int] = {}
         try:
-            if storage and work.groups:
-                storage.begin(to_toml(work.job.config).encode())
-                for group in work.groups:
-                    storage.unit(group).advance(group_folder(work.job.folder, group))
-        except NoPropError as error:
-            return error
-        resources = {"num_cpus": self.cpus_of(work.job.config), "num_gpus": self.gpus}
-        tasks.submit(number, work, resources, storage)
-        return None
+            with self.lock, _sent_by_value(job.encoder):
+                self._submit(job, groups, resources, storage, recorder(job.folder, emit), pending)
+            while pending:
+                with named():
+                    done, _ = self.ray.wait(list(pending), timeout=LOOK)
+                    self._deliver(pending.values())
+                if self.stopping:
+                    raise KeyboardInterrupt
+                for ref in done:
+                    number = pending.pop(ref)
+                    self._finish(ref, number)
+                    yield self.all[number].group
+        finally:
+            self._stop(pending)
 
-    def _fetch(self, job: Job, group: str) -> NoPropError | None:
-        """Bring a trained unit into the folder of its run."""
-        if storage := self._storage_of(job):
-            lock = group_lock(job.folder, group)
-            try:
-                with hold(lock, f"{group}: another process is training it", patience=2.0):
-                    storage.unit(group).fetch(lock.parent)
-            except NoPropError as error:
-                return error
-        return None
+    def _submit(
+        self,
+        job: Job,
+        groups: Sequence[str],
+        resources: dict[str, Any],
+        storage: RunStorage | None,
+        record: Emit,
+        pending: dict[Any, int],
+    ) -> None:
+        tensors = [self._stored(tensor) for tensor in job.tensors]
+        options = {"max_retries": self.retries, "retry_exceptions": False, **resources}
+        remote = self.ray.remote(**options)(train_task)
+        small = replace(job.without_tensors(), folder=job.folder.resolve())
+        for group in groups:
+            number, place = len(self.all), storage.unit(group) if storage else None
+            self.all.append(_Task(job, group, record))
+            task = remote.options(name=f"{small.folder.name}/{group}")
+            gpus = resources["num_gpus"]
+            pending[task.remote(small, group, number, gpus, place, self.mail, *tensors)] = number
 
-    def _storage_of(self, job: Job) -> RunStorage | None:
-        if self.storage is None:
-            return None
-        return RunStorage(f"{self.storage.rstrip('/')}/{job.folder.resolve().name}")
+    def _stored(self, tensor: Tensor) -> Any:
+        array = tensor.contiguous().cpu().numpy()
+        about = f"{array.dtype} {array.shape}".encode()
+        key = hashlib.blake2b(array.data, key=hashlib.blake2b(about, digest_size=16).digest())
+        if (digest := key.digest()) not in self.stored:
+            self.stored[digest] = self.ray.put(array)
+        return self.stored[digest]
+
+    def _finish(self, ref: Any, number: int) -> None:
+        """Pass on what a task returned, and raise what stopped it."""
+        task = self.all[number]
+        try:
+            outcome: Outcome = self.ray.get(ref)
+        except self.ray.exceptions.RayTaskError as error:  # outside of what a task can catch
+            raise TrainingError(f"{task.group}: a worker failed: {reason_of(error)}") from None
+        except self.ray.exceptions.RayError as error:
+            kind = type(error).__name__
+            raise self._gone(task, kind if kind in LOSSES else reason_of(error)) from None
+        messages, error = outcome
+        for message in messages:
+            self._take(message)
+        task.over = True
+        if error is not None:
+            raise error
+
+    def _gone(self, task: _Task, error: str) -> TrainingError:
+        """Return the error of a task that Ray gave up."""
+        times = f"{self.retries + 1} times" if self.retries else "once"
+        how = f"its worker was lost {times} ({LOSSES[error]})" if error in LOSSES else error
+        return TrainingError(
+            f"{task.group}: {how}; its last checkpoint is kept, go on with: noprop train "
+            f"--resume {task.job.folder}"
+        )
+
+    def _deliver(self, numbers: Any) -> None:
+        """Pass on new events of some tasks; mail that is late or lost is not waited for."""
+        with self.lock, suppress(self.ray.exceptions.RayError):
+            if count := self.ray.get(self.mail.actor.qsize.remote(), timeout=5):
+                batch = self.mail.actor.get_nowait_batch.remote(count)
+                for message in self.ray.get(batch, timeout=5):
+                    self.inboxes[message.task].append(message)
+        for number in list(numbers):
+            for message in self.inboxes.pop(number, []):
+                self._take(message)
+
+    def _take(self, message: Message) -> None:
+        task = self.all[message.task]
+        if task.over or (message.attempt, message.number) in task.seen:
+            return
+        task.seen.add((message.attempt, message.number))
+        if message.event is not None:
+            task.emit(message.event)
+            return
+        task.attempts.append(message.attempt)
+        if len(task.attempts) > self.retries + 1:  # Ray's own count leaves out lack of memory
+            raise self._gone(task, "OutOfMemoryError")
+        if len(task.attempts) > 1:
+            task.emit(Restarted(task.group, len(task.attempts), message.node))
+
+    def _stop(self, pending: dict[Any, int]) -> None:
+        """Stop the tasks that are left, and wait while they save their checkpoints."""
+        left, deadline = list(pending), time.monotonic() + GRACE
+        for number in pending.values():
+            self.all[number].over = True
+        self._cancel(left)
+        try:
+            with suppress(self.ray.exceptions.RayError):
+                while left and time.monotonic() < deadline:
+                    _, left = self.ray.wait(left, timeout=LOOK)
+        finally:
+            # None that has just ended: Ray 2.60 would end this process for being asked so.
+            self._cancel(left, force=True)
+
+    def _cancel(self, refs: Sequence[Any], *, force: bool = False) -> None:
+        for ref in refs:
+            with suppress(Exception):  # Ray is gone itself
+                self.ray.cancel(ref, force=force)
+
+
+@contextmanager
+def _sent_by_value(function: Callable[..., Any] | None) -> Iterator[None]:
+    """Send a function with the code of its module in this block, unless that is installed.
+
+    It is sent by its name otherwise, and a worker that cannot import the module fails.
+    """
+    from ray import cloudpickle
+
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    if module is None or _is_installed(module):
+        yield
+        return
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def _is_installed(module: Any) -> bool:
+    if module.__name__.partition(".")[0] in ("noprop", "__main__"):
+        return True  # workers have the one; the other is always sent with its code
+    file = getattr(module, "__file__", None)
+    places = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    return file is None or any(Path(file).is_relative_to(place) for place in places)

@@ -1,15 +1,16 @@
-"""Training a run on all processes that torchrun started.
+"""The engine of torchrun: all processes that it started run the same program and work on one run.
 
-With fixed embeddings and a unit or more for each process nobody waits for anybody: each has a share
-of the units, and when that is trained takes what is left, be it that another is slow or gone. No
-process group is made, and nothing but short messages to rank 0 leaves a process. Else they are a
-team (:mod:`noprop.training.mesh`), and one that loses a process ends, to be started again by
-torchrun: training goes on from the checkpoints.
+With fixed embeddings, and a unit or more for each process, no process waits for another: each
+trains its share of the units and then whatever is left, because another is slow or gone. Only short
+messages to rank 0 leave a process. Otherwise they are a mesh (:mod:`noprop.training.mesh`), which
+ends when it loses a process; torchrun starts all again, and training resumes from the checkpoints.
 """
 
+import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -19,189 +20,185 @@ from noprop.build import RunData, choose_device, unit_names
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
-from noprop.fingerprint import fingerprint
-from noprop.machine import malloc_keeps_memory
-from noprop.run.assembly import is_finished
-from noprop.run.folder import starting_embedding
-from noprop.run.groups import (
-    Job,
-    Material,
-    group_lock,
-    groups_of,
-    share_of_groups,
-    train_group,
-)
+from noprop.run.engine import Engine
 from noprop.run.locks import is_free
-from noprop.run.member import Member
-from noprop.run.metrics import recorder
-from noprop.run.units import condensed, state_of, survey
-from noprop.run.workers import threads_of
-from noprop.training.events import Busy, Emit, Event, Followed, Found, Started
+from noprop.run.rendezvous import Rendezvous, joined
+from noprop.run.run import Run, with_data
+from noprop.run.units import condensed, group_lock, groups_of, share_of_groups, state_of
+from noprop.run.worker import Job, work_on
+from noprop.training.events import Emit
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.mesh import PeerLostError, connected_mesh
 from noprop.version import __version__
 
-__all__ = ["own_device", "train_as_member"]
+__all__ = ["TorchrunEngine"]
 
-# Seconds after which units that no process trains are not waited for any more.
-PATIENCE = 60.0
+PATIENCE = 60.0  # seconds to wait for a mesh that trains no unit
 LOOK = 0.3  # seconds between looks at what is trained
 
 
-def own_device(config: RunConfig, member: Member) -> RunConfig:
-    """The configuration with this process's own GPU, where GPUs train."""
-    device = choose_device(config.train.device)
-    if device.type != "cuda" or device.index is not None:
-        return config
-    index = member.local_rank % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return replace(config, {"train.device": f"cuda:{index}"})
+class TorchrunEngine(Engine):
+    """The processes that torchrun started, of which this one is one.
 
-
-def train_as_member(
-    member: Member,
-    folder: Path,
-    config: RunConfig,
-    data: RunData,
-    emit: Emit,
-    factory: EncoderFactory | None = None,
-) -> None:
-    """Train a run together with the other processes, until every unit is trained.
-
-    Args:
-        member: this process.
-        folder: the run, which is there, on a file system that all machines share.
-        config: its configuration.
-        data: its data, read by each process.
-        emit: called with every event, those of the others too; on rank 0.
-        factory: a user's own encoder.
-
-    Raises:
-        RunError: If the processes have other data or another version of the package.
-        PeerLostError: If one has ended that this one needs; start all again to go on.
+    Attributes:
+        place: Rank of this process and its way to the others, inside ``opened``.
     """
-    mark = fingerprint(config, data.train)
-    survey(folder, config, mark)  # no unit is trained beside those of another training
-    weight = starting_embedding(folder, config, data).weight.detach()
-    left = [g for g in groups_of(config) if member.rank or not is_finished(folder, g, mark)]
-    layout = _agreed_layout(member, config, mark, left)
-    tell = member.teller(emit)
-    if member.rank == 0:
-        recorder(folder, tell)(Started(left, layout.size, shards=layout.shards))
-    with ExitStack() as held:
-        held.enter_context(threads_of(config))
-        held.enter_context(malloc_keeps_memory())
-        job = Job(own_device(config, member), data.task, folder, mark, factory)
-        material = Material(data.train, data.validation, weight)
-        crew = _Crew(member, job, material, layout, recorder(folder, tell), emit)
-        if member.rank < layout.size:
-            crew.train()
-        crew.wait_for_all()
 
+    name = "torchrun"
+    place: Rendezvous
 
-def _agreed_layout(member: Member, config: RunConfig, mark: str, left: Sequence[str]) -> Layout:
-    """The mesh that rank 0 has chosen for what it found untrained."""
-    learned = config.method.learned
-
-    def choose() -> dict[str, Any]:
-        units = unit_names(config) if learned else left
-        shards = config.train.shards or 1
-        chosen = choose_layout(config, member.world, units or unit_names(config)[:1], shards=shards)
-        shares = chosen.shares if left else ()
-        return {"shares": shares, "data": chosen.data, "shards": shards,
-                "mark": mark, "version": __version__}  # fmt: skip
-
-    plan = member.decide("plan", choose)
-    if plan["version"] != __version__:
-        raise RunError(
-            f"rank {member.rank}: has noprop {__version__}, rank 0 has {plan['version']}; "
-            "install one version on all machines"
-        )
-    if plan["mark"] != mark:
-        raise RunError(
-            f"rank {member.rank}: reads other examples, or another configuration, than rank 0; "
-            "give all machines the same data"
-        )
-    return Layout(tuple(map(tuple, plan["shares"])), plan["data"], plan["shards"])
-
-
-class _Crew:
-    """A process at work with the others."""
-
-    def __init__(
-        self,
-        member: Member,
-        job: Job,
-        material: Material,
-        layout: Layout,
-        record: Emit,
-        emit: Emit,
-    ):
-        self.member, self.job, self.material, self.layout = member, job, material, layout
-        self.record, self.emit = record, emit
-        self.config = job.config
-
-    @property
-    def _nobody_waits(self) -> bool:
-        return not self.config.method.learned and self.layout.data == 1
-
-    def train(self) -> None:
-        """Train this process's share; alone, then whatever no other has in hand."""
-        config = self.config
-        share = share_of_groups(config, self.layout, self.member.rank)
-        if self.layout.size == 1 or self._nobody_waits:
-            self._train_alone(share)
+    @contextmanager
+    def opened(self, config: RunConfig) -> Iterator[None]:
+        """Join the other processes; at the end of the block, wait for rank 0."""
+        if hasattr(self, "place"):
+            yield
             return
-        device = choose_device(config.train.device)
-        if device.type == "cuda" and self.member.local_rank >= torch.cuda.device_count():
+        self.place = joined()
+        self.reports = self.place.rank == 0
+        try:
+            yield
+            self.place.leave()
+        finally:
+            del self.place
+
+    def join(
+        self,
+        config: RunConfig,
+        folder: Path,
+        data: RunData | None = None,
+        data_dir: Path | str | None = None,
+        encoder: EncoderFactory | None = None,
+    ) -> Run:
+        """Open the folder of a run, or make it; rank 0 does so first. See :meth:`Run.join`."""
+        config, data = with_data(config, data, data_dir)
+        if self.place.rank == 0:
+            if not (folder / "config.toml").exists():
+                shards = choose_layout(config, self.place.world, shards=config.train.shards).shards
+                config = replace(config, {"train.shards": shards})
+            run = Run.join(config, folder, data=data, encoder=encoder)
+            self.place.decide("folder", lambda: True)
+            return run
+        self.place.decide("folder", lambda: True)
+        if not _appears(folder / "config.toml"):
             raise RunError(
-                f"torchrun: rank {self.member.rank} shares a GPU with another, and a unit with "
-                f"others; start at most {torch.cuda.device_count()} processes here"
+                f"rank {self.place.rank}: {folder} is not to be seen on {os.uname().nodename}; "
+                "have the run in a folder that all machines share"
             )
-        with connected_mesh(
-            self.layout,
-            self.member.rank,
-            self.member.store,
-            coupled=config.method.learned,
-            device=device,
-        ) as team:
-            for group in share:
-                train_group(self.job, self.material, group, self._listen, team)
+        return Run.join(config, folder, data=data, encoder=encoder)
 
-    def _train_alone(self, share: Sequence[str]) -> None:
-        """Others' units last of all, beginning with the one that they come to last.
+    def workers(self, config: RunConfig, groups: Sequence[str]) -> int:
+        """Return the number of processes that have something to do."""
+        return self._layout(config, groups).size
 
-        Of one's own none is left out for what its header says: the rest of it may be damaged.
-        """
-        others = [g for g in reversed(groups_of(self.config)) if g not in share]
-        for group in (*share, *others):
-            if group in share or not self._is_trained(group):
-                train_group(self.job, self.material, group, self._listen)
+    def _layout(self, config: RunConfig, groups: Sequence[str]) -> Layout:
+        units = unit_names(config) if config.method.learned else groups
+        shards = config.train.shards or 1
+        return choose_layout(
+            config, self.place.world, units or unit_names(config)[:1], shards=shards
+        )
 
-    def _listen(self, event: Event) -> None:
-        if not isinstance(event, Followed | Busy | Found):
-            self.record(event)
-
-    def wait_for_all(self) -> None:
-        """Until every unit is trained; one that a process has left is taken up.
+    def run(self, job: Job, groups: Sequence[str], emit: Emit) -> None:
+        """Train a share of the groups, then whatever no other process holds, until all are trained.
 
         Raises:
-            PeerLostError: If nobody trains a unit that takes a team.
+            RunError: If the processes have other data or another version of the package.
+            PeerLostError: If a process has ended that this one needs; start all again to resume.
         """
-        idle, left = time.monotonic(), groups_of(self.config)
-        while left := [group for group in left if not self._is_trained(group)]:
-            free = [g for g in left if is_free(group_lock(self.job.folder, g))]
-            if self._nobody_waits and free:
-                train_group(self.job, self.material, free[-1], self._listen)
-            if self._nobody_waits or len(free) < len(left):
+        layout, place = self._agreed_layout(job, groups), self.place
+        job = replace_fields(job, config=_own_device(job.config, place))
+        learned, device = job.config.method.learned, choose_device(job.config.train.device)
+        alone = layout.size == 1 or (not learned and layout.data == 1)
+        tell = place.teller(emit)
+        if place.rank < layout.size:
+            share = share_of_groups(job.config, layout, place.rank)
+            if alone:
+                others = [g for g in reversed(groups_of(job.config)) if g not in share]
+                work_on(job, [*share, *others], tell)
+            else:
+                _check_own_gpu(device, place)
+                with connected_mesh(
+                    layout, place.rank, place.store, coupled=learned, device=device
+                ) as mesh:
+                    work_on(job, share, tell, mesh)
+        self._wait_for_all(job, tell if alone and not learned else None, emit)
+
+    def _agreed_layout(self, job: Job, groups: Sequence[str]) -> Layout:
+        """Return the mesh that rank 0 has chosen for the groups that it found untrained."""
+
+        def choose() -> dict[str, Any]:
+            layout = self._layout(job.config, groups)
+            return {"shares": layout.shares, "data": layout.data, "shards": layout.shards,
+                    "fingerprint": job.fingerprint, "version": __version__}  # fmt: skip
+
+        place, plan = self.place, self.place.decide("plan", choose)
+        if plan["version"] != __version__:
+            raise RunError(
+                f"rank {place.rank}: has noprop {__version__}, rank 0 has {plan['version']}; "
+                "install one version on all machines"
+            )
+        if plan["fingerprint"] != job.fingerprint:
+            raise RunError(
+                f"rank {place.rank}: reads other examples, or another configuration, than rank 0; "
+                "give all machines the same data"
+            )
+        return Layout(tuple(map(tuple, plan["shares"])), plan["data"], plan["shards"])
+
+    def _wait_for_all(self, job: Job, tell: Emit | None, emit: Emit) -> None:
+        """Wait until every group is trained; train one that no process holds.
+
+        Args:
+            job: The run.
+            tell: Called with every event of a group that this process trains; None if a group
+                takes a mesh.
+            emit: Called with every event of the other processes, on rank 0.
+
+        Raises:
+            PeerLostError: If no process trains a group that takes a mesh.
+        """
+        idle, left = time.monotonic(), groups_of(job.config)
+        while left := [group for group in left if not _is_trained(job, group)]:
+            free = [g for g in left if is_free(group_lock(job.folder, g))]
+            if tell and free:
+                work_on(job, free[-1:], tell)
+            if tell or len(free) < len(left):
                 idle = time.monotonic()
             elif time.monotonic() - idle > PATIENCE:
                 raise PeerLostError(
                     f"no process trains {condensed(left)} any more; start all processes again"
                 )
-            self.member.listen(self.emit)
+            self.place.listen(emit)
             time.sleep(LOOK)
-        self.member.listen(self.emit, now=True)
+        self.place.listen(emit, now=True)
 
-    def _is_trained(self, group: str) -> bool:
-        return state_of(self.job.folder, group).finished
+
+def _is_trained(job: Job, group: str) -> bool:
+    """Return whether a group is trained; its files are read once its manifest says so."""
+    return all(state_of(job.folder, group, files=files).finished for files in (False, True))
+
+
+def _own_device(config: RunConfig, place: Rendezvous) -> RunConfig:
+    """Return the configuration with this process's own GPU, where GPUs train."""
+    device = choose_device(config.train.device)
+    if device.type != "cuda" or device.index is not None:
+        return config
+    index = place.local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return replace(config, {"train.device": f"cuda:{index}"})
+
+
+def _check_own_gpu(device: torch.device, place: Rendezvous) -> None:
+    if device.type == "cuda" and place.local_rank >= torch.cuda.device_count():
+        raise RunError(
+            f"torchrun: rank {place.rank} shares a GPU with another, and a unit with others; start "
+            f"at most {torch.cuda.device_count()} processes here"
+        )
+
+
+def _appears(path: Path, patience: float = 10.0) -> bool:
+    """Return whether a file exists, or does soon: a network file system may lag behind."""
+    deadline = time.monotonic() + patience
+    while not path.is_file():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

@@ -1,4 +1,7 @@
-"""Which units of a run there are, which were asked for, and how far each is."""
+"""The groups of units of a run: their names, their folders, and how far each is trained.
+
+A group is what can be trained separately: a unit, or all units when W_Embed is learned.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,10 +11,44 @@ from pathlib import Path
 from noprop.build import unit_names
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, RunError
-from noprop.run.groups import group_folder, groups_of
 from noprop.training.commits import latest
+from noprop.training.layout import Layout
 
-__all__ = ["UnitState", "choose_groups", "condensed", "state_of", "survey", "unfinished_text"]
+__all__ = [
+    "COUPLED",
+    "UnitState",
+    "choose_groups",
+    "condensed",
+    "group_folder",
+    "group_lock",
+    "groups_of",
+    "share_of_groups",
+    "state_of",
+    "survey",
+    "unfinished_text",
+]
+
+COUPLED = "all"  # name of the group of all units
+
+
+def groups_of(config: RunConfig) -> list[str]:
+    """Return the names of the groups of a run, in the order of its units."""
+    return [COUPLED] if config.method.learned else unit_names(config)
+
+
+def share_of_groups(config: RunConfig, layout: Layout, rank: int) -> list[str]:
+    """Return the groups that a process of a mesh trains with others."""
+    return [COUPLED] if config.method.learned else list(layout.share(rank))
+
+
+def group_folder(folder: Path, group: str) -> Path:
+    """Return the folder of a group, with its commits, in a run folder."""
+    return folder / "units" / group
+
+
+def group_lock(folder: Path, group: str) -> Path:
+    """Return the lock file that the process which trains a group holds."""
+    return group_folder(folder, group) / ".lock"
 
 
 @dataclass(frozen=True)
@@ -97,11 +134,13 @@ def survey(folder: Path, config: RunConfig, mark: str | None = None) -> list[Uni
     return [state_of(folder, group, mark) for group in groups_of(config)]
 
 
-def state_of(folder: Path, group: str, mark: str | None = None) -> UnitState:
-    """Return how far one group is; see :func:`survey`."""
+def state_of(
+    folder: Path, group: str, mark: str | None = None, *, files: bool = False
+) -> UnitState:
+    """Return how far one group is; see :func:`survey`. ``files`` reads its files as well."""
     place = group_folder(folder, group)
     try:
-        found = latest(place)
+        found = latest(place, files=files)
     except RunError as error:
         return UnitState(group, damage=str(error))
     if found is None:

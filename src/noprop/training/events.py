@@ -9,7 +9,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 __all__ = [
-    "Busy",
     "Created",
     "Damaged",
     "Deadline",
@@ -20,7 +19,6 @@ __all__ = [
     "Event",
     "Failed",
     "Finished",
-    "Followed",
     "Found",
     "Grid",
     "Progress",
@@ -94,28 +92,6 @@ class Started(Event):
 @dataclass(frozen=True)
 class Found(Event):
     """A group was trained before, or by another process.
-
-    Attributes:
-        group: Name of the group.
-    """
-
-    group: str
-
-
-@dataclass(frozen=True)
-class Busy(Event):
-    """Another process holds the lock of a group.
-
-    Attributes:
-        group: Name of the group.
-    """
-
-    group: str
-
-
-@dataclass(frozen=True)
-class Followed(Event):
-    """A group ended in a process that leaves it to another process to report it.
 
     Attributes:
         group: Name of the group.

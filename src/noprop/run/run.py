@@ -1,0 +1,391 @@
+"""A run: a folder, its configuration and its data, and what can be done with them.
+
+run = Run.create("digits-dt", overrides={"train.epochs": 2})    # or Run.open(folder)
+run.train()                                                     # resuming is the same call
+model = run.assemble()
+
+Any number of processes can train one run at the same time, each the groups that no other holds.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop.build import (
+    RunData,
+    build_embedding,
+    build_method,
+    choose_device,
+    load_data,
+    resolve_auto,
+    unit_names,
+)
+from noprop.config import RunConfig, replace
+from noprop.data import absolute_name
+from noprop.encoders import EncoderFactory
+from noprop.errors import ConfigError, DataError, RunError
+from noprop.evaluate import choose_weights, evaluate
+from noprop.files import write_whole
+from noprop.fingerprint import fingerprint
+from noprop.model import Model, open_run, save_model
+from noprop.recipes import find_recipe
+from noprop.run.assembly import assemble_model
+from noprop.run.engine import Engine
+from noprop.run.folder import (
+    clear_places,
+    create_run,
+    join_run,
+    make_free_folder,
+    starting_embedding,
+)
+from noprop.run.local import LocalEngine
+from noprop.run.locks import hold_assembly, is_free, remove_half_written
+from noprop.run.metrics import recorder, training_cost
+from noprop.run.units import (
+    COUPLED,
+    UnitState,
+    choose_groups,
+    condensed,
+    group_lock,
+    groups_of,
+    state_of,
+    survey,
+)
+from noprop.run.worker import Job, thread_count
+from noprop.trained_model import TrainedModel
+from noprop.training.events import (
+    Emit,
+    Evaluated,
+    Evaluating,
+    Event,
+    Found,
+    Started,
+    Trained,
+    print_nothing,
+)
+
+__all__ = ["Run", "resolve", "resolve_from", "with_data"]
+
+# Seconds to wait for a group that another process holds, when nothing else is left to train: a
+# worker may outlive its parent for a moment.
+PATIENCE = 2.0
+
+
+def resolve(
+    recipe: str | RunConfig,
+    overrides: Mapping[str, Any] | None = None,
+    encoder: EncoderFactory | None = None,
+) -> RunConfig:
+    """Return the configuration of a recipe, with some fields changed.
+
+    Args:
+        recipe: A name of ``noprop.RECIPES``, or a configuration.
+        overrides: Fields to change, such as ``{"train.epochs": 2}``.
+        encoder: The user's own encoder.
+
+    Raises:
+        ConfigError: If there is no such recipe or field, or a value is wrong.
+    """
+    config = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    custom = {} if encoder is None else {"method.encoder": "custom"}
+    return replace(config, {**(overrides or {}), **custom})
+
+
+class Run:
+    """A run folder with its configuration and data.
+
+    Args:
+        folder: The run folder, which exists.
+        config: Its configuration, without ``auto``. Fields that change no weight may differ from
+            those in the folder.
+        data: Its data.
+        encoder: The user's own encoder.
+
+    Attributes:
+        groups: Names of the groups that can be trained separately.
+        fingerprint: Digest of the settings and the data that the weights depend on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        data: RunData,
+        encoder: EncoderFactory | None = None,
+    ):
+        self.folder, self.config, self.data, self.encoder = folder, config, data, encoder
+        self.groups = groups_of(config)
+        self.fingerprint = fingerprint(config, data.train)
+
+    @classmethod
+    def create(
+        cls,
+        recipe: str | RunConfig = "digits-dt",
+        *,
+        folder: Path | str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        data: RunData | None = None,
+        data_dir: Path | str | None = None,
+        encoder: EncoderFactory | None = None,
+    ) -> "Run":
+        """Make the folder of a new run.
+
+        Args:
+            recipe: A name of ``noprop.RECIPES``, or a configuration.
+            folder: The run folder; ``runs/<recipe>`` unless given, with a number if that exists.
+            overrides: Fields to change.
+            data: The data, in place of reading ``data.dataset``.
+            data_dir: The first place to look for data.
+            encoder: Makes an ``nn.Module`` x → features (B, F) that replaces the convolutions.
+
+        Raises:
+            NoPropError: If an argument is wrong, or the folder exists.
+        """
+        config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
+        config, embedding = _resolve_new(config, data, encoder)
+        path = Path(folder) if folder else make_free_folder(config.recipe)
+        create_run(path, config, embedding)
+        return cls(path, config, data, encoder)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        data: RunData | None = None,
+        data_dir: Path | str | None = None,
+        encoder: EncoderFactory | None = None,
+    ) -> "Run":
+        """Open the folder of a run.
+
+        Args:
+            folder: The run folder.
+            overrides: Fields to change; those that change weights cannot be changed.
+            data: As :meth:`create` takes it.
+            data_dir: As :meth:`create` takes it.
+            encoder: As :meth:`create` takes it.
+
+        Raises:
+            NoPropError: If it is no run folder, or an argument is wrong.
+        """
+        path = Path(folder)
+        return cls.join(
+            open_run(path), path, overrides=overrides, data=data, data_dir=data_dir, encoder=encoder
+        )
+
+    @classmethod
+    def join(
+        cls,
+        recipe: str | RunConfig,
+        folder: Path | str,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        data: RunData | None = None,
+        data_dir: Path | str | None = None,
+        encoder: EncoderFactory | None = None,
+    ) -> "Run":
+        """Open the folder of a run, or make it if it does not exist.
+
+        Args:
+            recipe: As :meth:`create` takes it. Where the folder exists, fields that change weights
+                must be those of the folder; those left at ``auto`` are taken from it.
+            folder: The run folder.
+            overrides: As :meth:`create` takes it.
+            data: As :meth:`create` takes it.
+            data_dir: As :meth:`create` takes it.
+            encoder: As :meth:`create` takes it.
+
+        Raises:
+            NoPropError: If the folder is that of another training, or an argument is wrong.
+        """
+        path = Path(folder)
+        config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
+        if (path / "config.toml").exists():
+            config, embedding = resolve_from(config, open_run(path)), None
+        else:
+            config, embedding = _resolve_new(config, data, encoder)
+        join_run(path, config, embedding)
+        return cls(path, config, data, encoder)
+
+    @cached_property
+    def job(self) -> Job:
+        """The run as it is sent to the processes that train its groups."""
+        embedding = starting_embedding(self.folder, self.config, self.data)
+        return Job(
+            config=self.config,
+            task=self.data.task,
+            folder=self.folder,
+            fingerprint=self.fingerprint,
+            train=self.data.train,
+            validation=self.data.validation,
+            embedding=embedding.weight.detach(),
+            encoder=self.encoder,
+        )
+
+    def states(self) -> list[UnitState]:
+        """Return how far each group is, those included that other processes train.
+
+        Raises:
+            RunError: If one was trained with other settings or other data.
+        """
+        return survey(self.folder, self.config, self.fingerprint)
+
+    def train(
+        self,
+        units: Iterable[str] | None = None,
+        *,
+        engine: Engine | None = None,
+        emit: Emit = print_nothing,
+    ) -> None:
+        """Train the units that are not trained yet, each from its last checkpoint.
+
+        Args:
+            units: Names, and ranges such as ``block-3..block-7``; all units unless given.
+            engine: Where they are trained; on processes of this machine unless given.
+            emit: Called with every event, after it is written to ``metrics.jsonl``.
+
+        Raises:
+            RunError: If other processes still hold some of them when the others are trained.
+            NoPropError: What stopped the training of a unit; its last checkpoint is kept.
+        """
+        groups = self.groups if units is None else choose_groups(self.config, units)
+        engine, own = engine or LocalEngine(), set[str]()
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Trained):
+                own.update([COUPLED] if self.config.method.learned else event.units)
+            emit(event)
+
+        with engine.opened(self.config):
+            self.states()  # no unit is trained next to those of another training
+            clear_places(self.folder)
+            record = recorder(self.folder, emit) if engine.reports else print_nothing
+            left = self._unfinished(groups, record)
+            record(
+                Started(
+                    left,
+                    engine.workers(self.config, left),
+                    engine="" if engine.name == "local" else engine.name,
+                    shards=self.config.train.shards,
+                )
+            )
+            deadline = time.monotonic() + PATIENCE
+            while left:
+                engine.run(self.job, left, listen)
+                left = self._unfinished([g for g in left if g not in own], record)
+                if not self._wait_for_one(left, deadline):
+                    raise RunError(
+                        f"{self.folder}: another process is training {condensed(left)}, nothing "
+                        "else is left to do here; when all units are trained: noprop assemble "
+                        f"{self.folder}"
+                    )
+
+    def _unfinished(self, groups: Sequence[str], record: Emit) -> list[str]:
+        """Return the groups that are not trained to their end, and report the others."""
+        left = []
+        for group in groups:
+            if state_of(self.folder, group, self.fingerprint, files=True).finished:
+                record(Found(group))
+            else:
+                left.append(group)
+        return left
+
+    def _wait_for_one(self, groups: Sequence[str], deadline: float) -> bool:
+        """Return whether there is no group, or one of them is free before the time is up."""
+        while groups and not any(is_free(group_lock(self.folder, group)) for group in groups):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def model(self) -> Model:
+        """Return the model of the trained units, with uniform path weights; nothing is written.
+
+        Raises:
+            RunError: If a unit is missing, unfinished or damaged.
+        """
+        return assemble_model(self.folder, self.config, self.data, self.encoder)
+
+    def assemble(self, emit: Emit = print_nothing) -> TrainedModel:
+        """Make the model of the trained units, fit its path weights, evaluate it, and write it.
+
+        Raises:
+            RunError: If a unit is missing, unfinished or damaged; nothing is written then.
+        """
+        with hold_assembly(self.folder):
+            remove_half_written(self.folder, "evaluation.json", "model.safetensors", "model.json")
+            clear_places(self.folder)
+            model = self.model()
+            emit(Evaluating())
+            choose_weights(model, self.data.validation)
+            results = evaluate(model, self.data.test) | {"part": "test"}
+            if training := training_cost(self.folder):
+                results["training"] = training
+            text = json.dumps(results, indent=1) + "\n"
+            write_whole(self.folder / "evaluation.json", text.encode())
+            save_model(self.folder, model)
+        emit(Evaluated(results))
+        return TrainedModel(self.folder, model)
+
+
+def with_data(
+    config: RunConfig, data: RunData | None, data_dir: Path | str | None
+) -> tuple[RunConfig, RunData]:
+    """Return the configuration and its data.
+
+    Raises:
+        NoPropError: If there are no such data, or they cannot be trained on so.
+    """
+    choose_device(config.train.device)
+    if data is None:
+        data = load_data(config, Path(data_dir) if data_dir else None)
+        config = replace(config, {"data.dataset": absolute_name(config.data.dataset)})
+    if len(data.train) < 2:
+        raise DataError(
+            f"{config.data.dataset}: wanted at least two examples to train on, for batch norm, "
+            f"got {len(data.train)}; see data.train_size"
+        )
+    for field in ("crop_padding", "flip"):
+        if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
+            raise ConfigError(
+                f"train.{field}: only images are augmented, and {config.data.dataset} has features "
+                f"of shape {data.task.shape}"
+            )
+    return config, data
+
+
+def _resolve_new(
+    config: RunConfig, data: RunData, encoder: EncoderFactory | None
+) -> tuple[RunConfig, Any]:
+    """Return the configuration of a new run without ``auto``, and W_Embed before training.
+
+    A configuration that cannot be built raises its error here, before a run folder is made.
+    """
+    embedding = build_embedding(config, data.task, data.train)
+    config = resolve_auto(_with_counts(config, config.train.shards or 1), embedding)
+    build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
+    return config, embedding
+
+
+def resolve_from(config: RunConfig, existing: RunConfig) -> RunConfig:
+    """Return a configuration with the values of an existing run for each ``auto``."""
+    shards = config.train.shards or existing.train.shards or 1
+    config = _with_counts(config, shards, existing.train.threads)
+    autos = config.method.auto_fields
+    return replace(
+        config, {f"method.{name}": getattr(existing.method, name, "auto") for name in autos}
+    )
+
+
+def _with_counts(config: RunConfig, shards: int, threads: int = 0) -> RunConfig:
+    """Fix the numbers of shards and threads: sums depend on them in their last digits."""
+    config = replace(config, {"train.shards": shards})
+    return replace(
+        config, {"train.threads": config.train.threads or threads or thread_count(config)}
+    )
