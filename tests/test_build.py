@@ -329,7 +329,9 @@ def test_embeddings_take_the_length_of_the_prototypes():
 @pytest.mark.parametrize("kind", ["one-hot", "prototype"])
 def test_embeddings_with_a_length_of_their_own_take_no_other(kind):
     changes = {"method.embedding": kind, "method.embedding_norm": 2.0}
-    with pytest.raises(ConfigError, match=rf"embedding_norm: {kind} embeddings have a length"):
+    with pytest.raises(
+        ConfigError, match=rf"embedding_norm: {kind} embeddings have a fixed length"
+    ):
         replace(RunConfig(), changes)
 
 

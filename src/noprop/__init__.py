@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from noprop.grid import train_grid
     from noprop.recipes import RECIPES
     from noprop.run.ray_engine import RayEngine
+    from noprop.run.run import Run
     from noprop.trained_model import TrainedModel
 
 __all__ = [
     "RECIPES",
     "NoPropError",
     "RayEngine",
+    "Run",
     "RunConfig",
     "TrainedModel",
     "__version__",
@@ -38,6 +40,7 @@ _HOMES = {
     "RECIPES": "noprop.recipes",
     "NoPropError": "noprop.errors",
     "RayEngine": "noprop.run.ray_engine",
+    "Run": "noprop.run.run",
     "RunConfig": "noprop.config",
     "TrainedModel": "noprop.trained_model",
     "assemble": "noprop.api",
