@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from noprop.recipes import RECIPES
     from noprop.run.ray_engine import RayEngine
     from noprop.run.run import Run
+    from noprop.run.slurm_engine import SlurmEngine
     from noprop.trained_model import TrainedModel
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RayEngine",
     "Run",
     "RunConfig",
+    "SlurmEngine",
     "TrainedModel",
     "__version__",
     "assemble",
@@ -41,6 +43,7 @@ _HOMES = {
     "NoPropError": "noprop.errors",
     "RayEngine": "noprop.run.ray_engine",
     "Run": "noprop.run.run",
+    "SlurmEngine": "noprop.run.slurm_engine",
     "RunConfig": "noprop.config",
     "TrainedModel": "noprop.trained_model",
     "assemble": "noprop.api",

@@ -176,7 +176,9 @@ def test_a_folder_of_something_else_is_left_alone(capsys, tmp_path):
     (tmp_path / "thesis.tex").touch()
     argv = ["train", *OPTIONS, "--run", str(tmp_path), "--units", "block-1"]
     assert "is no run folder" in error_of(capsys, *argv)
-    assert "--units: name the folder" in error_of(capsys, "train", *OPTIONS, "--units", "block-1")
+    assert "--units: name the run folder" in error_of(
+        capsys, "train", *OPTIONS, "--units", "block-1"
+    )
     assert {p.name for p in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
 
 

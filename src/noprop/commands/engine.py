@@ -8,13 +8,24 @@ from noprop.errors import ConfigError
 
 __all__ = ["add_engine", "engine_of", "engine_options"]
 
-# Argument of RayEngine, and the option that sets it.
-ENGINE_OPTIONS = {
-    "address": "--address",
-    "storage": "--storage",
-    "cpus": "--cpus-per-unit",
-    "gpus": "--gpus-per-unit",
-    "retries": "--retries",
+# Of each engine: argument of its class, and option.
+OPTIONS = {
+    "ray": {
+        "address": "--address",
+        "storage": "--storage",
+        "cpus": "--cpus-per-unit",
+        "gpus": "--gpus-per-unit",
+        "retries": "--retries",
+    },
+    "slurm": {
+        "partition": "--partition",
+        "time": "--time",
+        "cpus_per_task": "--cpus-per-task",
+        "gpus_per_task": "--gpus-per-task",
+        "mem": "--mem",
+        "sbatch": "--sbatch",
+        "no_wait": "--no-wait",
+    },
 }
 
 
@@ -23,9 +34,9 @@ def add_engine(parser: Parser) -> None:
     group = parser.add_argument_group("where units are trained")
     group.add_argument(
         "--engine",
-        choices=("local", "ray"),
+        choices=("local", "ray", "slurm"),
         default="local",
-        help="processes of this machine, or Ray [local]",
+        help="processes of this machine, Ray, or tasks of a Slurm job array [local]",
     )
     group.add_argument(
         "--address",
@@ -51,30 +62,80 @@ def add_engine(parser: Parser) -> None:
         metavar="N",
         help="ray: restarts of a unit whose worker is lost [10]",
     )
+    texts = {
+        "partition": "partition of the tasks [that of the cluster's default]",
+        "time": "time of a task, which is restarted when it needs longer, such as 1:30:00 [60]",
+        "mem": "memory of a task, such as 8G",
+    }
+    for name, text in texts.items():
+        group.add_argument(f"--{name}", metavar=name.upper(), help=f"slurm: {text}")
+    for name, text in {
+        "cpus": "CPUs of a task [number of threads]",
+        "gpus": "GPUs of a task",
+    }.items():
+        option = f"--{name}-per-task"
+        group.add_argument(option, type=whole_number, metavar="N", help=f"slurm: {text}")
+    group.add_argument(
+        "--sbatch",
+        action="append",
+        metavar="NAME=VALUE",
+        help="slurm: another option of sbatch, such as account=me; may be repeated",
+    )
+    group.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="slurm: submit the tasks of the run of --run or --resume and leave; noprop assemble "
+        "makes the model",
+    )
 
 
 def engine_of(arguments: argparse.Namespace) -> Any:
     """Return the engine of ``--engine`` with its options; None for the local one."""
-    given = {name: getattr(arguments, name) for name in ENGINE_OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
-    if arguments.engine != "ray":
-        if given:
-            raise ConfigError(f"{ENGINE_OPTIONS[next(iter(given))]}: is for --engine ray")
-        return None
-    from noprop.run.ray_engine import RayEngine
+    given = {}
+    for engine, options in OPTIONS.items():
+        for name, option in options.items():
+            value = getattr(arguments, name)
+            if value is None or value is False:
+                continue
+            if engine != arguments.engine:
+                raise ConfigError(f"{option}: is for --engine {engine}")
+            given[name] = value
+    workers = getattr(arguments, "train.workers")
+    if arguments.engine == "slurm":
+        from noprop.run.slurm_engine import SlurmEngine
 
-    if "address" in given and getattr(arguments, "train.workers") is not None:
-        raise ConfigError(
-            "--workers: with --address, the cluster's resources limit the workers; "
-            "see --cpus-per-unit"
-        )
-    return RayEngine(given.pop("address", None), **given)
+        if workers is not None:
+            raise ConfigError("--workers: each unit is a task of Slurm; see --cpus-per-task")
+        sbatch = dict(_pair(text) for text in given.pop("sbatch", ()))
+        return SlurmEngine(**given, sbatch=sbatch)
+    if arguments.engine == "ray":
+        from noprop.run.ray_engine import RayEngine
+
+        if "address" in given and workers is not None:
+            raise ConfigError(
+                "--workers: with --address, the cluster's resources limit the workers; "
+                "see --cpus-per-unit"
+            )
+        return RayEngine(given.pop("address", None), **given)
+    return None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"--sbatch: wanted NAME=VALUE, such as account=me, got {text!r}")
+    return name.lstrip("-"), value
 
 
 def engine_options(arguments: argparse.Namespace) -> str:
-    """Return the options of the engine as they were given, for the command that resumes."""
-    if arguments.engine != "ray":
+    """Return the options of the engine as they were given, to be given again."""
+    if arguments.engine == "local":
         return ""
-    values = [(option, getattr(arguments, name)) for name, option in ENGINE_OPTIONS.items()]
-    values.append(("--workers", getattr(arguments, "train.workers", None)))
-    return " --engine ray" + "".join(f" {o} {v}" for o, v in values if v is not None)
+    texts = [f"--engine {arguments.engine}"]
+    names = {**OPTIONS[arguments.engine], "train.workers": "--workers"}
+    for name, option in names.items():
+        value = getattr(arguments, name, None)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one is not False:
+                texts.append(option if one is True else f"{option} {one}")
+    return " " + " ".join(texts)

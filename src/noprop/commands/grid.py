@@ -18,6 +18,7 @@ from noprop.commands.options import (
     parse_seeds,
     path,
 )
+from noprop.errors import ConfigError
 from noprop.recipes import RECIPE_NAMES
 from noprop.terminal import printable, show, show_json, tell
 
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop.training.signals import Terminated, answered_between_updates
 
     encoder, engine = encoder_or_field(arguments), engine_of(arguments)
+    if arguments.no_wait:
+        raise ConfigError("--no-wait: a grid evaluates its runs, so it waits for them")
     changes = overrides(arguments)
     report = Report(quiet=arguments.quiet)
     try:

@@ -53,6 +53,7 @@ def add_options(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
     from noprop import api
+    from noprop.build import unit_names
     from noprop.model import open_run
     from noprop.report.progress import Report
     from noprop.run.rendezvous import started_by_torchrun
@@ -69,8 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
     else:
         config = configuration(arguments)
-        if arguments.units and not arguments.run:
-            raise ConfigError("--units: name the folder of the run with --run DIR or --resume RUN")
+        for option in ("units", "no_wait"):
+            if getattr(arguments, option) and not arguments.run:
+                name = option.replace("_", "-")
+                raise ConfigError(f"--{name}: name the run folder with --run DIR or --resume RUN")
         folder = arguments.run  # if None, training makes a folder
     together = started_by_torchrun()
     if together:
@@ -78,6 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
     first = not together or os.environ["RANK"] == "0"
     engine = engine_of(arguments)
     report = Report(config.train.batch_size, quiet=arguments.quiet or not first)
+    units = arguments.units.split(",") if arguments.units is not None else None
+    if arguments.no_wait:
+        units = units or unit_names(config)
     states: list[Any] = []
 
     def listen(event: Event) -> None:
@@ -98,10 +104,10 @@ def run(arguments: argparse.Namespace) -> int:
         with answered_between_updates(), closing(report):
             if together:
                 api.train_together(None if arguments.resume else config, folder=folder, **common)
-            elif arguments.units is not None:
+            elif units is not None:
                 states = api.train_units(
                     folder,
-                    arguments.units.split(","),
+                    units,
                     None if arguments.resume else config,
                     overrides=None if workers is None else {"train.workers": workers},
                     **common,
@@ -117,9 +123,13 @@ def run(arguments: argparse.Namespace) -> int:
         how = f"; resume with: noprop train --resume {folder}{part}" if made else ""
         if first:
             tell(f"stopped{how}")
+        if jobs := getattr(engine, "submitted", None):
+            tell(f"the tasks of Slurm continue; end them with: scancel {' '.join(jobs)}")
         return 143 if isinstance(stop, Terminated) else 130
     if not first:
         return 0
+    if arguments.no_wait:
+        tell(f"submitted to Slurm as job {' '.join(engine.submitted)}")
     return _show_units(arguments, folder, states) if states else show_result(arguments, folder)
 
 

@@ -171,6 +171,8 @@ class Report:
         if event.engine == "ray":
             room = f"{event.workers} at a time" if event.workers else "waiting for a free machine"
             self._detail(f"training {units} as tasks of Ray, {room}")
+        elif event.engine == "slurm":
+            self._detail(f"training {units} as tasks of Slurm")
         elif event.groups:
             shards = f", mini-batches in {event.shards} shards" if event.shards > 1 else ""
             self._detail(f"training {units} on {_count(event.workers, 'worker')}{shards}")

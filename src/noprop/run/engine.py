@@ -20,12 +20,14 @@ class Engine(ABC):
         name: Name of the engine, as ``--engine`` takes it.
         at_once: Whether groups of several runs can be given to it at the same time, each run by a
             thread of its own.
+        waits: Whether :meth:`run` returns only when the groups are trained.
         reports: Whether this process reports that training starts; of several that run the same
             program, one does.
     """
 
     name: str
     at_once = False
+    waits = True
     reports = True
 
     @abstractmethod

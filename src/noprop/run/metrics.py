@@ -7,14 +7,16 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from noprop.errors import RunError
 from noprop.files import open_in_place
-from noprop.training.events import Emit, Event, Progress
+from noprop.training.events import Emit, Event, Progress, event_of
 
-__all__ = ["append_line", "read_metrics", "recorder", "training_cost"]
+__all__ = ["append_line", "follow", "read_metrics", "recorder", "training_cost"]
 
 LONGEST = 1 << 20  # bytes read of a line at once; an event has some thousands
 
@@ -56,20 +58,47 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All events of a run; a line that was cut short, or is no event, is left out."""
-    events = []
+    """Return all events of a run; a line that was cut short, or is no event, is left out."""
     path = folder / "metrics.jsonl"
     if not path.exists():
-        return events
+        return []
     with path.open("rb") as file:
-        for line in iter(lambda: file.readline(LONGEST), b""):
-            try:
-                event = json.loads(line.decode())
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                events.append(event)
+        return _events_in(iter(lambda: file.readline(LONGEST), b""))
+
+
+def _events_in(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            events.append(event)
     return events
+
+
+def follow(folder: Path) -> Callable[[], list[Event]]:
+    """Return a function that returns the events since it was called last, or since now."""
+    path = folder / "metrics.jsonl"
+    offset = path.stat().st_size if path.exists() else 0
+
+    def new_events() -> list[Event]:
+        nonlocal offset
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        offset += len(whole)
+        events = []
+        for value in _events_in(whole.splitlines()):
+            with suppress(KeyError, TypeError):  # of another version of the package
+                events.append(event_of({k: v for k, v in value.items() if k != "time"}))
+        return events
+
+    return new_events
 
 
 def training_cost(folder: Path) -> dict[str, Any]:

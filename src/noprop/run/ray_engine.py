@@ -8,12 +8,10 @@ that it has dropped.
 
 import hashlib
 import math
-import sys
-import sysconfig
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from noprop.run.locks import hold
 from noprop.run.metrics import recorder
 from noprop.run.ray_cluster import connected, reason_of, room, the_ray
 from noprop.run.ray_tasks import Message, Outcome, train_task
+from noprop.run.sending import sent_by_value
 from noprop.run.storage import RunStorage
 from noprop.run.units import group_folder, group_lock
 from noprop.run.worker import Job, thread_count
@@ -220,7 +219,7 @@ class Tasks:
         """
         pending: dict[Any, int] = {}
         try:
-            with self.lock, _sent_by_value(job.encoder):
+            with self.lock, sent_by_value(job.encoder, self.ray.cloudpickle):
                 self._submit(job, groups, resources, storage, recorder(job.folder, emit), pending)
             while pending:
                 with named():
@@ -332,30 +331,3 @@ class Tasks:
         for ref in refs:
             with suppress(Exception):  # Ray is gone itself
                 self.ray.cancel(ref, force=force)
-
-
-@contextmanager
-def _sent_by_value(function: Callable[..., Any] | None) -> Iterator[None]:
-    """Send a function with the code of its module in this block, unless that is installed.
-
-    It is sent by its name otherwise, and a worker that cannot import the module fails.
-    """
-    from ray import cloudpickle
-
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    if module is None or _is_installed(module):
-        yield
-        return
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
-
-
-def _is_installed(module: Any) -> bool:
-    if module.__name__.partition(".")[0] in ("noprop", "__main__"):
-        return True  # workers have the one; the other is always sent with its code
-    file = getattr(module, "__file__", None)
-    places = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
-    return file is None or any(Path(file).is_relative_to(place) for place in places)

@@ -8,6 +8,7 @@ Any number of processes can train one run at the same time, each the groups that
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -46,6 +47,7 @@ from noprop.run.folder import (
 from noprop.run.local import LocalEngine
 from noprop.run.locks import hold_assembly, is_free, remove_half_written
 from noprop.run.metrics import recorder, training_cost
+from noprop.run.slurm_engine import PLACE
 from noprop.run.units import (
     COUPLED,
     UnitState,
@@ -275,11 +277,12 @@ class Run:
                     shards=self.config.train.shards,
                 )
             )
-            deadline = time.monotonic() + PATIENCE
             while left:
                 engine.run(self.job, left, listen)
+                if not engine.waits:
+                    return
                 left = self._unfinished([g for g in left if g not in own], record)
-                if not self._wait_for_one(left, deadline):
+                if not self._wait_for_one(left):
                     raise RunError(
                         f"{self.folder}: another process is training {condensed(left)}, nothing "
                         "else is left to do here; when all units are trained: noprop assemble "
@@ -296,8 +299,9 @@ class Run:
                 left.append(group)
         return left
 
-    def _wait_for_one(self, groups: Sequence[str], deadline: float) -> bool:
+    def _wait_for_one(self, groups: Sequence[str]) -> bool:
         """Return whether there is no group, or one of them is free before the time is up."""
+        deadline = time.monotonic() + PATIENCE
         while groups and not any(is_free(group_lock(self.folder, group)) for group in groups):
             if time.monotonic() > deadline:
                 return False
@@ -330,6 +334,7 @@ class Run:
             text = json.dumps(results, indent=1) + "\n"
             write_whole(self.folder / "evaluation.json", text.encode())
             save_model(self.folder, model)
+            shutil.rmtree(self.folder / PLACE, ignore_errors=True)
         emit(Evaluated(results))
         return TrainedModel(self.folder, model)
 
