@@ -1,6 +1,6 @@
 """The errors a user can cause. The command line prints them as one line, without a stack trace."""
 
-__all__ = ["ConfigError", "DataError", "NoPropError", "RunError", "TrainingError"]
+__all__ = ["ConfigError", "DamagedError", "DataError", "NoPropError", "RunError", "TrainingError"]
 
 
 class NoPropError(Exception):
@@ -17,6 +17,10 @@ class DataError(NoPropError):
 
 class RunError(NoPropError):
     """A run folder or checkpoint that is missing, damaged, or of another architecture."""
+
+
+class DamagedError(RunError):
+    """A file of a run that is missing, or does not hold what was written."""
 
 
 class TrainingError(NoPropError):

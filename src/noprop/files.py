@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from noprop.errors import RunError
+from noprop.errors import DamagedError, RunError
 
 __all__ = [
     "FREE_BYTES",
@@ -200,20 +200,23 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of a run.
 
     Raises:
-        RunError: If the file cannot be read, or does not hold a JSON object.
+        DamagedError: If it is missing, or does not hold a JSON object.
+        RunError: If it cannot be read.
     """
     try:
         with open_regular(path) as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise RunError(f"{path}: is damaged (it has more than {LARGEST >> 20} MiB)")
+            raise DamagedError(f"{path}: is damaged (it has more than {LARGEST >> 20} MiB)")
         value = json.loads(content.decode())
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: cannot be read: No such file or directory") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
     except RecursionError:
-        raise RunError(f"{path}: is damaged (nested too deeply)") from None
+        raise DamagedError(f"{path}: is damaged (nested too deeply)") from None
     except ValueError as error:
-        raise RunError(f"{path}: is damaged ({error})") from None
+        raise DamagedError(f"{path}: is damaged ({error})") from None
     if not isinstance(value, dict):
-        raise RunError(f"{path}: is damaged (wanted an object, got {type(value).__name__})")
+        raise DamagedError(f"{path}: is damaged (wanted an object, got {type(value).__name__})")
     return value

@@ -18,12 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from noprop.errors import RunError
+from noprop.errors import DamagedError, RunError
 from noprop.files import open_regular, write_whole
 from noprop.version import __version__
 
 __all__ = [
-    "DamagedError",
     "check_utf8_name",
     "encode",
     "flatten",
@@ -32,10 +31,6 @@ __all__ = [
     "save_tensors",
     "unflatten",
 ]
-
-
-class DamagedError(RunError):
-    """A file that is missing, or does not hold what was written."""
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -16,10 +16,10 @@ from noprop.cli import main
 from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import ConfigError, TrainingError
 from noprop.run import slurm_engine
-from noprop.run.folder import create_run
+from noprop.run.folder import SLURM_PLACE, create_run
 from noprop.run.locks import hold
 from noprop.run.run import Run
-from noprop.run.slurm_engine import PLACE, SlurmEngine, minutes_of
+from noprop.run.slurm_engine import SlurmEngine, minutes_of
 from noprop.run.units import group_lock
 from noprop.training.events import Epoch, Event, Started, Trained
 from ray_runs import CONFIG, LEARNED, LONG, assert_same, told
@@ -41,6 +41,22 @@ def quick(monkeypatch):
     monkeypatch.setattr(slurm_engine, "LOOK", 0.1)
 
 
+@pytest.fixture(autouse=True)
+def tasks(monkeypatch):
+    """The tasks that were submitted; those of this machine have ended after the test."""
+    submit, tasks = SlurmEngine._submit, list[Any]()
+
+    def submit_and_note(*arguments: Any) -> list[Any]:
+        tasks.extend(new := submit(*arguments))
+        return new
+
+    monkeypatch.setattr(SlurmEngine, "_submit", submit_and_note)
+    yield tasks
+    for task in tasks:
+        if isinstance(task, submitit.LocalJob):
+            task._process.wait(60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, LEARNED], ids=["one-hot", "learned"])
 def test_weights_and_events_are_those_of_one_process(quick, whole, tmp_path, changes):
@@ -52,9 +68,9 @@ def test_weights_and_events_are_those_of_one_process(quick, whole, tmp_path, cha
     for kind in (Started, Epoch, Trained):
         mine = [event.to_json() for event in events if isinstance(event, kind)]
         assert len(mine) == len(told(run.folder, kind.__name__.lower())) > 0
-    assert not list((run.folder / PLACE).iterdir())
+    assert not list((run.folder / SLURM_PLACE).iterdir())
     run.assemble()
-    assert not (run.folder / PLACE).exists()
+    assert not (run.folder / SLURM_PLACE).exists()
 
 
 def make_encoder() -> torch.nn.Module:
@@ -71,22 +87,17 @@ def test_an_encoder_of_ones_own_goes_along(quick, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_task_whose_time_is_up_is_started_again(quick, whole, tmp_path):
+def test_a_task_whose_time_is_up_is_started_again(quick, tasks, whole, tmp_path):
     """submitit's signal leaves a checkpoint, saved by no clock; the task resumes from there."""
     config = replace(LONG, {**SELDOM, "train.epochs": 40})
-    run, tasks = opened(tmp_path / "r", config), list[Any]()
-
-    class Seen(SlurmEngine):
-        def _submit(self, *arguments):  # pyright: ignore[reportIncompatibleMethodOverride]
-            tasks.extend(super()._submit(*arguments))
-            return tasks
+    run = opened(tmp_path / "r", config)
 
     def interrupt(event: Event) -> None:
         if isinstance(event, Epoch) and event.epoch == 3:
             (task,) = [p for p in children(tasks[0]) if "_submit" in " ".join(p.cmdline())]
             task.send_signal(signal.SIGUSR2)
 
-    run.train(["block-1"], engine=Seen(cluster="local"), emit=interrupt)
+    run.train(["block-1"], engine=SlurmEngine(cluster="local"), emit=interrupt)
     epochs = [event["epoch"] for event in told(run.folder, "epoch")]
     assert epochs == list(range(1, 41))  # none was trained twice, and none left out
     opened(tmp_path / "whole", config).train(["block-1"])
@@ -100,15 +111,10 @@ def children(task: Any) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_task_goes_on(quick, tmp_path):
+def test_sigterm_saves_and_the_task_goes_on(quick, tasks, tmp_path):
     """Slurm sends it when it takes the machine, some time before it kills the task."""
     config = replace(LONG, {**SELDOM, "train.epochs": 40})
-    run, tasks, positions = opened(tmp_path / "r", config), list[Any](), list[int]()
-
-    class Seen(SlurmEngine):
-        def _submit(self, *arguments):  # pyright: ignore[reportIncompatibleMethodOverride]
-            tasks.extend(super()._submit(*arguments))
-            return tasks
+    run, positions = opened(tmp_path / "r", config), list[int]()
 
     def terminate(event: Event) -> None:
         if isinstance(event, Epoch) and event.epoch == 3:
@@ -116,7 +122,7 @@ def test_sigterm_saves_and_the_task_goes_on(quick, tmp_path):
             task.send_signal(signal.SIGTERM)
         positions.extend(s.position for s in run.states() if s.name == "block-1")
 
-    run.train(["block-1"], engine=Seen(cluster="local"), emit=terminate)
+    run.train(["block-1"], engine=SlurmEngine(cluster="local"), emit=terminate)
     assert any(0 < position < max(positions) for position in positions)
     assert [event["epoch"] for event in told(run.folder, "epoch")] == list(range(1, 41))
 
@@ -130,13 +136,8 @@ def test_the_error_of_a_unit_is_one_line(quick, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_task_is_reported_with_its_log(quick, tmp_path):
-    run, tasks = opened(tmp_path / "r", LONG), list[Any]()
-
-    class Seen(SlurmEngine):
-        def _submit(self, *arguments):  # pyright: ignore[reportIncompatibleMethodOverride]
-            tasks.extend(super()._submit(*arguments))
-            return tasks
+def test_a_killed_task_is_reported_with_its_log(quick, tasks, tmp_path):
+    run = opened(tmp_path / "r", LONG)
 
     def kill(event: Event) -> None:
         if isinstance(event, Epoch):
@@ -145,7 +146,7 @@ def test_a_killed_task_is_reported_with_its_log(quick, tmp_path):
 
     words = r"^block-1: its task \d+ ended .*_log\.err; .*--resume"
     with pytest.raises(TrainingError, match=words):
-        run.train(["block-1"], engine=Seen(cluster="local"), emit=kill)
+        run.train(["block-1"], engine=SlurmEngine(cluster="local"), emit=kill)
 
 
 @pytest.mark.slow
@@ -155,7 +156,7 @@ def test_a_unit_that_another_process_holds_is_waited_for(quick, tmp_path):
     with hold(group_lock(run.folder, "block-1"), ""):
         other = threading.Thread(target=run.train, args=(["block-1"],), kwargs={"engine": engine})
         other.start()
-        while not list(run.folder.glob(f"{PLACE}/*/*_result.pkl")):
+        while not list(run.folder.glob(f"{SLURM_PLACE}/*/*_result.pkl")):
             time.sleep(0.1)
         time.sleep(1)
         assert other.is_alive()
@@ -166,7 +167,6 @@ def test_a_unit_that_another_process_holds_is_waited_for(quick, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of local tasks
 def test_no_wait_leaves_when_the_tasks_are_submitted(tmp_path):
     run, engine = opened(tmp_path / "r", CONFIG), SlurmEngine(cluster="local", no_wait=True)
     run.train(engine=engine)
@@ -176,7 +176,7 @@ def test_no_wait_leaves_when_the_tasks_are_submitted(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     run.assemble()
-    assert not (run.folder / PLACE).exists()
+    assert not (run.folder / SLURM_PLACE).exists()
 
 
 def test_what_is_asked_of_slurm_is_what_was_given(monkeypatch, tmp_path):

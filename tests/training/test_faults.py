@@ -21,10 +21,10 @@ import torch
 import noprop
 from noprop.cli import main
 from noprop.config import RunConfig, replace, to_toml
-from noprop.errors import RunError
+from noprop.errors import DamagedError, RunError
 from noprop.run.metrics import read_metrics
 from noprop.run.units import group_folder
-from noprop.tensor_files import DamagedError, load_tensors, save_tensors
+from noprop.tensor_files import load_tensors, save_tensors
 from noprop.training import commits
 from noprop.training.commits import LAST, PREVIOUS, latest, read_commit
 from noprop.training.events import Damaged, Event, Progress
@@ -187,6 +187,27 @@ def test_assemble_does_not_use_a_damaged_unit(capsys, whole, tmp_path):
     assert not (folder / "model.json").exists()
     noprop.resume(folder)
     assert_same(whole, folder)
+
+
+@pytest.mark.parametrize("name", [LAST, PREVIOUS])
+def test_a_manifest_that_cannot_be_read_is_no_damage(monkeypatch, whole, tmp_path, name):
+    """Else an error of the disk would replace the last commit by the one before."""
+    folder = tmp_path / "r"
+    shutil.copytree(whole, folder)
+    place = group_folder(folder, "block-1")
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    open_regular = noprop.files.open_regular
+
+    def refuse(path: Path):
+        if path == place / name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_regular(path)
+
+    monkeypatch.setattr(noprop.files, "open_regular", refuse)
+    commit = commit_of(folder, "block-1") if name == PREVIOUS else None
+    with pytest.raises(RunError, match=f"{name}: cannot be read: Permission denied"):
+        latest(place) if commit is None else commits.delete_unnamed(place)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
 
 
 def test_every_byte_of_a_file_of_tensors_counts(tmp_path):

@@ -30,6 +30,7 @@ from noprop.tensor_files import check_utf8_name, load_tensors, save_tensors
 from noprop.version import __version__
 
 __all__ = [
+    "SLURM_PLACE",
     "clear_places",
     "create_run",
     "join_run",
@@ -39,12 +40,13 @@ __all__ = [
 ]
 
 PLACES = ".processes"
+SLURM_PLACE = ".slurm"  # what submitit and Slurm write, until the model is assembled
 
 
 def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
     """Make a run folder: it is one as soon as ``config.toml`` is there, which is written first.
 
-    A folder is taken that is empty, or holds no more than a process left that was killed in here.
+    An empty folder is taken, and one that holds only what a process left that was killed here.
 
     Args:
         folder: the run.

@@ -1,9 +1,9 @@
 """Locks of a run: one for each group of units, one for its folder, one for putting it together.
 
-A lock is a file that the system lets go of when the process that holds it ends, however it ends. A
-group's is held by the process that trains it, be that a worker, so that a worker which outlives its
-parent for a moment is not joined by another. Whoever writes a file of a run holds the lock of its
-place; so a half-written one that is found with the lock in hand was left by a process that is gone.
+The system releases a lock when the process that holds it ends, however it ends. The process that
+trains a group holds the group's lock, so no other joins a worker that outlives its parent. A file
+of a run is written under the lock of its folder; a half-written one that is found under that lock
+was left by a process that has ended.
 """
 
 import time

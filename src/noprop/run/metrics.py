@@ -28,7 +28,7 @@ def recorder(folder: Path, emit: Emit) -> Emit:
     def record(event: Event) -> None:
         if not isinstance(event, Progress):
             line = json.dumps({"time": round(time.time(), 3), **event.to_json()}) + "\n"
-            try:  # an error of whoever listens, or trains, is not this file's
+            try:  # errors of emit are not those of this file
                 append_line(path, line.encode())
             except OSError as error:
                 reason = error.strerror or error

@@ -1,7 +1,7 @@
 """A connection to Ray: a cluster that is there, or one of this machine that is started for it.
 
-Ray is an extra, and is imported when it is used. It says nothing on the terminal: what a person
-wants to know of lost workers is said by whoever trains.
+Ray is an extra, imported when it is used. It prints nothing itself; the process that trains
+reports lost workers.
 """
 
 import logging
@@ -34,7 +34,7 @@ def the_ray() -> Any:
 
 @contextmanager
 def connected(address: str | None, cpus: int) -> Iterator[bool]:
-    """In here this process can give tasks to Ray; what was started for it ends with it.
+    """Connect this process to Ray; a Ray that is started for it ends with the context.
 
     Args:
         address: of a cluster: ``auto``, ``host:port`` or ``ray://host:port``. Unless given, that of
@@ -84,7 +84,7 @@ def _check_answer(address: str) -> None:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Ray answers SIGTERM by an exit in here; outside, whoever answered it before does."""
+    """Let Ray handle SIGTERM by an exit while connected, and restore the handler afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -38,6 +38,7 @@ from noprop.recipes import find_recipe
 from noprop.run.assembly import assemble_model
 from noprop.run.engine import Engine
 from noprop.run.folder import (
+    SLURM_PLACE,
     clear_places,
     create_run,
     join_run,
@@ -47,7 +48,6 @@ from noprop.run.folder import (
 from noprop.run.local import LocalEngine
 from noprop.run.locks import hold_assembly, is_free, remove_half_written
 from noprop.run.metrics import recorder, training_cost
-from noprop.run.slurm_engine import PLACE
 from noprop.run.units import (
     COUPLED,
     UnitState,
@@ -334,7 +334,7 @@ class Run:
             text = json.dumps(results, indent=1) + "\n"
             write_whole(self.folder / "evaluation.json", text.encode())
             save_model(self.folder, model)
-            shutil.rmtree(self.folder / PLACE, ignore_errors=True)
+            shutil.rmtree(self.folder / SLURM_PLACE, ignore_errors=True)
         emit(Evaluated(results))
         return TrainedModel(self.folder, model)
 

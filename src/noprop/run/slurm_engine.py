@@ -20,6 +20,7 @@ from typing import Any
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, NoPropError, TrainingError
 from noprop.run.engine import Engine
+from noprop.run.folder import SLURM_PLACE
 from noprop.run.locks import is_free
 from noprop.run.metrics import follow
 from noprop.run.sending import sent_by_value
@@ -28,9 +29,8 @@ from noprop.run.worker import Job, thread_count, work_on
 from noprop.training.events import Emit, print_nothing
 from noprop.training.signals import Terminated, answered_between_updates, asked
 
-__all__ = ["PLACE", "SlurmEngine", "minutes_of"]
+__all__ = ["SlurmEngine", "minutes_of"]
 
-PLACE = "slurm"  # in a run: what submitit and Slurm write, until the model is assembled
 LOOK = 1.0  # seconds between looks at the tasks
 STARTS = 1000  # how often a task is started again when its time is up
 
@@ -99,7 +99,7 @@ class SlurmEngine(Engine):
 
         Ctrl-C stops the waiting alone.
         """
-        place = job.folder.resolve() / PLACE / secrets.token_hex(4)
+        place = job.folder.resolve() / SLURM_PLACE / secrets.token_hex(4)
         place.mkdir(parents=True)
         path = place / "data.safetensors"
         job.write_tensors(path)

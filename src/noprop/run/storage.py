@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noprop.errors import ConfigError, RunError
+from noprop.errors import ConfigError, DamagedError, RunError
 from noprop.files import check_folder, write_whole
-from noprop.tensor_files import DamagedError
 from noprop.training.commits import LAST, PREVIOUS, Commit, delete_unnamed, latest, read_commit
 
 __all__ = ["RunStorage", "UnitStorage"]
@@ -203,7 +202,7 @@ def _absent_allowed() -> Iterator[None]:
 
 @contextmanager
 def _reached(url: str) -> Iterator[None]:
-    """In here whatever a storage raises is an error of the storage, in one line."""
+    """Report what a storage raises as an error of the storage, in one line."""
     try:
         yield
     except RunError:

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from noprop.errors import RunError
+from noprop.errors import DamagedError, RunError
 from noprop.files import open_regular, read_object, write_whole
-from noprop.tensor_files import DamagedError, encode, load_tensors, read_header
+from noprop.tensor_files import encode, load_tensors, read_header
 from noprop.version import __version__
 
 __all__ = [
@@ -158,7 +158,7 @@ def delete_unnamed(folder: Path, parts: Iterable[Part] = ()) -> None:
     for path in folder.glob("*.json"):
         try:
             named |= {part.file for part in read_commit(path).files.values()}
-        except RunError:  # damaged: what it names is of no use
+        except DamagedError:  # what it names is of no use
             continue
     for path in folder.glob("*.safetensors"):
         if path.name not in named:
@@ -252,10 +252,7 @@ def read_commit(path: Path) -> Commit:
     Raises:
         DamagedError: If it is missing or damaged.
     """
-    try:
-        value = read_object(path)
-    except RunError as error:
-        raise DamagedError(str(error)) from None
+    value = read_object(path)
     try:
         return _commit_of(value)
     except (KeyError, TypeError, ValueError) as error:

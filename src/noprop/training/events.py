@@ -1,4 +1,4 @@
-"""Events of training: what a run reports while it trains, to whoever passes ``emit``.
+"""Events of training: what a run reports while it trains, to the caller's ``emit``.
 
 Every event is a frozen dataclass, which pickles. ``metrics.jsonl`` holds most of them as JSON, one
 object a line, with the name of the class in lower case under ``"event"``.
