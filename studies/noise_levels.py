@@ -43,7 +43,7 @@ def main() -> None:
     study.parser.add_argument("--run", type=Path, help="a finished run of NoProp-CT")
     options = study.parse()
     if options.run:
-        method = noprop.load(options.run).model.method
+        method = noprop.load(options.run).method
         assert isinstance(method, ContinuousNoProp), "--run: wanted a run of NoProp-CT"
         gamma = method.unit.schedule(torch.zeros(1))[0].detach()[0]
         print(f"γ(0) {gamma:.3f}: {accuracy(method.embedding.weight.detach(), gamma):.1f} %")

@@ -131,9 +131,9 @@ def train(config: RunConfig, data_dir: Path | None = None) -> Scored:
     data = replace(data, test=data.validation)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
-        trained = noprop.train(config, folder=folder, data=data)
+        model = noprop.train(config, folder=folder, data=data)
         results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        return Scored(trained.model, data.validation, results, training_seconds(folder))
+        return Scored(model, data.validation, results, training_seconds(folder))
 
 
 # -- tables ----------------------------------------------------------------------------------------

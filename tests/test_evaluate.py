@@ -22,7 +22,6 @@ from noprop.model import Model
 from noprop.networks import DiscreteBlock
 from noprop.randomness import generator
 from noprop.schedules import cosine_gamma
-from noprop.trained_model import TrainedModel
 from noprop.training import gradients
 from tools import IN_PROCESS
 
@@ -48,7 +47,7 @@ TASK = Task((1, 8, 8), tuple("abcd"), Normalization.of(TRAIN.x))
 DATA = RunData(TASK, TRAIN, VALIDATION, TEST)
 
 
-def trained(folder: Path, data: RunData = DATA, /, **changes: Any) -> api.TrainedModel:
+def trained(folder: Path, data: RunData = DATA, /, **changes: Any) -> Model:
     two = {"method.num_blocks": 2}
     return api.train(replace(RunConfig(), SMALL | two | changes), folder=folder, data=data)
 
@@ -58,7 +57,7 @@ def rows(*parts: torch.Tensor) -> set[bytes]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> api.TrainedModel:
+def model(tmp_path_factory) -> Model:
     return trained(tmp_path_factory.mktemp("runs") / "dt")
 
 
@@ -78,6 +77,18 @@ def test_the_labels_of_the_test_part_leave_the_model_as_it_is(tmp_path, model):
     labels = Examples(VALIDATION.x, VALIDATION.y[order])
     chosen = trained(tmp_path / "validation", with_part(DATA, validation=labels))
     assert (chosen.folder / "model.json").read_bytes() != (model.folder / "model.json").read_bytes()
+
+
+def test_a_model_that_is_saved_in_another_folder_is_the_same_model(model, tmp_path):
+    """All that predicts is in three files, and none of them names the run."""
+    model.save(tmp_path / "new" / "copy")
+    copy = api.load(tmp_path / "new" / "copy")
+    assert sorted(file.name for file in copy.folder.iterdir()) == [
+        "config.toml",
+        "model.json",
+        "model.safetensors",
+    ]
+    assert torch.equal(copy.predict(TEST.x), model.predict(TEST.x))
 
 
 def test_only_training_batches_are_augmented(tmp_path, monkeypatch):
@@ -141,16 +152,16 @@ def test_standard_errors_by_hand():
 
 def test_the_class_of_a_label_that_is_ruled_out_costs_28_nats(model, monkeypatch):
     """Probabilities of exactly 0 are taken for 1e-12; half of the labels are certain here."""
-    predict = model.model.method.predict
+    predict = model.method.predict
 
     def sure(x, generator, **options):
         p = predict(x, generator, **options)
         certain = torch.zeros_like(p.single).index_fill(1, torch.tensor(0), 1.0)
         return with_part(p, single=certain)
 
-    monkeypatch.setattr(model.model.method, "predict", sure)
+    monkeypatch.setattr(model.method, "predict", sure)
     labels = Examples(TEST.x, torch.arange(48) % 2)
-    found = evaluate(model.model, labels)["modes"]["single"]
+    found = evaluate(model, labels)["modes"]["single"]
     assert found["log_loss"] == pytest.approx(-math.log(1e-12) / 2, rel=1e-5)
 
 
@@ -158,11 +169,11 @@ def test_what_is_told_of_runs_is_their_mean(model, monkeypatch):
     """Three runs: the calibration error, and the control's accuracy, of each from its own draws."""
     errors, guesses = iter([0.1, 0.2, 0.6]), iter([0, 1, 1] * 3)
     monkeypatch.setattr(evaluating, "calibration_error", lambda p, y: next(errors))
-    method = model.model.method
+    method = model.method
     monkeypatch.setattr(
         method, "control", lambda g, prepared: torch.full((len(prepared[0]),), next(guesses))
     )
-    three = with_part(model.model, config=replace(model.model.config, {"evaluation.runs": 3}))
+    three = with_part(model, config=replace(model.config, {"evaluation.runs": 3}))
     results = evaluate(three, Examples(TEST.x, torch.ones(48, dtype=torch.int64)))
     assert results["calibration_error"] == pytest.approx(0.3)
     assert results["last_block_alone"]["accuracy"] == pytest.approx(200 / 3)
@@ -171,9 +182,9 @@ def test_what_is_told_of_runs_is_their_mean(model, monkeypatch):
 
 def test_every_example_counts_once_whatever_the_chunk(model):
     """The mean chain draws nothing: its scores are those of all 48 examples read at once."""
-    results = evaluate(model.model, TEST)
-    x = inputs(model.model, TEST.x)
-    still = model.model.method.predict(x, torch.Generator(), noise=False).probabilities
+    results = evaluate(model, TEST)
+    x = inputs(model, TEST.x)
+    still = model.method.predict(x, torch.Generator(), noise=False).probabilities
     right = still.argmax(dim=1).eq(TEST.y).double().mean().item()
     loss = -still[torch.arange(48), TEST.y].log().mean().item()
     assert results["modes"]["mean"]["accuracy"] == pytest.approx(100 * right)
@@ -189,7 +200,7 @@ def test_images_are_read_once_for_all_runs_and_the_bound(tmp_path, monkeypatch, 
     """
     length = {"method.steps": 4} if method == "ct" else {"method.num_blocks": 2}
     config = replace(RunConfig(), SMALL | {"method.name": method, **length})
-    made = api.train(config, folder=tmp_path / "r", data=DATA).model
+    made = api.train(config, folder=tmp_path / "r", data=DATA)
     reads = []
     forward = Features.forward
     monkeypatch.setattr(
@@ -214,12 +225,12 @@ def test_a_number_of_samples_is_never_replaced(model):
 
 
 def test_a_method_without_a_path_has_three_modes(tmp_path, model):
-    assert set(modes_of(model.model)) == set(evaluate(model.model, TEST)["modes"])
-    assert default_mode(model.model) == "path-fitted"
+    assert set(modes_of(model)) == set(evaluate(model, TEST)["modes"])
+    assert default_mode(model) == "path-fitted"
     chain = trained(tmp_path / "r", **{"method.name": "backprop"})
-    results = evaluate(chain.model, TEST)
-    assert tuple(results["modes"]) == modes_of(chain.model) == ("single", "samples", "mean")
-    assert results["default"] == default_mode(chain.model) == "samples"
+    results = evaluate(chain, TEST)
+    assert tuple(results["modes"]) == modes_of(chain) == ("single", "samples", "mean")
+    assert results["default"] == default_mode(chain) == "samples"
     assert not {"path_weights", "elbo", "last_block_alone"} & results.keys()
     with pytest.raises(ConfigError, match="average must be 'readout'"):
         chain.predict(TEST.x, average="path")
@@ -287,7 +298,7 @@ def test_no_two_chains_of_an_evaluation_share_their_noise(monkeypatch):
     assert len(noisy) == 3 * 3
     assert len(rows(*noisy)) == 3 * 3 * 400
     begun.clear()
-    TrainedModel(Path(), model).predict(examples.x)
+    model.predict(examples.x)
     assert len(rows(*begun)) == 3 * 400
 
 
@@ -296,10 +307,10 @@ def test_the_scores_are_those_of_the_predictions_that_they_name(model):
 
     The path weights are far from uniform, or a mode could pass for another.
     """
-    method, config = model.model.method, model.model.config
+    method, config = model.method, model.config
     weights = torch.tensor([0.9, 0.1])
     one = replace(config, {"evaluation.runs": 1, "evaluation.batch_size": 48})
-    made = with_part(model.model, config=one)
+    made = with_part(model, config=one)
     fitted, method.path_weights = method.path_weights, weights
     try:
         results = evaluate(made, TEST)

@@ -76,7 +76,7 @@ class Run:
     config: RunConfig
     folder: Path
     events: list[Event]
-    trained: noprop.TrainedModel
+    trained: noprop.Model
 
     @property
     def results(self) -> dict[str, Any]:
@@ -150,10 +150,10 @@ def test_training_moved_every_part(run):
     """Nothing stands as it was built but fixed embeddings: the loop reaches what a method has."""
     untrained = noprop.build.build_method(
         run.config,
-        run.trained.model.task,
-        noprop.build.build_embedding(run.config, run.trained.model.task, None),
+        run.trained.task,
+        noprop.build.build_embedding(run.config, run.trained.task, None),
     )
-    method = run.trained.model.method
+    method = run.trained.method
     assert len(method.parameters()) == len(untrained.parameters())
     for before, after in zip(untrained.parameters(), method.parameters(), strict=True):
         assert not torch.equal(before, after)
@@ -175,9 +175,7 @@ def test_how_a_method_is_read_is_free_after_training_and_what_it_is_is_not(run):
     if run.method in ("ct", "fm"):
         assert results["evaluations"] == wanted
         assert results["path_weights"] == pytest.approx([1 / 3] * 3)  # fitted ones are of others
-    for new, old in zip(
-        other.model.method.parameters(), run.trained.model.method.parameters(), strict=True
-    ):
+    for new, old in zip(other.method.parameters(), run.trained.method.parameters(), strict=True):
         assert torch.equal(new, old)
     config = replace(run.config, free)
     data = load_data(config)
@@ -266,7 +264,7 @@ def test_the_cost_of_training_is_told(run):
     assert cost["peak_memory_mb"] == max(e["peak_memory_mb"] for e in trained) > 50
     assert cost["memory_counter"] == "resident set of the process"
     units = [u for e in trained for u in e["units"]]
-    assert units == [u.name for u in run.trained.model.method.units]
+    assert units == [u.name for u in run.trained.method.units]
 
 
 def test_a_loaded_run_answers_the_same_bits(run):
@@ -276,7 +274,7 @@ def test_a_loaded_run_answers_the_same_bits(run):
     assert torch.equal(loaded.predict(x, seed=3), run.trained.predict(x, seed=3))
     again = loaded.evaluate()
     assert again == {k: v for k, v in run.results.items() if k != "training"}
-    a, b = loaded.model.method, run.trained.model.method
+    a, b = loaded.method, run.trained.method
     assert (a.path_weights is None) == (b.path_weights is None)
     assert a.facts() == b.facts()
 
@@ -295,7 +293,7 @@ def test_prediction_is_a_distribution_and_takes_its_options(run):
     assert torch.equal(
         run.trained.predict(x, noise=False, seed=1), run.trained.predict(x, noise=False)
     )
-    if run.trained.model.method.path_weights is None:
+    if run.trained.method.path_weights is None:
         assert torch.equal(run.trained.predict(x, average="readout"), default)
         with pytest.raises(
             noprop.errors.ConfigError, match="average must be 'readout', got 'path'"
@@ -325,7 +323,7 @@ def test_the_command_line_reads_it(run, capsys, tmp_path):
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
     status = main(["predict", str(run.folder), str(file), "--average", "path"])
     out, error = capsys.readouterr()
-    if run.trained.model.method.path_weights is None:
+    if run.trained.method.path_weights is None:
         assert (status, out) == (1, "")
         assert error == "noprop: error: average must be 'readout', got 'path'\n"
     else:
@@ -359,7 +357,7 @@ def test_plot_draws_what_the_run_has(run, capsys, tmp_path):
 
 def test_the_facts_of_the_last_epoch_are_those_of_the_model(run):
     """CT's schedule and the baseline's α_t are logged as they are after the epoch."""
-    method = run.trained.model.method
+    method = run.trained.method
     last = [e for e in read_metrics(run.folder) if e["event"] == "epoch"][-1]
     assert last.get("facts", {}) == method.facts()
     if isinstance(method, ContinuousNoProp):

@@ -48,9 +48,9 @@ def test_results_do_not_depend_on_the_number_of_threads(tmp_path, three_threads)
     """Chunks of an evaluation are computed with one thread each, however many at a time."""
     _, model = digits(tmp_path / "run", **{"method.num_blocks": 2, "train.epochs": 1})
     examples = model.examples("test")
-    beside, p = evaluate(model.model, examples), model.predict(examples.x)
+    beside, p = evaluate(model, examples), model.predict(examples.x)
     torch.set_num_threads(1)
-    assert evaluate(model.model, examples) == beside
+    assert evaluate(model, examples) == beside
     assert torch.equal(model.predict(examples.x), p)
 
 

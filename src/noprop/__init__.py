@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 from noprop.version import __version__
 
 if TYPE_CHECKING:
-    from noprop.api import assemble, load, resume, train, train_together, train_units
+    from noprop.api import assemble, resume, train, train_together, train_units
     from noprop.config import RunConfig
     from noprop.errors import NoPropError
     from noprop.grid import train_grid
+    from noprop.model import Model, load
     from noprop.recipes import RECIPES
     from noprop.run.ray_engine import RayEngine
     from noprop.run.run import Run
     from noprop.run.slurm_engine import SlurmEngine
-    from noprop.trained_model import TrainedModel
 
 __all__ = [
     "RECIPES",
+    "Model",
     "NoPropError",
     "RayEngine",
     "Run",
     "RunConfig",
     "SlurmEngine",
-    "TrainedModel",
     "__version__",
     "assemble",
     "load",
@@ -40,14 +40,14 @@ __all__ = [
 
 _HOMES = {
     "RECIPES": "noprop.recipes",
+    "Model": "noprop.model",
     "NoPropError": "noprop.errors",
     "RayEngine": "noprop.run.ray_engine",
     "Run": "noprop.run.run",
     "SlurmEngine": "noprop.run.slurm_engine",
     "RunConfig": "noprop.config",
-    "TrainedModel": "noprop.trained_model",
     "assemble": "noprop.api",
-    "load": "noprop.api",
+    "load": "noprop.model",
     "resume": "noprop.api",
     "train": "noprop.api",
     "train_grid": "noprop.grid",

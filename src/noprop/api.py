@@ -11,15 +11,13 @@ from typing import Any
 from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
-from noprop.errors import RunError
-from noprop.model import load_model, open_run
+from noprop.model import Model, load, open_run
 from noprop.run.assembly import check_trained
 from noprop.run.engine import Engine
 from noprop.run.local import LocalEngine
 from noprop.run.run import Run, resolve
 from noprop.run.torchrun import TorchrunEngine
 from noprop.run.units import UnitState, choose_groups
-from noprop.trained_model import TrainedModel
 from noprop.training.events import Created, Emit, print_nothing
 
 __all__ = ["assemble", "load", "resume", "train", "train_together", "train_units"]
@@ -35,7 +33,7 @@ def train(
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
     emit: Emit = print_nothing,
-) -> TrainedModel:
+) -> Model:
     """Train a recipe from its beginning, and evaluate it on the test part.
 
     Args:
@@ -71,7 +69,7 @@ def train_together(
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
     emit: Emit = print_nothing,
-) -> TrainedModel:
+) -> Model:
     """Train a run on all processes that torchrun started, each of which calls this.
 
     Args:
@@ -153,7 +151,7 @@ def assemble(
     data: RunData | None = None,
     encoder: EncoderFactory | None = None,
     emit: Emit = print_nothing,
-) -> TrainedModel:
+) -> Model:
     """Put a run's trained units together, fit the path weights, evaluate, and write the model.
 
     Raises:
@@ -174,7 +172,7 @@ def resume(
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
     emit: Emit = print_nothing,
-) -> TrainedModel:
+) -> Model:
     """Go on with a run, wherever it was stopped: the result is that of a run never stopped.
 
     ``workers`` replaces ``train.workers``; all else that :func:`train` was given is given again.
@@ -185,26 +183,3 @@ def resume(
         run = Run.join(config, folder, data=data, data_dir=data_dir, encoder=encoder)
         run.train(engine=engine, emit=emit)
         return run.assemble(emit)
-
-
-def load(
-    folder: Path | str,
-    *,
-    device: str | None = None,
-    encoder: EncoderFactory | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> TrainedModel:
-    """The model of a finished run. Nothing in the folder is executed.
-
-    Args:
-        folder: the run.
-        device: another device than it was trained on.
-        encoder: as given to :func:`train`, for a run with an encoder of one's own.
-        overrides: of fields that change no weight, such as ``{"method.steps": 100}`` of CT and FM;
-            see :func:`noprop.config.inference_fields`.
-    """
-    path = Path(folder)
-    if open_run(path).method.encoder == "custom" and encoder is None:
-        raise RunError(f"{path}: was trained with an encoder of its own; give it as encoder")
-    model = load_model(path, device=device, factory=encoder, changes=overrides)
-    return TrainedModel(path, model)

@@ -7,22 +7,25 @@ average and the mean chain estimate p(y|x) itself. All use the same features, co
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from noprop.averaging import calibration_error, fit_path_weights
+from noprop.build import Task
+from noprop.config import RunConfig
 from noprop.data import Examples
 from noprop.errors import RunError, TrainingError
 from noprop.files import read_object
 from noprop.layers import channels_last
 from noprop.machine import map_in_threads
-from noprop.model import Model
+from noprop.methods.base import Method
 from noprop.randomness import generator
 
 __all__ = [
     "Score",
+    "Trained",
     "check_finite",
     "choose_weights",
     "default_mode",
@@ -36,6 +39,17 @@ __all__ = [
 
 MODES = ("single", "samples", "path", "path-fitted", "mean", "mean-path-fitted")
 PATHLESS = ("single", "samples", "mean")
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """The parts of a :class:`~noprop.model.Model` that evaluation uses; see there."""
+
+    config: RunConfig
+    task: Task
+    method: Method
+    device: torch.device
+    bf16: bool
 
 
 @dataclass
@@ -78,7 +92,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return results
 
 
-def choose_weights(model: Model, validation: Examples) -> None:
+def choose_weights(model: Trained, validation: Examples) -> None:
     """Fit the weights of the path average on the validation part, from one set of chains.
 
     They stay uniform if the validation part is empty. Methods without a path have no weights.
@@ -89,12 +103,12 @@ def choose_weights(model: Model, validation: Examples) -> None:
     model.method.path_weights = fit_path_weights(path, validation.y.to(path.device)).cpu()
 
 
-def modes_of(model: Model) -> tuple[str, ...]:
+def modes_of(model: Trained) -> tuple[str, ...]:
     """Return the ways of predicting that the method has."""
     return PATHLESS if model.method.path_weights is None else MODES
 
 
-def default_mode(model: Model) -> str:
+def default_mode(model: Trained) -> str:
     """Return the default way of predicting.
 
     It is the fitted path average, over K chains (DT) or of the mean chain (CT, FM). Methods without
@@ -105,7 +119,7 @@ def default_mode(model: Model) -> str:
     return "path-fitted" if model.method.noise_by_default else "mean-path-fitted"
 
 
-def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
+def evaluate(model: Trained, examples: Examples) -> dict[str, Any]:
     """Return everything that ``noprop evaluate`` prints.
 
     Args:
@@ -177,7 +191,7 @@ def evaluate(model: Model, examples: Examples) -> dict[str, Any]:
     return results
 
 
-def check_finite(model: Model, probabilities: Tensor) -> None:
+def check_finite(model: Trained, probabilities: Tensor) -> None:
     """Check that predictions are finite: finite weights can be so large that predictions are not.
 
     Raises:
@@ -190,7 +204,7 @@ def check_finite(model: Model, probabilities: Tensor) -> None:
         )
 
 
-def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[dict[str, Any]]]:
+def _chunks_of_runs(model: Trained, examples: Examples, runs: int) -> list[list[dict[str, Any]]]:
     """Return for each chunk of the examples one result per run; all runs share the features."""
     size = model.config.evaluation.batch_size
     seed, device, method = model.config.train.seed, model.device, model.method
@@ -233,7 +247,7 @@ def _chunks_of_runs(model: Model, examples: Examples, runs: int) -> list[list[di
     return map_in_threads(read, list(enumerate(pairs)), device, one_at_a_time=has_own_code(model))
 
 
-def _paths(model: Model, examples: Examples) -> list[Tensor]:
+def _paths(model: Trained, examples: Examples) -> list[Tensor]:
     """Return the blocks' probabilities, averaged over K chains, for each chunk of the examples."""
 
     def read(chunk: tuple[int, Tensor]) -> Tensor:
@@ -250,18 +264,18 @@ def _paths(model: Model, examples: Examples) -> list[Tensor]:
     return map_in_threads(read, chunks, model.device, one_at_a_time=has_own_code(model))
 
 
-def has_own_code(model: Model) -> bool:
+def has_own_code(model: Trained) -> bool:
     """Return whether the model has a user's encoder, which may keep state or draw noise."""
     return model.config.method.encoder == "custom"
 
 
-def prepare(model: Model, x: Tensor) -> Any:
+def prepare(model: Trained, x: Tensor) -> Any:
     """Compute what all chains need of x, in the model's precision."""
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.bf16):
         return model.method.prepare(x)
 
 
-def inputs(model: Model, x: Tensor) -> Tensor:
+def inputs(model: Trained, x: Tensor) -> Tensor:
     """Return raw examples normalised, on the model's device and in its memory format."""
     x = model.task.normalization.apply(x.to(model.device))
     if x.ndim == 4 and model.config.train.channels_last:

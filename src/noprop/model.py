@@ -1,4 +1,4 @@
-"""A trained method on disk: all that prediction needs, read without executing any code.
+"""A trained method: prediction, evaluation, and its files, read without executing any code.
 
 ``config.toml`` describes the method and ``model.safetensors`` holds its weights. ``model.json``
 holds what comes from the data: shapes, names, input statistics and weights of the path average.
@@ -7,22 +7,43 @@ holds what comes from the data: shapes, names, input statistics and weights of t
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method, choose_device, use_bf16
-from noprop.config import RunConfig, from_mapping, from_toml, inference_fields, replace, to_mapping
-from noprop.data import Normalization
+from noprop.build import (
+    Task,
+    build_embedding,
+    build_method,
+    choose_device,
+    load_data,
+    use_bf16,
+)
+from noprop.config import (
+    MAX_SAMPLES,
+    RunConfig,
+    from_mapping,
+    from_toml,
+    inference_fields,
+    replace,
+    to_mapping,
+    to_toml,
+)
+from noprop.data import Examples, Normalization
 from noprop.data.arrays import MAX_CLASSES
 from noprop.encoders import EncoderFactory
-from noprop.errors import ConfigError, RunError
+from noprop.errors import ConfigError, DataError, RunError
+from noprop.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
 from noprop.files import check_folder, read_object, write_whole
 from noprop.fingerprint import difference
+from noprop.machine import map_in_threads
 from noprop.methods.base import Method
+from noprop.randomness import generator
 from noprop.tensor_files import (
     check_utf8_name,
     flatten,
@@ -35,23 +56,174 @@ from noprop.tensor_files import (
 __all__ = [
     "Model",
     "empty_model",
-    "load_model",
+    "load",
     "load_weights",
     "open_run",
     "ready",
-    "save_model",
 ]
 
 
 @dataclass
 class Model:
-    """A trained method, and the task that describes its raw inputs."""
+    """A trained method, and the task that describes its raw inputs.
+
+    Attributes:
+        config: Configuration of the run.
+        task: Shape, type and classes of the inputs.
+        method: The method, with its weights.
+        device: Device of the weights.
+        bf16: Whether convolutions and products run in bf16.
+        folder: Folder of the run; the current one for a model that belongs to none.
+    """
 
     config: RunConfig
     task: Task
     method: Method
     device: torch.device
     bf16: bool
+    folder: Path = Path()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return self.task.class_names
+
+    @property
+    def model(self) -> "Model":
+        """The model itself, which was an attribute of the object that calls returned."""
+        return self
+
+    def predict(
+        self,
+        x: Tensor | NDArray[Any],
+        *,
+        samples: int | None = None,
+        noise: bool | None = None,
+        average: str | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Return class probabilities, shape (N, m), on the CPU.
+
+        Args:
+            x: Raw inputs of the kind that the run was trained on: uint8 images (N, C, H, W), or
+                float32 features (N, …).
+            samples: Number K of chains to average; the run's ``evaluation.samples`` unless given.
+                1 with ``average="readout"`` is the paper's single run, a sample from p(y|x).
+            noise: Whether chains draw noise; the mean chain does not. The default is True if
+                ``samples`` or ``average="readout"`` is given, else the better one for the method.
+            average: ``path``, weighted as fitted on the validation part, or ``readout``. The
+                default is ``path`` where the method has one.
+            seed: Seed of the chains.
+
+        Raises:
+            DataError: If ``x`` has another shape or type than the training data, or is not finite.
+            ConfigError: If ``samples`` is not in 1..1000, or the method does not have the average.
+            TrainingError: If the predictions are not finite.
+        """
+        if noise is None:
+            chains_wanted = samples is not None or average == "readout"
+            noise = self.method.noise_by_default or chains_wanted
+        if samples is None:
+            samples = self.config.evaluation.samples
+        try:
+            self.method.check(samples, average)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if samples > MAX_SAMPLES:
+            raise ConfigError(f"samples must be at most {MAX_SAMPLES}, got {samples}")
+        x = torch.as_tensor(x)
+        shape, dtype = self.task.shape, self.task.dtype
+        came = str(x.dtype).removeprefix("torch.")
+        if tuple(x.shape[1:]) != shape or came != dtype:
+            raise DataError(
+                f"x: wanted {dtype} of shape (N, {', '.join(map(str, shape))}), as the run was "
+                f"trained on, got {came} of shape {tuple(x.shape)}"
+            )
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise DataError("x: wanted finite numbers, got NaN or infinity")
+
+        def answer(chunk: tuple[int, Tensor]) -> Tensor:
+            index, raw = chunk
+            batch = inputs(self, raw)
+            prediction = self.method.predict(
+                batch,
+                generator(seed, "predict", index, device=self.device),
+                samples=samples,
+                noise=noise,
+                average=average,
+                prepared=prepare(self, batch),
+            )
+            check_finite(self, prediction.probabilities)
+            return prediction.probabilities.cpu()
+
+        if len(x) == 0:
+            return torch.empty(0, self.task.num_classes)
+        chunks = list(enumerate(x.split(self.config.evaluation.batch_size)))
+        one_at_a_time = has_own_code(self)
+        return torch.cat(map_in_threads(answer, chunks, self.device, one_at_a_time=one_at_a_time))
+
+    def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
+        """Evaluate on a part of the run's own data; see :func:`noprop.evaluate.evaluate`.
+
+        Args:
+            data_dir: First folder in which to look for the data.
+            part: ``test``, ``validation`` or ``train``.
+
+        Raises:
+            ConfigError: If the part does not exist or is empty.
+        """
+        if part not in ("test", "validation", "train"):
+            raise ConfigError(f"part must be test, validation or train, got {part!r}")
+        examples = self.examples(part, data_dir)
+        if len(examples) == 0:
+            raise ConfigError(f"part: the {part} part of {self.config.data.dataset} is empty")
+        return evaluate(self, examples) | {"part": part}
+
+    def examples(self, part: str, data_dir: Path | None = None) -> Examples:
+        """Load a part of the run's own data again.
+
+        Raises:
+            DataError: If it is missing, or differs from the training data in shape or classes.
+        """
+        data, task = load_data(self.config, data_dir), self.task
+        name = self.config.data.dataset
+        if (data.task.shape, data.task.dtype) != (task.shape, task.dtype):
+            raise DataError(
+                f"{name}: has {data.task.dtype} examples of shape {data.task.shape}; "
+                f"{self.folder} was trained on {task.dtype} of {task.shape}"
+            )
+        if data.task.class_names != task.class_names:
+            raise DataError(
+                f"{name}: has the classes {_some(data.task.class_names)}; {self.folder} was "
+                f"trained on {_some(task.class_names)}"
+            )
+        return getattr(data, part)
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``model.json``, and ``config.toml`` unless it exists.
+
+        :func:`load` reads the folder, which is that of the run or any other.
+        """
+        weights = self.method.path_weights
+        about = {
+            "format": 1,
+            "shape": self.task.shape,
+            "class_names": self.task.class_names,
+            "dtype": self.task.dtype,
+            "normalization": asdict(self.task.normalization),
+            "path_weights": None if weights is None else weights.tolist(),
+        }
+        header = {"format": 1, "config": to_mapping(self.config), "model": about}
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.toml").exists():
+            write_whole(folder / "config.toml", to_toml(self.config).encode())
+        save_tensors(folder / "model.safetensors", _weights_of(self.method), header)
+        write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few names, and their number if there are more."""
+    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
 
 
 def open_run(folder: Path) -> RunConfig:
@@ -70,27 +242,31 @@ def open_run(folder: Path) -> RunConfig:
     return from_toml(folder / "config.toml")
 
 
-def load_model(
-    folder: Path,
+def load(
+    folder: Path | str,
     *,
     device: str | None = None,
-    factory: EncoderFactory | None = None,
-    changes: Mapping[str, Any] | None = None,
+    encoder: EncoderFactory | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Load the finished model of a run.
+    """Load the model of a finished run. Nothing in the folder is executed.
 
     Args:
         folder: Folder of the run.
         device: Device to load it on; the one it was trained on unless given.
-        factory: User's own encoder, if it was trained with one; a run never names code.
-        changes: New values of :func:`inference_fields`. If they change the number of steps that the
-            path average weights, its fitted weights are replaced by uniform ones.
+        encoder: The user's own encoder, if it was trained with one; a run never names code.
+        overrides: New values of :func:`~noprop.config.inference_fields`, such as
+            ``{"method.steps": 100}`` of CT and FM. If they change the number of steps that the path
+            average weights, its fitted weights are replaced by uniform ones.
 
     Raises:
         RunError: If the folder is not a run, or its training has not finished.
         ConfigError: If a field cannot change after training.
     """
+    folder = Path(folder)
     config = open_run(folder)
+    if config.method.encoder == "custom" and encoder is None:
+        raise RunError(f"{folder}: was trained with an encoder of its own; give it as encoder")
     path, weights_path = folder / "model.json", folder / "model.safetensors"
     if not path.exists():
         raise RunError(
@@ -108,12 +284,12 @@ def load_model(
     if device or config.train.device.startswith(("cuda", "mps")):
         wanted = device or _still_here(config.train.device)
         config = replace(config, {"train.device": wanted})
-    model = empty_model(config, task, factory)
+    model = empty_model(config, task, encoder, folder)
     load_weights(model, load_tensors(weights_path)[0], weights_path)
     if trouble := _misfit(weights, model.method.path_weights):
         raise RunError(f"{path}: is damaged (path_weights {trouble})")
     model.method.path_weights = weights
-    return _read_otherwise(model, changes, factory, path) if changes else model
+    return _read_otherwise(model, overrides, encoder, path) if overrides else model
 
 
 LARGEST = 2**26  # numbers per example
@@ -195,38 +371,22 @@ def _still_here(device: str) -> str:
 
 
 def _read_otherwise(
-    model: Model, changes: Mapping[str, Any], factory: EncoderFactory | None, source: Path
+    model: Model, overrides: Mapping[str, Any], encoder: EncoderFactory | None, source: Path
 ) -> Model:
     """Return a model with the same weights and other settings of inference."""
     free = inference_fields(model.config)
-    for name in changes:
+    for name in overrides:
         if name not in free:
             raise ConfigError(
                 f"{name}: cannot change after training, or is not a field of method "
                 f"{model.config.method.name}; these can: {', '.join(free)}"
             )
-    other = empty_model(replace(model.config, changes), model.task, factory)
+    other = empty_model(replace(model.config, overrides), model.task, encoder, model.folder)
     load_weights(other, _weights_of(model.method), source)
     fitted, uniform = model.method.path_weights, other.method.path_weights
     if fitted is not None and uniform is not None and fitted.shape == uniform.shape:
         other.method.path_weights = fitted
     return other
-
-
-def save_model(folder: Path, model: Model) -> None:
-    """Write ``model.safetensors`` and ``model.json``."""
-    weights = model.method.path_weights
-    about = {
-        "format": 1,
-        "shape": model.task.shape,
-        "class_names": model.task.class_names,
-        "dtype": model.task.dtype,
-        "normalization": asdict(model.task.normalization),
-        "path_weights": None if weights is None else weights.tolist(),
-    }
-    header = {"format": 1, "config": to_mapping(model.config), "model": about}
-    save_tensors(folder / "model.safetensors", _weights_of(model.method), header)
-    write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
 
 
 def _weights_of(method: Method) -> dict[str, Any]:
@@ -236,12 +396,17 @@ def _weights_of(method: Method) -> dict[str, Any]:
     return tensors
 
 
-def empty_model(config: RunConfig, task: Task, factory: EncoderFactory | None) -> Model:
+def empty_model(
+    config: RunConfig,
+    task: Task,
+    encoder: EncoderFactory | None = None,
+    folder: Path = Path(),
+) -> Model:
     """Build the method of a configuration, without loading weights."""
     device = choose_device(config.train.device)
     embedding = build_embedding(config, task, None)
-    method = build_method(config, task, embedding, factory=factory)
-    return Model(config, task, method, device, use_bf16(config.train.precision, device))
+    method = build_method(config, task, embedding, factory=encoder)
+    return Model(config, task, method, device, use_bf16(config.train.precision, device), folder)
 
 
 def load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:

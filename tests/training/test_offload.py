@@ -23,7 +23,7 @@ from noprop.data import Examples
 from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.fingerprint import fingerprint
 from noprop.methods.base import Unit
-from noprop.model import load_model
+from noprop.model import load
 from noprop.run import worker
 from noprop.run.folder import create_run
 from noprop.run.units import COUPLED, group_folder
@@ -633,7 +633,7 @@ def test_the_finished_model_is_that_of_the_files(tmp_path):
             assert torch.equal(found[f"all:{unit.name}/module/{name}"], value)
     assert not (tmp_path / "run" / "model.json").exists()
     with pytest.raises(RunError, match="training has not finished"):
-        load_model(tmp_path / "run")
+        load(tmp_path / "run")
     path = files_of(tmp_path / "run", COUPLED)["block-2"]
     path.unlink()
     with pytest.raises(RunError, match=path.name):

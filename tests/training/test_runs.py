@@ -26,7 +26,7 @@ from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
 from noprop.evaluate import inputs
 from noprop.files import write_whole
 from noprop.fingerprint import fingerprint
-from noprop.model import load_model, open_run, save_model
+from noprop.model import load, open_run
 from noprop.run import run as run_module
 from noprop.run.folder import create_run, join_run, workplace
 from noprop.run.local import local_layout
@@ -165,8 +165,8 @@ def test_a_run_made_before_keeps_its_start_and_its_noise_end(tmp_path, method):
 
 def test_another_normalisation_is_another_run_and_is_read_with_its_own(tmp_path):
     folder, config = tmp_path / "run", configured(**{"data.normalization": "symmetric"})
-    save_model(folder, train(folder, config))
-    model = load_model(folder)
+    train(folder, config).save(folder)
+    model = load(folder)
     x = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 8, 8)
     assert inputs(model, x).unique().tolist() == pytest.approx([-1, 1])
     with pytest.raises(RunError, match=r"data\.normalization is symmetric in its config\.toml"):
@@ -386,8 +386,8 @@ def test_training_a_finished_run_again_does_nothing(finished):
 def test_a_loaded_model_predicts_the_same_bits(finished):
     folder, model, _ = finished
     model.method.path_weights = torch.tensor([0.25, 0.75])
-    save_model(folder, model)
-    loaded = load_model(folder)
+    model.save(folder)
+    loaded = load(folder)
     assert loaded.method.path_weights is not None
     assert torch.equal(loaded.method.path_weights, model.method.path_weights)
     assert loaded.task == model.task
@@ -424,7 +424,7 @@ class Evil:
 def test_damage_is_named_and_never_executed(tmp_path, damage):
     """Checkpoints and models: one line with the file's name, whatever lies there."""
     folder, config = tmp_path / "r", configured(**{"method.num_blocks": 1})
-    save_model(folder, train(folder, config))
+    train(folder, config).save(folder)
     evil = tmp_path / "executed"
     files = files_of(folder, "block-1")
     for path in (files["block-1"], files["commit"], folder / "model.safetensors"):
@@ -440,12 +440,12 @@ def test_damage_is_named_and_never_executed(tmp_path, damage):
         else:
             save_tensors(path, {"x": torch.zeros(1)}, {"format": 1})
         with pytest.raises(RunError) as caught:
-            load_model(folder) if path.name.startswith("model") else train(folder, config)
+            load(folder) if path.name.startswith("model") else train(folder, config)
         assert path.name in str(caught.value)
         assert "\n" not in str(caught.value)
         path.write_bytes(good)
     assert not evil.exists()
-    load_model(folder)
+    load(folder)
 
 
 def forget(path: Path) -> None:
@@ -457,10 +457,10 @@ def forget(path: Path) -> None:
 def test_a_damaged_model_description_is_named(finished, tmp_path, content):
     _, model, _ = finished
     create_run(tmp_path / "r", model.config)
-    save_model(tmp_path / "r", model)
+    model.save(tmp_path / "r")
     (tmp_path / "r" / "model.json").write_text(content)
     with pytest.raises(RunError, match=r"model\.json: is damaged"):
-        load_model(tmp_path / "r")
+        load(tmp_path / "r")
 
 
 NORMAL = {"mean": [0.3], "std": [0.4]}
@@ -487,12 +487,12 @@ NORMAL = {"mean": [0.3], "std": [0.4]}
 def test_each_field_of_a_model_description_is_checked(finished, tmp_path, changes, words):
     _, model, _ = finished
     create_run(tmp_path / "r", model.config)
-    save_model(tmp_path / "r", model)
+    model.save(tmp_path / "r")
     forget(tmp_path / "r" / "model.safetensors")
     path = tmp_path / "r" / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(RunError, match=rf"model\.json: is damaged \(.*{words}") as caught:
-        load_model(tmp_path / "r")
+        load(tmp_path / "r")
     assert "\n" not in str(caught.value)
 
 
@@ -500,12 +500,12 @@ def test_weights_without_a_place_are_refused(finished, tmp_path):
     """One block fewer in config.toml: not a chain that leaves out its last block."""
     _, model, _ = finished
     create_run(tmp_path / "r", configured(**{"method.num_blocks": 1}))
-    save_model(tmp_path / "r", model)
+    model.save(tmp_path / "r")
     forget(tmp_path / "r" / "model.safetensors")
     with pytest.raises(
         RunError, match=r"model\.safetensors: holds .* architecture: config\.toml has no block-2"
     ):
-        load_model(tmp_path / "r")
+        load(tmp_path / "r")
 
 
 @pytest.mark.parametrize(
@@ -520,12 +520,12 @@ def test_weights_without_a_place_are_refused(finished, tmp_path):
 def test_a_model_is_not_read_by_another_configuration(finished, tmp_path, changes, words):
     _, model, _ = finished
     create_run(tmp_path / "r", replace(model.config, changes))
-    save_model(tmp_path / "r", model)
+    model.save(tmp_path / "r")
     with pytest.raises(RunError, match=rf"r/config\.toml: {words}; restore it") as caught:
-        load_model(tmp_path / "r")
+        load(tmp_path / "r")
     assert "\n" not in str(caught.value)
     forget(tmp_path / "r" / "model.safetensors")  # and runs finished before are still read
-    load_model(tmp_path / "r")
+    load(tmp_path / "r")
 
 
 def test_what_changes_no_weight_may_change_after_training(finished, tmp_path):
@@ -536,8 +536,8 @@ def test_what_changes_no_weight_may_change_after_training(finished, tmp_path):
         **{"data.dataset": "elsewhere.npz", "data.test_size": 9, "recipe": "mine"},
     }
     create_run(tmp_path / "r", replace(model.config, changes))
-    save_model(tmp_path / "r", model)
-    assert load_model(tmp_path / "r").config.evaluation.batch_size == 7
+    model.save(tmp_path / "r")
+    assert load(tmp_path / "r").config.evaluation.batch_size == 7
 
 
 def test_starting_embeddings_of_another_shape_are_refused(tmp_path):
@@ -553,7 +553,7 @@ def test_a_file_that_may_not_be_read_says_so(finished, tmp_path, monkeypatch, na
     """Not that it is missing, nor that it is damaged."""
     _, model, _ = finished
     create_run(tmp_path / "r", model.config)
-    save_model(tmp_path / "r", model)
+    model.save(tmp_path / "r")
     real = io.open
 
     def guarded(file, *arguments, **settings):
@@ -564,7 +564,7 @@ def test_a_file_that_may_not_be_read_says_so(finished, tmp_path, monkeypatch, na
     for place in ("builtins.open", "io.open"):
         monkeypatch.setattr(place, guarded)
     with pytest.raises(NoPropError, match=rf"{name}: cannot be read: Permission denied"):
-        load_model(tmp_path / "r")
+        load(tmp_path / "r")
 
 
 def test_a_folder_in_place_of_a_checkpoint_is_named(tmp_path):
@@ -615,7 +615,7 @@ def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(RunError, match=r"is there already.*--resume"):
         create_run(tmp_path / "r", configured())
     with pytest.raises(RunError, match=r"training has not finished.*--resume"):
-        load_model(tmp_path / "r")
+        load(tmp_path / "r")
     (tmp_path / "r" / "config.toml").write_text("[train")
     with pytest.raises(ConfigError, match=r"config\.toml: is not a TOML file"):
         open_run(tmp_path / "r")

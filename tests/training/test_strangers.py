@@ -310,7 +310,7 @@ def test_a_new_run_says_where_it_is(monkeypatch, tmp_path):
 def test_predictions_that_are_not_finite_are_an_error(trained_run):
     """Of weights that are finite, and too great: they are written, and never a prediction is."""
     model = noprop.load(trained_run("digits-backprop"))
-    for parameter in model.model.method.parameters():
+    for parameter in model.method.parameters():
         parameter.data.fill_(1e30)
     with pytest.raises(TrainingError, match="the predictions of the trained model are not finite"):
         model.predict(torch.ones(3, 1, 8, 8, dtype=torch.uint8))

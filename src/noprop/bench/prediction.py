@@ -1,13 +1,12 @@
 """Suite ``prediction``: images per second compared with the plain chain, and the cost of chains.
 
-Ours is ``TrainedModel.predict`` with untrained weights. It computes the features of x once, and the
+Ours is ``Model.predict`` with untrained weights. It computes the features of x once, and the
 parts of the head's first layer for x and t once; chunks of 500 images run in parallel. The plain
 chain computes the features again at every step. It is timed over a few steps, all of the same cost.
 Both run the mean chain in their default precision.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from noprop.bench.suites import Progress, Results, Suite
 from noprop.config import replace
 from noprop.evaluate import inputs, prepare
 from noprop.model import Model, empty_model, ready
-from noprop.trained_model import TrainedModel
 
 __all__ = ["SUITE"]
 
@@ -95,7 +93,7 @@ def model_of(settings: Settings, method: str) -> Model:
     config = settings.config(method)
     if method == "adjoint":
         config = replace(config, {"method.steps": settings.steps})
-    model = empty_model(config, settings.task, None)
+    model = empty_model(config, settings.task)
     ready(model)
     return model
 
@@ -104,7 +102,7 @@ def _build_ours(
     bench: Settings, method: str, samples: int = 1, noise: bool = False
 ) -> Callable[[int], None]:
     torch.set_num_threads(bench.workers)
-    model = TrainedModel(Path("unused"), model_of(bench, method))
+    model = model_of(bench, method)
     x, _ = bench.data(bench.images)
 
     def work(units: int) -> None:

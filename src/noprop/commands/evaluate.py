@@ -26,7 +26,7 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
-    from noprop.api import load
+    from noprop.model import load
     from noprop.report.tables import evaluation_text
 
     model = load(

@@ -31,7 +31,7 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
-    from noprop.api import load
+    from noprop.model import load
     from noprop.report.page import write_page
     from noprop.report.pictures import save_pictures
     from noprop.report.plots import draw_run
@@ -43,13 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
         overrides=assignments(arguments),
     )
     examples = model.examples("test", arguments.data_dir)
-    pictures = draw_run(arguments.run, model.model, examples)
+    pictures = draw_run(arguments.run, model, examples)
     paths = save_pictures(pictures, arguments.out or arguments.run / "plots")
     for picture in pictures:
         if picture.trouble:
             tell(f"{picture.name}: cannot be drawn: {picture.trouble}")
     place = (arguments.out or arguments.run) / "report.html"
-    page = write_page(arguments.run, model.model, pictures, place)
+    page = write_page(arguments.run, model, pictures, place)
     if arguments.json:  # only the pictures, because the page is always report.html
         show_json([str(p) for p in paths])
     else:

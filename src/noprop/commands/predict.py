@@ -45,8 +45,8 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
-    from noprop.api import load
     from noprop.data import read_inputs
+    from noprop.model import load
     from noprop.report.tables import table
 
     if arguments.samples is not None and arguments.samples < 1:
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         encoder=named_encoder(arguments.encoder),
         overrides=assignments(arguments),
     )
-    names, x = read_inputs(arguments.files, model.model.task.shape)
+    names, x = read_inputs(arguments.files, model.task.shape)
     probabilities = model.predict(
         x,
         samples=arguments.samples,

@@ -108,7 +108,7 @@ def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
 
 def _chain(config: RunConfig, task: Task, x: torch.Tensor) -> tuple[float, float]:
     """Return the seconds of one image's features, and of a step of one chain."""
-    model = empty_model(config, task, None)
+    model = empty_model(config, task)
     ready(model)
     method, synchronize = model.method, _synchronizer(model.device)
     batch = inputs(model, x)

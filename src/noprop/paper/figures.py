@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from noprop.model import load_model
+from noprop.model import load
 from noprop.paper.cells import EXPERIMENTS
 from noprop.paper.numbers import DATASETS, METHODS
 from noprop.paper.records import Summary
@@ -81,7 +81,7 @@ def _folder(summary: Summary, runs: Path) -> Path:
 def _prototypes(figure: Any, summary: Summary, runs: Path) -> None:
     """Draw Fig. 3: the embeddings as images, before and after training."""
     folder = _folder(summary, runs)
-    model = load_model(folder, device="cpu")
+    model = load(folder, device="cpu")
     task, normal = model.task, model.task.normalization
     start = load_tensors(folder / "embedding.safetensors")[0]["weight"]
     rows = {"before": start, "after": model.method.embedding.weight.detach()}

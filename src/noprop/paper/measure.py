@@ -8,21 +8,19 @@ from typing import Any
 
 import torch
 
-from noprop import api
 from noprop.build import RunData, choose_device
 from noprop.config import RunConfig, inference_fields, replace, to_mapping
 from noprop.data import SOURCES
 from noprop.evaluate import evaluate
 from noprop.files import write_whole
 from noprop.machine import describe_machine, processor_name
-from noprop.model import open_run
+from noprop.model import Model, load, open_run
 from noprop.paper.cells import EXPERIMENTS, Cell
 from noprop.paper.scale import Scale
 from noprop.randomness import generator
 from noprop.run.assembly import epochs_kept, kept_model
 from noprop.run.metrics import append_line, training_cost
 from noprop.run.run import Run
-from noprop.trained_model import TrainedModel
 from noprop.training.events import Emit, Evaluating
 
 __all__ = ["Job", "run_cell"]
@@ -103,7 +101,7 @@ def _experiment(cell: Cell) -> str:
     return next(name for name, cells in EXPERIMENTS.items() if cell in cells)
 
 
-def _trained(run: Run, emit: Emit) -> TrainedModel:
+def _trained(run: Run, emit: Emit) -> Model:
     """Train and assemble a run if necessary, and load it with the inference of its ``config``."""
     folder = run.folder
     if not (folder / "model.json").is_file() or not (folder / "evaluation.json").is_file():
@@ -135,11 +133,11 @@ def _once(path: Path, score: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _read(folder: Path, config: RunConfig, **changes: Any) -> TrainedModel:
+def _read(folder: Path, config: RunConfig, **changes: Any) -> Model:
     parts = (name.split(".") for name in inference_fields(config))
     fields = {f"{table}.{name}": getattr(getattr(config, table), name) for table, name in parts}
     fields |= {f"evaluation.{name}": value for name, value in changes.items()}
-    return api.load(folder, overrides=fields)
+    return load(folder, overrides=fields)
 
 
 def _extent(cell: Cell, config: RunConfig, data: RunData) -> dict[str, tuple[int, int]]:
@@ -160,7 +158,7 @@ def _extent(cell: Cell, config: RunConfig, data: RunData) -> dict[str, tuple[int
     return extent
 
 
-def _test(folder: Path, config: RunConfig, data: RunData, model: TrainedModel) -> dict[str, Any]:
+def _test(folder: Path, config: RunConfig, data: RunData, model: Model) -> dict[str, Any]:
     """Return the run's own evaluation if it has the configured extent, else a new one."""
     there = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     e = config.evaluation
@@ -168,7 +166,7 @@ def _test(folder: Path, config: RunConfig, data: RunData, model: TrainedModel) -
     same_chain = open_run(folder).method == config.method
     if same_chain and as_much == (len(data.test), e.runs, e.samples):
         return {k: v for k, v in there.items() if k != "training"}
-    return evaluate(model.model, data.test) | {"part": "test"}
+    return evaluate(model, data.test) | {"part": "test"}
 
 
 def _train(folder: Path, config: RunConfig, data: RunData) -> dict[str, Any]:
@@ -178,7 +176,7 @@ def _train(folder: Path, config: RunConfig, data: RunData) -> dict[str, Any]:
     chosen = torch.randperm(len(data.train), generator=draws)[:count].sort().values
 
     def score() -> dict[str, Any]:
-        found = evaluate(_read(folder, config, samples=1).model, data.train.take(chosen))
+        found = evaluate(_read(folder, config, samples=1), data.train.take(chosen))
         return {"examples": count, "runs": found["runs"], **found["modes"]["single"]}
 
     return _once(folder / "scores" / "train.json", score)

@@ -50,7 +50,7 @@ def assemble_model(
             raise DamagedError(
                 f"{error}; train this part again with noprop train --resume {folder}"
             ) from None
-    model = empty_model(config, data.task, encoder)
+    model = empty_model(config, data.task, encoder, folder)
     load_weights(model, tensors, folder)
     return model
 
@@ -94,7 +94,7 @@ def kept_model(
         commit.check(place, mark)
         tensors |= _weights(place, commit)
         seconds += commit.seconds
-    model = empty_model(config, data.task, encoder)
+    model = empty_model(config, data.task, encoder, folder)
     load_weights(model, tensors, folder)
     return model, seconds
 

@@ -33,7 +33,7 @@ from noprop.errors import ConfigError, DataError, RunError
 from noprop.evaluate import choose_weights, evaluate
 from noprop.files import write_whole
 from noprop.fingerprint import fingerprint
-from noprop.model import Model, open_run, save_model
+from noprop.model import Model, open_run
 from noprop.recipes import find_recipe
 from noprop.run.assembly import assemble_model
 from noprop.run.engine import Engine
@@ -59,7 +59,6 @@ from noprop.run.units import (
     survey,
 )
 from noprop.run.worker import Job, thread_count
-from noprop.trained_model import TrainedModel
 from noprop.training.events import (
     Emit,
     Evaluated,
@@ -316,7 +315,7 @@ class Run:
         """
         return assemble_model(self.folder, self.config, self.data, self.encoder)
 
-    def assemble(self, emit: Emit = print_nothing) -> TrainedModel:
+    def assemble(self, emit: Emit = print_nothing) -> Model:
         """Make the model of the trained units, fit its path weights, evaluate it, and write it.
 
         Raises:
@@ -333,10 +332,10 @@ class Run:
                 results["training"] = training
             text = json.dumps(results, indent=1) + "\n"
             write_whole(self.folder / "evaluation.json", text.encode())
-            save_model(self.folder, model)
+            model.save(self.folder)
             shutil.rmtree(self.folder / SLURM_PLACE, ignore_errors=True)
         emit(Evaluated(results))
-        return TrainedModel(self.folder, model)
+        return model
 
 
 def with_data(
