@@ -12,11 +12,9 @@ from noprop.build import (
     Task,
     build_embedding,
     build_method,
-    choose_device,
     load_data,
     resolve_auto,
     unit_names,
-    use_bf16,
 )
 from noprop.config import METHODS, RunConfig, replace
 from noprop.data import Examples, Normalization
@@ -267,21 +265,6 @@ def test_discrete_blocks_have_the_dropout_of_their_run(method):
     method = build_method(config, TASK, build_embedding(config, TASK, None))
     kinds = [m.kind for u in method.units for m in u.module.modules() if isinstance(m, ReLUDropout)]
     assert kinds == ["channel"] * 4
-
-
-def test_a_device_that_is_not_there_is_a_configuration_error():
-    assert choose_device("cpu") == torch.device("cpu")
-    for name in ("abacus", "cuda:99", "meta", "cpu:0"):  # on "meta" every tensor is empty
-        with pytest.raises(ConfigError, match=rf"train\.device: {name}") as caught:
-            choose_device(name)
-        assert "\n" not in str(caught.value)
-
-
-def test_precision_is_obeyed_where_it_is_given():
-    cpu = torch.device("cpu")
-    assert use_bf16("bf16", cpu)
-    assert not use_bf16("float32", cpu)
-    assert isinstance(use_bf16("auto", cpu), bool)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The machine: a pool of threads, memory that is kept and counted, and its description."""
+"""The machine: its device, a pool of threads, memory that is kept and counted, its description."""
 
 import subprocess
 import sys
@@ -8,9 +8,31 @@ import time
 import pytest
 import torch
 
-from noprop.machine import commit_of_package, describe_machine, map_in_threads
+from noprop.errors import ConfigError
+from noprop.machine import (
+    choose_device,
+    commit_of_package,
+    describe_machine,
+    map_in_threads,
+    use_bf16,
+)
 
 CPU = torch.device("cpu")
+
+
+def test_a_device_that_is_not_there_is_a_configuration_error():
+    assert choose_device("cpu") == torch.device("cpu")
+    for name in ("abacus", "cuda:99", "meta", "cpu:0"):  # on "meta" every tensor is empty
+        with pytest.raises(ConfigError, match=rf"train\.device: {name}") as caught:
+            choose_device(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_precision_is_obeyed_where_it_is_given():
+    cpu = torch.device("cpu")
+    assert use_bf16("bf16", cpu)
+    assert not use_bf16("float32", cpu)
+    assert isinstance(use_bf16("auto", cpu), bool)
 
 
 def test_pieces_run_beside_each_other_with_one_thread_each(three_threads):

@@ -15,7 +15,8 @@ from noprop.model import Model, load, open_run
 from noprop.run.assembly import check_trained
 from noprop.run.engine import Engine
 from noprop.run.local import LocalEngine
-from noprop.run.run import Run, resolve
+from noprop.run.resolve import resolve
+from noprop.run.run import Run
 from noprop.run.torchrun import TorchrunEngine
 from noprop.run.units import UnitState, choose_groups
 from noprop.training.events import Created, Emit, print_nothing

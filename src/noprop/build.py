@@ -1,7 +1,6 @@
 """The one place where a configuration becomes objects: data, networks, units, methods, devices."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +54,9 @@ __all__ = [
     "Task",
     "build_embedding",
     "build_method",
-    "choose_device",
     "load_data",
     "resolve_auto",
     "unit_names",
-    "use_bf16",
 ]
 
 Block = TypeVar("Block", DiscreteBlock, ContinuousBlock)
@@ -118,41 +115,6 @@ def _normalization(config: RunConfig, x: Tensor) -> Normalization:
         )
     mean, std = (0.0, 1.0) if kind == "unit" else (0.5, 0.5)
     return Normalization((mean,) * x.shape[1], (std,) * x.shape[1])
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        ConfigError: If this machine has no such device.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ConfigError(f"train.device: {name} is none of auto, cpu, cuda, cuda:N and mps")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"train.device: {name} cannot be used here: {reason}") from None
-    return device
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Return whether convolutions and products run in bf16; ``auto`` if the device supports it.
-
-    Without them bf16 on a CPU is emulated and several times slower than float32.
-    """
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
 
 
 def unit_names(config: RunConfig) -> list[str]:

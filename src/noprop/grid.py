@@ -24,8 +24,8 @@ from noprop.recipes import find_recipe
 from noprop.run.engine import Engine
 from noprop.run.folder import join_run
 from noprop.run.local import LocalEngine
-from noprop.run.run import Run, resolve_from
-from noprop.run.worker import thread_count
+from noprop.run.resolve import resolve_from, thread_count
+from noprop.run.run import Run
 from noprop.training.events import Emit, Event, Failed, Finished, Grid, print_nothing
 
 __all__ = ["GridRun", "summary", "train_grid"]

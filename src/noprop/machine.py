@@ -1,8 +1,9 @@
-"""The machine that this process runs on: cores, threads, memory, processor and commit."""
+"""The machine of this process: its device, cores, threads, memory, processor and commit."""
 
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -15,7 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from noprop.errors import ConfigError
+
 __all__ = [
+    "choose_device",
+    "use_bf16",
     "core_count",
     "threads_per_process",
     "map_in_threads",
@@ -29,6 +34,44 @@ __all__ = [
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# -- the device ------------------------------------------------------------------------------------
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: If this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError(f"train.device: {name} is none of auto, cpu, cuda, cuda:N and mps")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"train.device: {name} cannot be used here: {reason}") from None
+    return device
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether convolutions and products run in bf16; ``auto`` if the device supports it.
+
+    On a CPU without support bf16 is emulated, and several times slower than float32.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
 
 # -- cores and threads -----------------------------------------------------------------------------
 

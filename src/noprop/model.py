@@ -16,14 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noprop.build import (
-    Task,
-    build_embedding,
-    build_method,
-    choose_device,
-    load_data,
-    use_bf16,
-)
+from noprop.build import Task, build_embedding, build_method, load_data
 from noprop.config import (
     MAX_SAMPLES,
     RunConfig,
@@ -41,7 +34,7 @@ from noprop.errors import ConfigError, DataError, RunError
 from noprop.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
 from noprop.files import check_folder, read_object, write_whole
 from noprop.fingerprint import difference
-from noprop.machine import map_in_threads
+from noprop.machine import choose_device, map_in_threads, use_bf16
 from noprop.methods.base import Method
 from noprop.randomness import generator
 from noprop.tensor_files import (

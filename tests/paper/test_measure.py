@@ -1,7 +1,6 @@
 """What of a trained cell is scored, on which examples, and with how many chains."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,7 +41,7 @@ def scored(monkeypatch) -> list[tuple[Any, list[int]]]:
 
 def test_training_accuracy_is_of_single_chains_on_training_images(monkeypatch, tmp_path, scored):
     """As many as there are test images, no image twice; scored once."""
-    monkeypatch.setattr(measure, "_read", lambda folder, config, **how: SimpleNamespace(model=how))
+    monkeypatch.setattr(measure, "_read", lambda folder, config, **how: how)
     for _ in range(2):
         found = measure._train(tmp_path, CONFIG, DATA)
         assert found == {"examples": 20, "runs": 3, "accuracy": 1.0, "accuracy_se": 0.0}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from noprop.bench.contestants import Contestant
-from noprop.build import use_bf16
+from noprop.machine import use_bf16
 
 __all__ = ["copy_rate", "measure_rates", "product_kind", "product_rate"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from noprop.build import RunData, choose_device
+from noprop.build import RunData
 from noprop.config import RunConfig, inference_fields, replace, to_mapping
 from noprop.data import SOURCES
 from noprop.evaluate import evaluate
 from noprop.files import write_whole
-from noprop.machine import describe_machine, processor_name
+from noprop.machine import choose_device, describe_machine, processor_name
 from noprop.model import Model, load, open_run
 from noprop.paper.cells import EXPERIMENTS, Cell
 from noprop.paper.scale import Scale

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from noprop.build import RunData, build_embedding, choose_device, use_bf16
+from noprop.build import RunData, build_embedding
 from noprop.config import RunConfig, from_toml, to_toml
 from noprop.embeddings import Embedding
 from noprop.errors import RunError
 from noprop.files import check_folder, write_whole
 from noprop.fingerprint import difference
-from noprop.machine import commit_of_package
+from noprop.machine import choose_device, commit_of_package, use_bf16
 from noprop.run.locks import hold, hold_folder, is_free, remove_half_written
 from noprop.tensor_files import check_utf8_name, load_tensors, save_tensors
 from noprop.version import __version__

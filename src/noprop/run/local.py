@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
-from noprop.build import choose_device, unit_names
+from noprop.build import unit_names
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, NoPropError, TrainingError
-from noprop.machine import core_count
+from noprop.machine import choose_device, core_count
 from noprop.run.engine import Engine
 from noprop.run.folder import workplace
 from noprop.run.processes import Child, ProcessLostError, start_server, stop, when_asked

@@ -27,10 +27,11 @@ from noprop.run.locks import hold
 from noprop.run.metrics import recorder
 from noprop.run.ray_cluster import connected, reason_of, room, the_ray
 from noprop.run.ray_tasks import Message, Outcome, train_task
+from noprop.run.resolve import thread_count
 from noprop.run.sending import sent_by_value
 from noprop.run.storage import RunStorage
 from noprop.run.units import group_folder, group_lock
-from noprop.run.worker import Job, thread_count
+from noprop.run.worker import Job
 from noprop.training.events import Emit, Restarted
 from noprop.training.signals import named
 

@@ -15,26 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from noprop.build import (
-    RunData,
-    build_embedding,
-    build_method,
-    choose_device,
-    load_data,
-    resolve_auto,
-    unit_names,
-)
-from noprop.config import RunConfig, replace
-from noprop.data import absolute_name
+from noprop.build import RunData
+from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
-from noprop.errors import ConfigError, DataError, RunError
+from noprop.errors import RunError
 from noprop.evaluate import choose_weights, evaluate
 from noprop.files import write_whole
 from noprop.fingerprint import fingerprint
 from noprop.model import Model, open_run
-from noprop.recipes import find_recipe
 from noprop.run.assembly import assemble_model
 from noprop.run.engine import Engine
 from noprop.run.folder import (
@@ -48,6 +36,7 @@ from noprop.run.folder import (
 from noprop.run.local import LocalEngine
 from noprop.run.locks import hold_assembly, is_free, remove_half_written
 from noprop.run.metrics import recorder, training_cost
+from noprop.run.resolve import resolve, resolve_from, resolve_new, with_data
 from noprop.run.units import (
     COUPLED,
     UnitState,
@@ -58,7 +47,7 @@ from noprop.run.units import (
     state_of,
     survey,
 )
-from noprop.run.worker import Job, thread_count
+from noprop.run.worker import Job
 from noprop.training.events import (
     Emit,
     Evaluated,
@@ -70,31 +59,11 @@ from noprop.training.events import (
     print_nothing,
 )
 
-__all__ = ["Run", "resolve", "resolve_from", "with_data"]
+__all__ = ["Run"]
 
 # Seconds to wait for a group that another process holds, when nothing else is left to train: a
 # worker may outlive its parent for a moment.
 PATIENCE = 2.0
-
-
-def resolve(
-    recipe: str | RunConfig,
-    overrides: Mapping[str, Any] | None = None,
-    encoder: EncoderFactory | None = None,
-) -> RunConfig:
-    """Return the configuration of a recipe, with some fields changed.
-
-    Args:
-        recipe: A name of ``noprop.RECIPES``, or a configuration.
-        overrides: Fields to change, such as ``{"train.epochs": 2}``.
-        encoder: The user's own encoder.
-
-    Raises:
-        ConfigError: If there is no such recipe or field, or a value is wrong.
-    """
-    config = find_recipe(recipe) if isinstance(recipe, str) else recipe
-    custom = {} if encoder is None else {"method.encoder": "custom"}
-    return replace(config, {**(overrides or {}), **custom})
 
 
 class Run:
@@ -148,7 +117,7 @@ class Run:
             NoPropError: If an argument is wrong, or the folder exists.
         """
         config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
-        config, embedding = _resolve_new(config, data, encoder)
+        config, embedding = resolve_new(config, data, encoder)
         path = Path(folder) if folder else make_free_folder(config.recipe)
         create_run(path, config, embedding)
         return cls(path, config, data, encoder)
@@ -210,7 +179,7 @@ class Run:
         if (path / "config.toml").exists():
             config, embedding = resolve_from(config, open_run(path)), None
         else:
-            config, embedding = _resolve_new(config, data, encoder)
+            config, embedding = resolve_new(config, data, encoder)
         join_run(path, config, embedding)
         return cls(path, config, data, encoder)
 
@@ -336,60 +305,3 @@ class Run:
             shutil.rmtree(self.folder / SLURM_PLACE, ignore_errors=True)
         emit(Evaluated(results))
         return model
-
-
-def with_data(
-    config: RunConfig, data: RunData | None, data_dir: Path | str | None
-) -> tuple[RunConfig, RunData]:
-    """Return the configuration and its data.
-
-    Raises:
-        NoPropError: If there are no such data, or they cannot be trained on so.
-    """
-    choose_device(config.train.device)
-    if data is None:
-        data = load_data(config, Path(data_dir) if data_dir else None)
-        config = replace(config, {"data.dataset": absolute_name(config.data.dataset)})
-    if len(data.train) < 2:
-        raise DataError(
-            f"{config.data.dataset}: wanted at least two examples to train on, for batch norm, "
-            f"got {len(data.train)}; see data.train_size"
-        )
-    for field in ("crop_padding", "flip"):
-        if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
-            raise ConfigError(
-                f"train.{field}: only images are augmented, and {config.data.dataset} has features "
-                f"of shape {data.task.shape}"
-            )
-    return config, data
-
-
-def _resolve_new(
-    config: RunConfig, data: RunData, encoder: EncoderFactory | None
-) -> tuple[RunConfig, Any]:
-    """Return the configuration of a new run without ``auto``, and W_Embed before training.
-
-    A configuration that cannot be built raises its error here, before a run folder is made.
-    """
-    embedding = build_embedding(config, data.task, data.train)
-    config = resolve_auto(_with_counts(config, config.train.shards or 1), embedding)
-    build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
-    return config, embedding
-
-
-def resolve_from(config: RunConfig, existing: RunConfig) -> RunConfig:
-    """Return a configuration with the values of an existing run for each ``auto``."""
-    shards = config.train.shards or existing.train.shards or 1
-    config = _with_counts(config, shards, existing.train.threads)
-    autos = config.method.auto_fields
-    return replace(
-        config, {f"method.{name}": getattr(existing.method, name, "auto") for name in autos}
-    )
-
-
-def _with_counts(config: RunConfig, shards: int, threads: int = 0) -> RunConfig:
-    """Fix the numbers of shards and threads: sums depend on them in their last digits."""
-    config = replace(config, {"train.shards": shards})
-    return replace(
-        config, {"train.threads": config.train.threads or threads or thread_count(config)}
-    )

@@ -23,9 +23,10 @@ from noprop.run.engine import Engine
 from noprop.run.folder import SLURM_PLACE
 from noprop.run.locks import is_free
 from noprop.run.metrics import follow
+from noprop.run.resolve import thread_count
 from noprop.run.sending import sent_by_value
 from noprop.run.units import group_lock
-from noprop.run.worker import Job, thread_count, work_on
+from noprop.run.worker import Job, work_on
 from noprop.training.events import Emit, print_nothing
 from noprop.training.signals import Terminated, answered_between_updates, asked
 

@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 
-from noprop.build import RunData, choose_device, unit_names
+from noprop.build import RunData, unit_names
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
+from noprop.machine import choose_device
 from noprop.run.engine import Engine
 from noprop.run.locks import is_free
 from noprop.run.rendezvous import Rendezvous, joined
-from noprop.run.run import Run, with_data
+from noprop.run.resolve import with_data
+from noprop.run.run import Run
 from noprop.run.units import condensed, group_lock, groups_of, share_of_groups, state_of
 from noprop.run.worker import Job, work_on
 from noprop.training.events import Emit

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method, choose_device, unit_names, use_bf16
+from noprop.build import Task, build_embedding, build_method, unit_names
 from noprop.config import RunConfig
 from noprop.data import Examples
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.files import write_whole
-from noprop.machine import malloc_keeps_memory, threads_per_process
+from noprop.machine import choose_device, malloc_keeps_memory, use_bf16
 from noprop.methods.base import Method, Unit
 from noprop.run.locks import BusyError, hold, remove_half_written
 from noprop.run.metrics import recorder
@@ -32,7 +32,7 @@ from noprop.training.state import Parked
 from noprop.training.trainer import Trainer
 from noprop.version import __version__
 
-__all__ = ["Job", "group_trainer", "thread_count", "train_group", "units_wait", "work_on"]
+__all__ = ["Job", "group_trainer", "train_group", "units_wait", "work_on"]
 
 # Seconds to wait for the lock of a group: to see whether it is free, a process holds it for a
 # moment. One of many groups is not waited for, since the next one may be free.
@@ -209,16 +209,6 @@ def group_trainer(
 def units_wait(config: RunConfig) -> bool:
     """Return whether units are parked in files: if told to, and where several are one group."""
     return config.train.offload and config.method.learned and len(unit_names(config)) > 1
-
-
-def thread_count(config: RunConfig) -> int:
-    """Return the threads of each training process: as many as asked for.
-
-    Otherwise one, since blocks over processes use all cores better. A method of one unit has
-    nothing to spread; it gets as many as torch would take, divided among its shards.
-    """
-    alone = len(unit_names(config)) == 1
-    return config.train.threads or (threads_per_process(config.train.shards) if alone else 1)
 
 
 @contextmanager

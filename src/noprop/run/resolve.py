@@ -1,0 +1,108 @@
+"""The configuration of a run: a recipe with changes, its data, and a value for each ``auto``.
+
+A new run is resolved from its data. One that joins an existing run takes the values from that.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noprop.build import RunData, build_embedding, build_method, load_data, resolve_auto, unit_names
+from noprop.config import RunConfig, replace
+from noprop.data import absolute_name
+from noprop.embeddings import Embedding
+from noprop.encoders import EncoderFactory
+from noprop.errors import ConfigError, DataError
+from noprop.machine import choose_device, threads_per_process
+from noprop.recipes import find_recipe
+
+__all__ = ["resolve", "resolve_from", "resolve_new", "thread_count", "with_data"]
+
+
+def resolve(
+    recipe: str | RunConfig,
+    overrides: Mapping[str, Any] | None = None,
+    encoder: EncoderFactory | None = None,
+) -> RunConfig:
+    """Return the configuration of a recipe, with some fields changed.
+
+    Args:
+        recipe: A name of ``noprop.RECIPES``, or a configuration.
+        overrides: Fields to change, such as ``{"train.epochs": 2}``.
+        encoder: The user's own encoder.
+
+    Raises:
+        ConfigError: If there is no such recipe or field, or a value is wrong.
+    """
+    config = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    custom = {} if encoder is None else {"method.encoder": "custom"}
+    return replace(config, {**(overrides or {}), **custom})
+
+
+def with_data(
+    config: RunConfig, data: RunData | None, data_dir: Path | str | None
+) -> tuple[RunConfig, RunData]:
+    """Return the configuration and its data.
+
+    Raises:
+        NoPropError: If there are no such data, or they cannot be trained on so.
+    """
+    choose_device(config.train.device)
+    if data is None:
+        data = load_data(config, Path(data_dir) if data_dir else None)
+        config = replace(config, {"data.dataset": absolute_name(config.data.dataset)})
+    if len(data.train) < 2:
+        raise DataError(
+            f"{config.data.dataset}: wanted at least two examples to train on, for batch norm, "
+            f"got {len(data.train)}; see data.train_size"
+        )
+    for field in ("crop_padding", "flip"):
+        if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
+            raise ConfigError(
+                f"train.{field}: only images are augmented, and {config.data.dataset} has features "
+                f"of shape {data.task.shape}"
+            )
+    return config, data
+
+
+def resolve_new(
+    config: RunConfig, data: RunData, encoder: EncoderFactory | None
+) -> tuple[RunConfig, Embedding]:
+    """Return the configuration of a new run without ``auto``, and W_Embed before training.
+
+    A configuration that cannot be built raises its error here, before a run folder is made.
+    """
+    embedding = build_embedding(config, data.task, data.train)
+    config = resolve_auto(_with_counts(config, config.train.shards or 1), embedding)
+    build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
+    return config, embedding
+
+
+def resolve_from(config: RunConfig, existing: RunConfig) -> RunConfig:
+    """Return a configuration with the values of an existing run for each ``auto``."""
+    shards = config.train.shards or existing.train.shards or 1
+    config = _with_counts(config, shards, existing.train.threads)
+    autos = config.method.auto_fields
+    return replace(
+        config, {f"method.{name}": getattr(existing.method, name, "auto") for name in autos}
+    )
+
+
+def _with_counts(config: RunConfig, shards: int, threads: int = 0) -> RunConfig:
+    """Fix the numbers of shards and threads: sums depend on them in their last digits."""
+    config = replace(config, {"train.shards": shards})
+    return replace(
+        config, {"train.threads": config.train.threads or threads or thread_count(config)}
+    )
+
+
+def thread_count(config: RunConfig) -> int:
+    """Return the threads of each training process: as many as asked for.
+
+    Otherwise one, since blocks over processes use all cores better. A method of one unit has
+    nothing to spread; it gets as many as torch would take, divided among its shards.
+    """
+    alone = len(unit_names(config)) == 1
+    return config.train.threads or (threads_per_process(config.train.shards) if alone else 1)
