@@ -38,7 +38,7 @@ from noprop.methods.base import Method
 from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
 from noprop.methods.dt import DiscreteNoProp
 from noprop.methods.fm import FlowNoProp, VelocityUnit
-from noprop.networks import ContinuousBlock, DiscreteBlock
+from noprop.networks import ContinuousBlock, DiscreteBlock, Reads
 from noprop.randomness import derive_seed, generator, seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
 from noprop.schedules import (
@@ -259,13 +259,18 @@ def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:
     assert c.gamma_shift != "auto"
     names = c.unit_names[:-1]
     return DiscreteNoProp(
-        [parts.discrete_block(n) if parts.only in (None, n) else None for n in names],
+        [
+            parts.discrete_block(n, c.network_reads) if parts.only in (None, n) else None
+            for n in names
+        ],
         parts.embedding,
         parts.readout(),
         cosine_gamma(c.num_blocks, offset=c.offset, epsilon=c.epsilon) + c.gamma_shift,
         eta=c.eta,
         weighting=c.weighting,
         objective=c.objective,
+        exact=c.evidence == "exact",
+        step=c.step,
         # In Algorithm 1 the readout takes a step beside every block's step.
         readout_passes=c.num_blocks if parts.config.train.order == "sequential" else 1,
     )
@@ -280,7 +285,7 @@ def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
         fixed = LinearSchedule if c.schedule == "linear" else CosineSchedule
         schedule = fixed(c.gamma_noise, c.gamma_clean)
     unit = DenoiserUnit(
-        parts.continuous_block(c.time_scale),
+        parts.continuous_block(c.time_scale, reads=c.network_reads),
         parts.readout(),
         schedule,
         parts.embedding,
@@ -288,17 +293,19 @@ def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
         weighting=c.weighting,
         objective=c.objective,
         time_sampling=c.time_sampling,
+        exact=c.evidence == "exact",
     )
     return ContinuousNoProp(unit, steps=c.steps, sampler=c.sampler)
 
 
 def _flow(c: FMConfig, parts: "_Parts") -> FlowNoProp:
     unit = VelocityUnit(
-        parts.continuous_block(c.time_scale),
+        parts.continuous_block(c.time_scale, reads=c.network_reads),
         parts.readout(),
         parts.embedding,
         sigma=c.path_sigma,
         anchor=c.anchor == "always" or (c.anchor == "learned" and c.learned),
+        exact=c.evidence == "exact",
     )
     return FlowNoProp(unit, steps=c.steps, sampler=c.sampler, tolerance=c.tolerance)
 
@@ -341,16 +348,19 @@ class _Parts:
         as_large = len(shape) == 3 and dim == torch.Size(shape).numel() and kind != "one-hot"
         return shape if as_large or kind == "prototype" else (dim,)
 
-    def discrete_block(self, name: str) -> DiscreteBlock:
+    def discrete_block(self, name: str, reads: Reads = "x and z") -> DiscreteBlock:
         """Return a block of Fig. 5, left."""
-        return self._network(DiscreteBlock, name)
+        return self._network(DiscreteBlock, name, reads=reads)
 
     def continuous_block(
-        self, time_scale: float, latent_dropout: float | None = None
+        self,
+        time_scale: float,
+        latent_dropout: float | None = None,
+        reads: Reads = "x and z",
     ) -> ContinuousBlock:
         """Return the network of Fig. 5, right."""
         options = {"time_scale": time_scale, "latent_dropout": latent_dropout}
-        return self._network(ContinuousBlock, "network", **options)
+        return self._network(ContinuousBlock, "network", reads=reads, **options)
 
     def _network(self, kind: Callable[..., Block], name: str, **options: Any) -> Block:
         c = self.config.method

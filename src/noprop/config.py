@@ -192,7 +192,26 @@ class OneNetworkConfig(MethodConfig):
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
-class DTConfig(BlocksConfig):
+class DenoiserConfig(MethodConfig):
+    """Method whose networks are trained to denoise the label."""
+
+    evidence: Literal["learned", "exact"] = option(
+        "learned", "what z tells of the label: learned by the networks, or the exact term of Bayes"
+    )
+    network_reads: Literal["x and z", "x"] = option(
+        "x and z", "inputs of the networks; x alone needs evidence=exact"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network_reads == "x" and self.evidence != "exact":
+            raise ConfigError(
+                "method.network_reads: networks that read x alone need method.evidence=exact"
+            )
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class DTConfig(BlocksConfig, DenoiserConfig):
     """NoProp with discrete time."""
 
     gamma_over_distance = types.MappingProxyType({"gamma_shift": -math.log(2)})
@@ -212,6 +231,11 @@ class DTConfig(BlocksConfig):
         "shift of γ at every level; auto: log of half the greatest squared distance between two "
         "embeddings, 0 for one-hot",
     )
+    step: Literal["mean", "label"] = option(
+        "mean",
+        "step of a chain with noise: towards the mean of the embeddings, or that of a drawn label",
+        inference=True,
+    )
 
     @property
     def unit_costs(self) -> dict[str, float]:
@@ -226,7 +250,7 @@ class DTConfig(BlocksConfig):
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
-class CTConfig(OneNetworkConfig):
+class CTConfig(OneNetworkConfig, DenoiserConfig):
     """NoProp with continuous time."""
 
     # D² SNR = e^-6 at t = 0: the means of any two classes are 0.05 standard deviations apart.
@@ -276,7 +300,7 @@ class CTConfig(OneNetworkConfig):
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
-class FMConfig(OneNetworkConfig):
+class FMConfig(OneNetworkConfig, DenoiserConfig):
     """NoProp with flow matching."""
 
     chain_end = "the nearest embedding"

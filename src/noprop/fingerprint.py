@@ -18,7 +18,9 @@ YOUNGER = (
     "data.normalization",
     "method.dropout_kind",
     "method.embedding_norm",
+    "method.evidence",
     "method.gamma_shift",
+    "method.network_reads",
     "method.time_scale",
 )
 

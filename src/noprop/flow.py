@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["extrapolate", "sample_path", "target_velocity"]
+__all__ = ["expected_velocity", "extrapolate", "sample_path", "target_velocity"]
+
+LEAST_VARIANCE = 1e-6  # at t = 1 and σ = 0 the best velocity has no limit
 
 
 def sample_path(
@@ -40,6 +42,29 @@ def target_velocity(
 ) -> Float[Tensor, "batch dim"]:
     r"""$z_1 - z_0$, the velocity of the path from this noise to this label (Eq. 11)."""
     return z1 - z0
+
+
+def expected_velocity(
+    u_hat: Float[Tensor, "batch dim"],
+    z: Float[Tensor, "batch dim"],
+    t: Float[Tensor, ""] | Float[Tensor, " batch"],
+    sigma: float = 0.0,
+) -> Float[Tensor, "batch dim"]:
+    r"""$\mathbb{E}[z_1 - z_0 | z_t]$ for a guess $\hat u$ of $\mathbb{E}[z_1 | z_t]$.
+
+    $z_t$ and the noise $z_0$ are jointly Gaussian given $z_1$, so the velocity is
+    $\hat u - \frac{1 - t}{(1 - t)^2 + \sigma^2} (z_t - t \hat u)$, and
+    $(\hat u - z_t) / (1 - t)$ for $\sigma = 0$.
+
+    Args:
+        u_hat: Guesses of the embedding, shape (B, d).
+        z: Latents at t, shape (B, d).
+        t: One time for all rows, or one each, shape (B,).
+        sigma: $\sigma$ of the path; $(1 - t)^2 + \sigma^2$ below 1e-6 counts as 1e-6.
+    """
+    t = t[..., None]
+    variance = ((1 - t).square() + sigma**2).clamp(min=LEAST_VARIANCE)
+    return u_hat - (1 - t) / variance * (z - t * u_hat)
 
 
 def extrapolate(

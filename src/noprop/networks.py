@@ -4,9 +4,13 @@ A block's image path depends on $x$ alone. So a block is used in two halves: ``c
 image, then ``forward(z, context)`` once per latent. The head's first layer acts on the
 concatenation of both. Multiplying its two halves separately and adding gives the same numbers, and
 lets ``context`` compute the image's part of that product too.
+
+Where the evidence of the latent is known (:mod:`noprop.evidence`), a network need not read it. Then
+``context(x)`` is all of the network, and ``forward`` returns it.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +20,9 @@ from torch import Tensor, nn
 from noprop.encoders import WIDTH, EncoderFactory, EncoderKind, Features
 from noprop.layers import DropoutKind, ResidualPath, stochastic_call
 
-__all__ = ["ContinuousBlock", "DiscreteBlock", "sinusoidal_embedding"]
+__all__ = ["ContinuousBlock", "DiscreteBlock", "Reads", "sinusoidal_embedding"]
+
+Reads = Literal["x and z", "x"]
 
 TIME_FEATURES = 64
 
@@ -73,6 +79,10 @@ class DiscreteBlock(nn.Module):
         dropout: Probability of dropping a feature, in [0, 1).
         dropout_kind: What is dropped at once, see :class:`Features`.
         factory: A user's own encoder, see :class:`Features`.
+        reads: Inputs of the network; ``x`` leaves out the path for the latent.
+
+    Attributes:
+        latent: The path for the latent, or None.
     """
 
     def __init__(
@@ -85,20 +95,24 @@ class DiscreteBlock(nn.Module):
         dropout: float = 0.2,
         dropout_kind: DropoutKind = "feature",
         factory: EncoderFactory | None = None,
+        reads: Reads = "x and z",
     ):
         super().__init__()
         self.latent_shape = latent_shape
         self.image = Features(
             shape, kind=encoder, dropout=dropout, dropout_kind=dropout_kind, factory=factory
         )
-        self.latent = _latent_features(latent_shape, dropout, dropout_kind, batch_norm=True)
-        self.head = Head(2 * WIDTH, num_classes, batch_norm=True)
+        self.latent = None
+        if reads == "x and z":
+            self.latent = _latent_features(latent_shape, dropout, dropout_kind, batch_norm=True)
+        self.head = Head(2 * WIDTH if self.latent else WIDTH, num_classes, batch_norm=True)
 
     def context(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch width"]:
-        """Return all that the logits take from x, shape (B, 256): the same for every latent."""
-        return self.head.part(self.image(x, generator), 0)
+        """Return all that the logits take from x, shape (B, 256) or (B, m): for every latent."""
+        part = self.head.part(self.image(x, generator), 0)
+        return part if self.latent else self.head(part)
 
     def forward(
         self,
@@ -107,6 +121,8 @@ class DiscreteBlock(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch classes"]:
         """Return the logits of û, shape (B, m)."""
+        if self.latent is None:
+            return context
         latent = z.unflatten(1, self.latent_shape)
         return self.head(
             context + self.head.part(stochastic_call(self.latent, latent, generator), 1)
@@ -116,9 +132,9 @@ class DiscreteBlock(nn.Module):
 class ContinuousBlock(nn.Module):
     """The network of NoProp-CT and -FM (Fig. 5, right): logits from z_t, x and t.
 
-    Arguments as for :class:`DiscreteBlock`; no batch norm, and a time path. ``latent_dropout`` is
-    the dropout of a latent that is an image, by default ``dropout``. ``time_scale`` is the scale of
-    :func:`sinusoidal_embedding`.
+    Arguments as for :class:`DiscreteBlock`; no batch norm, and a time path, which is left out with
+    the one for the latent. ``latent_dropout`` is the dropout of a latent that is an image, by
+    default ``dropout``. ``time_scale`` is the scale of :func:`sinusoidal_embedding`.
     """
 
     def __init__(
@@ -133,6 +149,7 @@ class ContinuousBlock(nn.Module):
         latent_dropout: float | None = None,
         time_scale: float = 1000.0,
         factory: EncoderFactory | None = None,
+        reads: Reads = "x and z",
     ):
         super().__init__()
         self.latent_shape = latent_shape
@@ -144,30 +161,37 @@ class ContinuousBlock(nn.Module):
             batch_norm=False,
             factory=factory,
         )
-        drop = dropout if latent_dropout is None else latent_dropout
-        self.latent = _latent_features(latent_shape, drop, dropout_kind, batch_norm=False)
         self.time_scale = time_scale
-        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, WIDTH), nn.ReLU())
-        self.head = Head(3 * WIDTH, num_classes, batch_norm=False)
+        self.latent = self.time = None
+        if reads == "x and z":
+            drop = dropout if latent_dropout is None else latent_dropout
+            self.latent = _latent_features(latent_shape, drop, dropout_kind, batch_norm=False)
+            self.time = nn.Sequential(nn.Linear(TIME_FEATURES, WIDTH), nn.ReLU())
+        self.head = Head(3 * WIDTH if self.latent else WIDTH, num_classes, batch_norm=False)
 
     def context(
         self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch width"]:
-        """Return all that the logits take from x, shape (B, 256), for every latent and time."""
-        return self.head.part(self.image(x, generator), 0)
+        """Return all that the logits take from x, (B, 256) or (B, m), for every latent and time."""
+        part = self.head.part(self.image(x, generator), 0)
+        return part if self.latent else self.head(part)
 
-    def time_context(self, t: Float[Tensor, " times"]) -> Float[Tensor, "times width"]:
-        """Return all that the logits take from t, shape (N, 256), for every image and latent."""
+    def time_context(self, t: Float[Tensor, " times"]) -> Float[Tensor, "times features"]:
+        """Return all that the logits take from t, (N, 256) or (N, 0), for every latent."""
+        if self.time is None:
+            return t.new_zeros(len(t), 0)
         return self.head.part(self.time(sinusoidal_embedding(t, self.time_scale)), 2)
 
     def forward(
         self,
         z: Float[Tensor, "batch dim"],
         context: Float[Tensor, "batch width"],
-        time_context: Float[Tensor, "times width"],
+        time_context: Float[Tensor, "times features"],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch classes"]:
         """Return logits, shape (B, m); ``time_context`` has one row for each latent or for all."""
+        if self.latent is None:
+            return context
         latent = z.unflatten(1, self.latent_shape)
         features = stochastic_call(self.latent, latent, generator)
         if len(time_context) == 1:  # a bias of the product costs no pass over (B, 256)

@@ -487,6 +487,8 @@ def test_the_control_is_the_last_step_on_noise():
 
 def whole_network(block: ContinuousBlock, z: Tensor, x: Tensor, t: float) -> Tensor:
     """Fig. 5 in one piece: everything anew from z, x and t, the features side by side."""
+    assert block.time
+    assert block.latent
     time = block.time(sinusoidal_embedding(torch.full((len(z),), t)))
     features = [block.image(x), block.latent(z.unflatten(1, block.latent_shape)), time]
     hidden = block.head.join(torch.cat(features, dim=1)).relu()

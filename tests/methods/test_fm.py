@@ -396,6 +396,8 @@ def test_features_computed_once_give_the_predictions_of_the_plain_flow(sampler):
     found = FlowNoProp(unit, steps=steps, sampler=sampler).predict(x, rng(3))
 
     def velocity(z: Tensor, i: int) -> Tensor:
+        assert block.time
+        assert block.latent
         time = block.time(sinusoidal_embedding(torch.full((6,), i / steps)))
         features = torch.cat([block.image(x), block.latent(z), time], dim=1)
         hidden = block.head.hidden(block.head.join(features).relu()).relu()

@@ -22,8 +22,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "backprop": {"method.num_blocks": 3},
     "adjoint": {"method.steps": 5},
 }
-KINDS = {"one-hot": {}, "learned": LEARNED, "prototype": PROTOTYPE}
+KINDS: dict[str, dict[str, Any]] = {"one-hot": {}, "learned": LEARNED, "prototype": PROTOTYPE}
 CASES = [(method, kind) for method in SMALL for kind in KINDS]
+EXACT = {"method.evidence": "exact"}
+KINDS |= {"exact": EXACT, "exact-learned": EXACT | LEARNED}
+KINDS |= {"x-alone": EXACT | {"method.network_reads": "x"}}
+CASES += [(method, kind) for method in ("dt", "ct", "fm") for kind in list(KINDS)[3:]]
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -55,7 +59,7 @@ def test_a_loss_reaches_its_own_unit_and_what_is_shared(name, kind):
         reached = {id(p) for p in method.parameters() if p.grad is not None}
         assert reached == {id(p) for p in (*unit.parameters, *method.shared_parameters)}
     weight = method.embedding.weight
-    assert list(method.shared_parameters) == ([] if kind == "one-hot" else [weight])
+    assert list(method.shared_parameters) == ([weight] if method.embedding.learned else [])
 
 
 def test_the_backward_pass_of_the_baseline_reaches_every_block_and_noprop_s_never_does():

@@ -87,7 +87,7 @@ class SolverUnit(Unit):
             levels, _ = self.solvers.odeint(field, state, times, method="euler", options=options)
         else:
             inside = (network.latent, network.time, network.head)
-            parameters = [p for module in inside for p in module.parameters()]
+            parameters = [p for module in inside if module for p in module.parameters()]
             reached = tuple(p for p in (*parameters, weight) if p.requires_grad)
             levels, _ = self.solvers.odeint_adjoint(
                 field, state, times, method="euler", options=options, adjoint_params=reached

@@ -17,6 +17,7 @@ from noprop.diffusion import (
     step_coefficients,
 )
 from noprop.embeddings import Embedding, Objective, denoising_error
+from noprop.evidence import level_evidence
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.methods.chains import NUM_STRETCHES, Chains, initial_latent
 from noprop.networks import ContinuousBlock
@@ -44,6 +45,9 @@ class DenoiserUnit(Unit):
         objective: Squared error of the embedding, or cross-entropy of the logits. Unless both are
             the paper's choice, only ``classification`` and ``prior`` train the schedule.
         time_sampling: Way of drawing a batch's times.
+        exact: Whether the exact evidence of the latent is added to the network's logits. Differs
+            from the paper, whose network learns it. The term passes no gradient to W_Embed:
+            with it the validation part was predicted worse (docs/theory.md).
     """
 
     name = "network"
@@ -59,6 +63,7 @@ class DenoiserUnit(Unit):
         weighting: Weighting = "snr",
         objective: Objective = "l2",
         time_sampling: TimeSampling = "uniform",
+        exact: bool = False,
     ):
         self.network, self.readout, self.schedule = network, readout, schedule
         self.module = nn.ModuleDict({"network": network, "readout": readout, "schedule": schedule})
@@ -67,6 +72,24 @@ class DenoiserUnit(Unit):
         self.weighting: Weighting = weighting
         self.objective: Objective = objective
         self.time_sampling: TimeSampling = time_sampling
+        self.exact = exact
+
+    def logits(
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Float[Tensor, "batch width"],
+        time_context: Float[Tensor, "times features"],
+        gamma: Float[Tensor, "*batch"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the logits of û, shape (B, m), at a level for the batch or one for each latent.
+
+        ``context`` and ``time_context`` are what the network takes from x and t.
+        """
+        logits = self.network(z, context, time_context, generator)
+        if not self.exact:
+            return logits
+        return logits.float() + level_evidence(z, self.embedding.weight.detach(), gamma)
 
     def denoising(
         self,
@@ -87,7 +110,7 @@ class DenoiserUnit(Unit):
             gamma, slope = gamma.detach(), slope.detach()
         z = sample_latent(self.embedding(y), gamma, generator)
         context = self.network.context(x, generator) if context is None else context
-        logits = self.network(z, context, self.network.time_context(t), generator)
+        logits = self.logits(z, context, self.network.time_context(t), gamma, generator)
         error = denoising_error(logits, y, self.embedding, objective)
         return level_weight(weighting, gamma, 0.5 * snr_slope(gamma, slope)) * error
 
@@ -148,19 +171,19 @@ class ContinuousNoProp(Method):
         """See :meth:`Method.chain`; the path has ten stretches of equal length."""
         network, weight, steps = self.unit.network, self.embedding.weight, self.num_steps
         context, times = chains.repeat(prepared), network.time_context(chains.times)
+        levels = self.schedule.levels(steps)
+        gamma = levels.float().to(context.device)
 
         def denoise(i: int, z: Tensor) -> Tensor:
-            p = network(z, context, times[i : i + 1]).softmax(dim=1)
+            p = self.unit.logits(z, context, times[i : i + 1], gamma[i]).softmax(dim=1)
             if i < steps:  # Heun's method evaluates once at t = 1
                 chains.guess(i, p)
             return p @ weight
 
-        levels = self.schedule.levels(steps)
         if self.sampler == "ancestral":
             k = step_coefficients(levels).to(context.device, torch.float32)
             z = ancestral(denoise, chains.z, k.a, k.b, k.c, chains.generator, chains.observe)
         else:
-            gamma = levels.float().to(context.device)
             follow = euler if self.sampler == "euler" else heun
             z = follow(probability_flow(denoise, gamma), chains.z, -gamma, chains.observe)
         evaluations = 2 * steps if self.sampler == "heun" else steps
@@ -174,7 +197,8 @@ class ContinuousNoProp(Method):
         t = torch.tensor([1 - 1 / self.num_steps], device=prepared.device)
         dim = self.embedding.weight.shape[1]
         z = initial_latent(prepared.shape[0], dim, generator, prepared.device)
-        return self.unit.network(z, prepared, self.unit.network.time_context(t)).argmax(dim=1)
+        time_context, gamma = self.unit.network.time_context(t), self.schedule(t)[0]
+        return self.unit.logits(z, prepared, time_context, gamma).argmax(dim=1)
 
     @torch.no_grad()
     def bound(

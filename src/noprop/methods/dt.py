@@ -1,7 +1,7 @@
 r"""NoProp-DT: T blocks, each trained on its own to guess the label (Eqs. 3-8, Algorithm 1)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from noprop.diffusion import (
     step_coefficients,
 )
 from noprop.embeddings import Embedding, Objective, denoising_error
+from noprop.evidence import level_evidence
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import DiscreteBlock
@@ -40,6 +41,9 @@ class Block(Unit):
         eta: η of Eq. 8.
         weighting: Weighting of the block's error: a constant factor, because a block has one level.
         objective: Squared error of the embedding, or cross-entropy of the logits.
+        exact: Whether the exact evidence of the latent is added to the network's logits. Differs
+            from the paper, whose networks learn it. The term passes no gradient to W_Embed:
+            with it the validation part was predicted worse (docs/theory.md).
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Block(Unit):
         eta: float,
         weighting: Weighting = "snr",
         objective: Objective = "l2",
+        exact: bool = False,
     ):
         self.name = f"block-{t}"
         self.module = network
@@ -61,7 +66,22 @@ class Block(Unit):
         weights = level_weight(weighting, gamma[1:], denoising_weights(gamma, 1.0))
         self.weight = eta * float(weights[t - 1])
         self.objective: Objective = objective
+        self.exact = exact
         self.coupling = 1 / (gamma.shape[0] - 1)
+
+    def logits(
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Float[Tensor, "batch width"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch classes"]:
+        """Return the logits of û_t, shape (B, m); ``context`` is what the network takes from x."""
+        logits = self.network(z, context, generator)
+        if not self.exact:
+            return logits
+        return logits.float() + level_evidence(
+            z, self.embedding.weight.detach(), self.gamma.to(z.device)
+        )
 
     def error(
         self,
@@ -77,7 +97,7 @@ class Block(Unit):
         """
         z = sample_latent(self.embedding(y), self.gamma.to(y.device), generator)
         context = self.network.context(x, generator) if context is None else context
-        logits = self.network(z, context, generator)
+        logits = self.logits(z, context, generator)
         return denoising_error(logits, y, self.embedding, objective).mean()
 
     def loss(
@@ -133,6 +153,9 @@ class DiscreteNoProp(Method):
         eta: η of Eq. 8.
         weighting: Weighting of the errors, see :class:`Block`.
         objective: Kind of error, see :class:`Block`.
+        exact: Whether blocks add the exact evidence, see :class:`Block`.
+        step: What a step of a chain with noise moves towards: the mean û, as in Eq. 3, or the
+            embedding of a label that is drawn from the block's probabilities.
         readout_passes: Number of passes of the readout over the labels in an epoch; in Algorithm 1
             one for each block.
     """
@@ -147,13 +170,15 @@ class DiscreteNoProp(Method):
         eta: float = 0.1,
         weighting: Weighting = "snr",
         objective: Objective = "l2",
+        exact: bool = False,
+        step: Literal["mean", "label"] = "mean",
         readout_passes: int = 1,
     ):
-        self.gamma, self.eta = gamma, eta
+        self.gamma, self.eta, self.step = gamma, eta, step
         self.weighting: Weighting = weighting
         self.coefficients = step_coefficients(gamma)
         self.blocks = [
-            Block(t, network, embedding, gamma, eta, weighting, objective)
+            Block(t, network, embedding, gamma, eta, weighting, objective, exact)
             for t, network in enumerate(blocks, start=1)
             if network is not None
         ]
@@ -176,12 +201,17 @@ class DiscreteNoProp(Method):
 
         Differs from the paper: the path average. Along a chain every block's expected guess is the
         same p(y|x), so the mean of the guesses estimates it with less variance.
+
+        Differs from the paper with ``step="label"``: p(z_t | z_{t-1}, x) is a mixture over labels,
+        of which Eq. 3 keeps the mean. A drawn label y, then z_t ~ q(z_t | z_{t-1}, y), samples it.
         """
         weight = self.embedding.weight
 
         def denoise(i: int, z: Tensor) -> Tensor:
-            p = self.blocks[i].network(z, chains.repeat(prepared[i])).float().softmax(dim=1)
+            p = self.blocks[i].logits(z, chains.repeat(prepared[i])).float().softmax(dim=1)
             chains.guess(i, p)
+            if self.step == "label" and chains.generator is not None:
+                return weight[p.multinomial(1, generator=chains.generator)[:, 0]]
             return p @ weight
 
         k = self.coefficients.to(chains.z.device, torch.float32)
@@ -196,7 +226,7 @@ class DiscreteNoProp(Method):
         context = prepared[-1]
         dim = self.embedding.weight.shape[1]
         z = initial_latent(context.shape[0], dim, generator, context.device)
-        return self.blocks[-1].network(z, context).argmax(dim=1)
+        return self.blocks[-1].logits(z, context).argmax(dim=1)
 
     @torch.no_grad()
     def bound(

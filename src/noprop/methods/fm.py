@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.errors import ConfigError
-from noprop.flow import extrapolate, sample_path, target_velocity
+from noprop.evidence import flow_evidence
+from noprop.flow import expected_velocity, extrapolate, sample_path, target_velocity
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.methods.chains import NUM_STRETCHES, Chains
 from noprop.networks import ContinuousBlock
@@ -36,6 +37,9 @@ class VelocityUnit(Unit):
         embedding: W_Embed, shared.
         sigma: σ of the path (Eq. 10).
         anchor: Whether ``classification`` also trains the network and W_Embed.
+        exact: Whether the velocity is that of û = softmax(logits + exact evidence) W_Embed. Differs
+            from the paper, whose network has any velocity and learns the best one. The
+            evidence passes no gradient to W_Embed, as in the other methods.
     """
 
     name = "network"
@@ -48,10 +52,29 @@ class VelocityUnit(Unit):
         *,
         sigma: float = 0.0,
         anchor: bool = False,
+        exact: bool = False,
     ):
         self.network, self.readout, self.embedding = network, readout, embedding
         self.module = nn.ModuleDict({"network": network, "readout": readout})
-        self.sigma, self.anchor = sigma, anchor
+        self.sigma, self.anchor, self.exact = sigma, anchor, exact
+
+    def velocity(
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Float[Tensor, "batch width"],
+        time_context: Float[Tensor, "times features"],
+        t: Float[Tensor, "*batch"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        """Return v(z_t, x, t), shape (B, d), at one time for the batch or one for each latent.
+
+        ``context`` and ``time_context`` are what the network takes from x and t.
+        """
+        out = self.network(z, context, time_context, generator)
+        if not self.exact:
+            return self.embedding.combination(out)
+        logits = out.float() + flow_evidence(z, self.embedding.weight.detach(), t, self.sigma)
+        return expected_velocity(self.embedding.expectation(logits), z, t, self.sigma)
 
     def loss(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
@@ -62,8 +85,7 @@ class VelocityUnit(Unit):
         t = torch.rand(len(y), generator=generator, device=z1.device)
         z = sample_path(z0, z1, t, self.sigma, generator)
         context = self.network.context(x, generator)
-        logits = self.network(z, context, self.network.time_context(t), generator)
-        v = self.embedding.combination(logits)
+        v = self.velocity(z, context, self.network.time_context(t), t, generator)
         guess, weight = extrapolate(z, t, v), self.embedding.weight
         if not self.anchor:
             guess, weight = guess.detach(), weight.detach()
@@ -133,7 +155,7 @@ class FlowNoProp(Method):
         time_contexts = network.time_context(times)
 
         def velocity(i: int, z: Tensor) -> Tensor:
-            v = network(z, context, time_contexts[i : i + 1]) @ weight
+            v = self.unit.velocity(z, context, time_contexts[i : i + 1], times[i])
             if i < steps:  # Heun's method evaluates once at t = 1
                 guess = extrapolate(z, times[i], v)
                 chains.guess(i, self.unit.readout(guess, weight).softmax(dim=1))
@@ -167,7 +189,7 @@ class FlowNoProp(Method):
             nonlocal asked
             asked += 1
             time = self.unit.network.time_context(t[None].float())
-            return self.unit.network(z, context, time) @ self.embedding.weight
+            return self.unit.velocity(z, context, time, t.float())
 
         tolerance = self.tolerance
         levels = self.solve(velocity, z, times, rtol=tolerance, atol=tolerance, method="dopri5")
