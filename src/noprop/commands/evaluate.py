@@ -2,13 +2,7 @@
 
 import argparse
 
-from noprop.commands.options import (
-    Parser,
-    add_data_dir,
-    add_trained_run,
-    assignments,
-    named_encoder,
-)
+from noprop.commands.options import Parser, add_data_dir, add_trained_run, load_run
 from noprop.terminal import show, show_json
 
 __all__ = ["HELP", "add_options", "run"]
@@ -26,15 +20,8 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
-    from noprop.model import load
     from noprop.report.tables import evaluation_text
 
-    model = load(
-        arguments.run,
-        device=arguments.device,
-        encoder=named_encoder(arguments.encoder),
-        overrides=assignments(arguments),
-    )
-    results = model.evaluate(arguments.data_dir, arguments.part)
+    results = load_run(arguments).evaluate(arguments.data_dir, arguments.part)
     show_json(results) if arguments.json else show(evaluation_text(results))
     return 0

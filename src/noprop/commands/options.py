@@ -7,12 +7,15 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from noprop.config import RunConfig, fields_of, from_toml, parse_value, replace
 from noprop.errors import ConfigError
 from noprop.recipes import find_recipe
 from noprop.terminal import printable
+
+if TYPE_CHECKING:
+    from noprop.model import Model
 
 __all__ = [
     "DEFAULT_RECIPE",
@@ -27,6 +30,7 @@ __all__ = [
     "assignments",
     "configuration",
     "encoder_or_field",
+    "load_run",
     "named_encoder",
     "option_names",
     "overrides",
@@ -124,6 +128,18 @@ def add_trained_run(parser: Parser) -> None:
         parser, "set a field of evaluation, or for CT and FM method.steps, sampler or tolerance"
     )
     add_encoder(parser)
+
+
+def load_run(arguments: argparse.Namespace) -> "Model":
+    """Load the run that the arguments of :func:`add_trained_run` name."""
+    from noprop.model import load
+
+    return load(
+        arguments.run,
+        device=arguments.device,
+        encoder=named_encoder(arguments.encoder),
+        overrides=assignments(arguments),
+    )
 
 
 def option_names() -> dict[str, str]:

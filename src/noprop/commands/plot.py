@@ -2,14 +2,7 @@
 
 import argparse
 
-from noprop.commands.options import (
-    Parser,
-    add_data_dir,
-    add_trained_run,
-    assignments,
-    named_encoder,
-    path,
-)
+from noprop.commands.options import Parser, add_data_dir, add_trained_run, load_run, path
 from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
@@ -31,17 +24,11 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
-    from noprop.model import load
     from noprop.report.page import write_page
     from noprop.report.pictures import save_pictures
     from noprop.report.plots import draw_run
 
-    model = load(
-        arguments.run,
-        device=arguments.device,
-        encoder=named_encoder(arguments.encoder),
-        overrides=assignments(arguments),
-    )
+    model = load_run(arguments)
     examples = model.examples("test", arguments.data_dir)
     pictures = draw_run(arguments.run, model, examples)
     paths = save_pictures(pictures, arguments.out or arguments.run / "plots")

@@ -4,14 +4,7 @@ import argparse
 import csv
 import io
 
-from noprop.commands.options import (
-    Parser,
-    add_trained_run,
-    assignments,
-    named_encoder,
-    path,
-    whole_number,
-)
+from noprop.commands.options import Parser, add_trained_run, load_run, path, whole_number
 from noprop.errors import ConfigError
 from noprop.terminal import printable, show, show_json
 
@@ -46,19 +39,13 @@ def add_options(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
     from noprop.data import read_inputs
-    from noprop.model import load
     from noprop.report.tables import table
 
     if arguments.samples is not None and arguments.samples < 1:
         raise ConfigError(f"--samples must be at least 1, got {arguments.samples}")
     if arguments.top < 1:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
-    model = load(
-        arguments.run,
-        device=arguments.device,
-        encoder=named_encoder(arguments.encoder),
-        overrides=assignments(arguments),
-    )
+    model = load_run(arguments)
     names, x = read_inputs(arguments.files, model.task.shape)
     probabilities = model.predict(
         x,
