@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import noprop.paper.reproduce as reproduce_module
 from noprop.cli import main
 from noprop.paper.cells import Cell
 from noprop.paper.estimate import Pace, seconds_of
@@ -37,7 +38,7 @@ def test_each_cell_is_trained_once_and_a_failure_stops_no_other(tmp_path, real_d
     obstacle.parent.mkdir(parents=True)
     obstacle.write_text("mine")
     events = []
-    paths, failed = reproduce(w, beside=2, emit=events.append)
+    paths, failed = reproduce(w, at_a_time=2, emit=events.append)
     assert failed.keys() == {"mnist-fm-seed-0"}
     assert "is no run folder" in str(failed["mnist-fm-seed-0"])
     (record,) = read_records(w.records)
@@ -53,7 +54,7 @@ def test_each_cell_is_trained_once_and_a_failure_stops_no_other(tmp_path, real_d
 
     obstacle.unlink()
     again = []
-    _, failed = reproduce(w, beside=2, emit=again.append)
+    _, failed = reproduce(w, at_a_time=2, emit=again.append)
     assert not failed
     assert list(next(e for e in again if isinstance(e, Grid)).runs) == ["mnist-fm-seed-0"]
     assert [r["cell"] for r in read_records(w.records)] == ["mnist-ct", "mnist-fm"]
@@ -94,15 +95,16 @@ def test_a_stopped_cell_goes_on_and_finds_what_it_would_have_found(tmp_path, rea
 
 def test_what_another_command_did_meanwhile_is_not_done_again(tmp_path):
     jobs = wanted(tmp_path, tmp_path, "mnist", "one-hot").jobs
-    ended = run_jobs(jobs, beside=2, emit=print_nothing, is_done=lambda job: True)
+    ended = run_jobs(jobs, at_a_time=2, emit=print_nothing, is_done=lambda job: True)
     assert list(ended) == [(job, None) for job in jobs]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_deadline_ends_it_and_says_what_is_left(tmp_path, real_data):
+def test_a_deadline_ends_it_and_says_what_is_left(tmp_path, real_data, monkeypatch):
+    monkeypatch.setattr(reproduce_module, "RESERVE", 4.0)
     w = wanted(tmp_path, real_data("mnist"), "mnist-ct", scale="full")
     events = []
-    _, failed = reproduce(w, deadline=60.0, emit=events.append)
+    _, failed = reproduce(w, deadline=48.0, emit=events.append)
     assert not failed
     assert events[-1] == Deadline(3)
     assert read_records(w.records) == []

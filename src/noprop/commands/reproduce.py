@@ -113,17 +113,17 @@ def run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         data_dir=arguments.data_dir,
     )
-    beside = core_count() if arguments.jobs is None else arguments.jobs
-    if beside < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {beside}")
-    if beside > MOST_JOBS:
-        raise ConfigError(f"--jobs must be at most {MOST_JOBS}, got {beside:,}")
+    at_a_time = core_count() if arguments.jobs is None else arguments.jobs
+    if at_a_time < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {at_a_time}")
+    if at_a_time > MOST_JOBS:
+        raise ConfigError(f"--jobs must be at most {MOST_JOBS}, got {at_a_time:,}")
     deadline = None
     if arguments.deadline is not None:
         deadline = parse_duration(arguments.deadline, "--deadline")
     report = Report(result=result_text, quiet=arguments.quiet)
     if arguments.plan:
-        return _show_plan(arguments, plan(wanted, report), wanted, beside)
+        return _show_plan(arguments, plan(wanted, report), wanted, at_a_time)
     failed: dict[str, Any] = {}
     if arguments.report:
         paths = write_pages(wanted.experiments, wanted.records, wanted.runs, wanted.out)
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             with answered_between_updates(), closing(report):
                 paths, failed = run_experiments(
-                    wanted, beside=beside, deadline=deadline, emit=report
+                    wanted, at_a_time=at_a_time, deadline=deadline, emit=report
                 )
         except KeyboardInterrupt as stop:
             tell("stopped; resume with the same command")
@@ -184,7 +184,7 @@ def _number(number: "Number") -> dict[str, float | None]:
 
 
 def _show_plan(
-    arguments: argparse.Namespace, planned: "list[Planned]", wanted: "Reproduction", beside: int
+    arguments: argparse.Namespace, planned: "list[Planned]", wanted: "Reproduction", at_a_time: int
 ) -> int:
     from noprop.report.tables import duration, table
 
@@ -211,10 +211,10 @@ def _show_plan(
     done = sum(len(p.done) for p in planned)
     # The longest run cannot be shared among processes.
     longest = max([p.seconds or 0.0 for p in planned], default=0.0)
-    whole = max(sum(left) / beside, longest)
+    whole = max(sum(left) / at_a_time, longest)
     show(
         f"\n{done} of {runs} runs are done; the others take {duration(sum(left))} in one process "
-        f"with one thread,\nor about {duration(whole)} with {beside} at a time (--jobs), estimated "
-        "from steps timed on this machine"
+        f"with one thread,\nor about {duration(whole)} with {at_a_time} at a time (--jobs), "
+        "estimated from steps timed on this machine"
     )
     return 0

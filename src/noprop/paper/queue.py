@@ -37,7 +37,7 @@ TICK = 5.0  # seconds without events after which ``Tick`` is emitted: scoring ma
 def run_jobs(
     jobs: Sequence[Job],
     *,
-    beside: int,
+    at_a_time: int,
     emit: Emit,
     deadline: float | None = None,
     is_done: Callable[[Job], bool] = lambda job: False,
@@ -46,7 +46,7 @@ def run_jobs(
 
     Args:
         jobs: Jobs in the order in which they start.
-        beside: Number of cells to train at a time.
+        at_a_time: Number of cells to train at a time.
         emit: Function that is called with every event; ``run`` names the event's run.
         deadline: Time on the monotonic clock at which running jobs are stopped with a checkpoint,
             and the iterator ends.
@@ -58,7 +58,7 @@ def run_jobs(
     left, running = list(jobs), dict[Connection, tuple[Job, Child]]()
     try:
         while left or running:
-            while left and len(running) < beside:
+            while left and len(running) < at_a_time:
                 if is_done(left[0]):
                     yield left.pop(0), None
                 else:

@@ -19,6 +19,8 @@ from noprop.training.events import Deadline, Emit, Failed, Finished, Grid, Timin
 
 __all__ = ["Planned", "Reproduction", "plan", "reproduce"]
 
+RESERVE = 10.0  # seconds for the pages; a deadline leaves as much for training
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -85,7 +87,7 @@ class Reproduction:
 def reproduce(
     wanted: Reproduction,
     *,
-    beside: int | None = None,
+    at_a_time: int | None = None,
     deadline: float | None = None,
     emit: Emit = print_nothing,
 ) -> tuple[list[Path], dict[str, NoPropError]]:
@@ -93,8 +95,8 @@ def reproduce(
 
     Args:
         wanted: Experiments to reproduce.
-        beside: Number of cells to train at a time, each with one thread; the number of cores unless
-            given.
+        at_a_time: Number of cells to train at a time, each with one thread; the number of cores
+            unless given.
         deadline: Seconds from now until which the function returns; running cells are stopped with
             a checkpoint.
         emit: Function that is called with every event; ``run`` names the event's run. ``Grid``
@@ -107,14 +109,13 @@ def reproduce(
     Raises:
         NoPropError: If records cannot be read or written.
     """
-    began, beside = time.monotonic(), core_count() if beside is None else beside
-    if beside < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {beside}")
-    # Running cells have GRACE to end, and the pages take a few seconds.
-    least = GRACE + 20
+    began, at_a_time = time.monotonic(), core_count() if at_a_time is None else at_a_time
+    if at_a_time < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {at_a_time}")
+    least = GRACE + 2 * RESERVE
     if deadline is not None and deadline < least:
         raise ConfigError(f"--deadline must be {least:g} seconds at least, got {deadline:g}")
-    end = None if deadline is None else began + deadline - GRACE - 10
+    end = None if deadline is None else began + deadline - GRACE - RESERVE
     _check_writable(wanted.out)
     done, every = wanted.done(), wanted.jobs
     jobs = [job for job in every if job.key not in done]
@@ -125,7 +126,7 @@ def reproduce(
     try:
         for job, outcome in run_jobs(
             jobs,
-            beside=beside,
+            at_a_time=at_a_time,
             emit=emit,
             deadline=end,
             is_done=lambda job: job.key in wanted.done(),
@@ -135,7 +136,7 @@ def reproduce(
                 failed[job.name] = outcome
                 emit(Failed(str(outcome), run=job.name))
             elif outcome is not None:
-                outcome |= {"beside": beside}
+                outcome |= {"beside": at_a_time}
                 add_record(wanted.records, outcome)
                 emit(Finished(outcome, run=job.name))
         if ended < len(jobs):
