@@ -59,6 +59,17 @@ def real_data() -> Callable[[str], Path]:
     return folder_of
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """Leave out fsync, which takes milliseconds.
+
+    A killed process loses nothing that it has written; only a machine that loses power does.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def three_threads():
     """Three torch threads during a test."""

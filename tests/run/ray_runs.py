@@ -1,4 +1,4 @@
-"""What the tests of Ray share: small runs, and who kills workers while they write."""
+"""What the tests of engines share: small runs, and a thread that kills workers while they write."""
 
 import os
 import signal
@@ -35,9 +35,10 @@ CONFIG = replace(
         "evaluation.runs": 2,
     },
 )
+SELDOM = {"train.checkpoint_every": 1e9}
 LEARNED = {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 20}
-# Long enough to be met in the middle.
-LONG = replace(CONFIG, {"train.epochs": 12})
+# Long enough to be stopped in the middle: 150 updates a block, each with a checkpoint.
+LONG = replace(CONFIG, {"train.epochs": 6})
 
 
 def trained(
@@ -72,16 +73,16 @@ def told(folder: Path, kind: str) -> list[dict]:
 
 
 class Killer(threading.Thread):
-    """Kills, with -9, whoever has a file half written, as often as told.
+    """Thread that kills, with -9, processes that are writing a file.
 
     Args:
-        folder: where such files are looked for; their names have the process.
-        pattern: of the names.
-        times: to kill.
-        after: whole files of other names that there must be by then.
+        folder: Folder of the files; the name of a temporary file contains the process.
+        pattern: Pattern of the names of temporary files.
+        times: Number of kills.
+        after: Pattern of finished files, one of which must exist before the first kill.
 
     Attributes:
-        left: the files that were left half written, a proof that the kill met their writing.
+        left: Temporary files that were left, which proves that the kill came during a write.
     """
 
     def __init__(self, folder: Path, pattern: str, times: int, after: str = "*"):

@@ -133,14 +133,15 @@ def test_another_driver_goes_on_from_the_storage_and_from_its_folder(cluster, wh
         if isinstance(event, Epoch):
             raise Stopped
 
+    config = replace(LONG, {"train.checkpoint_every": 0.1})
     with pytest.raises(Stopped):
-        trained(tmp_path / "r", LONG, RayEngine(storage=storage), emit=stop, units=["block-1"])
+        trained(tmp_path / "r", config, RayEngine(storage=storage), emit=stop, units=["block-1"])
     shutil.rmtree(tmp_path / "r")
     sent = RunStorage(f"{storage}/r")
     stopped = sent.unit("block-1").position()
     assert stopped
     assert stopped >= 20
-    folder = trained(tmp_path / "r", LONG, units=["block-2"])
+    folder = trained(tmp_path / "r", config, units=["block-2"])
     seen: list[int] = []
 
     def listen(event: Event) -> None:
@@ -149,8 +150,8 @@ def test_another_driver_goes_on_from_the_storage_and_from_its_folder(cluster, wh
             seen.append(event.position)
 
     engine = RayEngine(storage=storage)
-    trained(folder, LONG, engine, emit=listen, units=["block-1", "block-2"])
+    trained(folder, config, engine, emit=listen, units=["block-1", "block-2"])
     assert min(seen) > stopped
-    trained(folder, LONG, units=["readout"])
+    trained(folder, config, units=["readout"])
     assert_same(whole(LONG), folder, LONG)
     assert (group_folder(folder, "block-1") / LAST).exists()

@@ -50,7 +50,7 @@ SMALL: dict[str, Any] = {
     "method.encoder": "mlp",
     "data.train_size": 400,
     "train.batch_size": 8,
-    "train.epochs": 4,
+    "train.epochs": 5,
     "train.workers": 1,
     "train.device": "cpu",
     "train.precision": "float32",
@@ -91,6 +91,11 @@ def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return held.getsockname()[1]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("localhost", port)) == 0
 
 
 class Agent:
@@ -188,12 +193,12 @@ def test_a_worker_killed_at_a_random_update(whole, tmp_path, kind):
 
 @pytest.mark.slow
 @both
-def test_a_machine_lost_for_good(tmp_path, kind):
+def test_a_machine_lost_for_good(whole, tmp_path, kind):
     """Its agent is killed, and its worker with it; the other machine ends the run alone."""
     folder, port = tmp_path / "r", free_port()
-    config = configured(kind, **{"train.epochs": 6})
+    config = configured(kind)
     first = Agent(folder, config, "--run-dir", str(folder), options=machine(port))
-    time.sleep(1)  # it holds the rendezvous
+    wait_until(lambda: listens(port), first)  # it holds the rendezvous, not the other
     second = Agent(folder, config, "--run-dir", str(folder), options=machine(port))
     wait_until_saved(folder, first)
     workers = second.workers()
@@ -202,9 +207,7 @@ def test_a_machine_lost_for_good(tmp_path, kind):
     assert not psutil.wait_procs(workers, timeout=10)[1]
     wait_until(lambda: (folder / "model.json").exists(), first)
     first.kill()  # torchrun itself would wait five minutes for the other agent
-    undisturbed = replace(config, {"train.checkpoint_every": 1e9})
-    noprop.train_units(tmp_path / "whole", unit_names(config), undisturbed)
-    assert_same(tmp_path / "whole", folder)
+    assert_same(whole(kind), folder)
     assert trainings(folder) == dict.fromkeys(unit_names(config), 1)
     starts = [e for e in read_metrics(folder) if e["event"] == "started"]
     assert len(starts) == (1 if kind == "one-hot" else 2)  # the one needs nobody
@@ -212,10 +215,10 @@ def test_a_machine_lost_for_good(tmp_path, kind):
 
 @pytest.mark.slow
 @both
-def test_sigterm_leaves_checkpoints(tmp_path, kind):
+def test_sigterm_leaves_checkpoints(whole, tmp_path, kind):
     """As a scheduler sends it before it takes the machine: no clock has saved anything yet."""
     folder = tmp_path / "r"
-    config = configured(kind, **{"train.checkpoint_every": 1e9, "train.epochs": 8})
+    config = configured(kind, **{"train.checkpoint_every": 1e9})
     agent = Agent(folder, config, "--run-dir", str(folder), options=alone(2, restarts=0))
     wait_until(lambda: [e for e in read_metrics(folder) if e["event"] == "epoch"], agent)
     workers = agent.workers()
@@ -225,8 +228,7 @@ def test_sigterm_leaves_checkpoints(tmp_path, kind):
     states = noprop_states(folder)
     assert any(0 < state.position < (state.total or 0) for state in states)
     noprop.train_units(folder, unit_names(config), overrides={"train.workers": 1})
-    noprop.train_units(tmp_path / "whole", unit_names(config), config)
-    assert_same(tmp_path / "whole", folder)
+    assert_same(whole(kind), folder)
 
 
 def noprop_states(folder: Path):
