@@ -203,6 +203,9 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "path_sigma": (0.3, {}),
     "anchor": ("always", {}),
     "tolerance": (1e-1, {"method.sampler": "dopri5"}),
+    "evidence": ("exact", {}),
+    "network_reads": ("x", {"method.evidence": "exact"}),
+    "step": ("label", {}),
     "mixing": (0.2, {}),
     "gradient": ("autograd", {}),
 }
