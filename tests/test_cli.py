@@ -130,7 +130,7 @@ def test_an_encoder_that_ships_is_a_field(capsys, tmp_path):
     )
 
 
-@pytest.mark.parametrize("place", ["run.load_data", "local.LocalEngine.run"])
+@pytest.mark.parametrize("place", ["resolve.load_data", "local.LocalEngine.run"])
 def test_ctrl_c_says_how_to_go_on_where_there_is_a_run(capsys, monkeypatch, tmp_path, place):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
