@@ -1,4 +1,4 @@
-"""Blocks of NoProp-DT that are written down, not trained: what a chain of them does is known.
+"""Networks that are written down, not trained: what a chain of them does is known.
 
 One ignores its input, one is Bayes' rule.
 """
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.methods.dt import DiscreteNoProp
-from noprop.networks import DiscreteBlock
+from noprop.networks import ContinuousBlock, DiscreteBlock
 from noprop.readouts import SoftmaxReadout
 from noprop.schedules import cosine_gamma
 
-__all__ = ["Bayes", "Known", "known"]
+__all__ = ["Bayes", "Known", "KnownNetwork", "known"]
 
 
 class Known(DiscreteBlock):
@@ -32,6 +32,31 @@ class Known(DiscreteBlock):
         self, z: Tensor, context: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
         self.seen.append(z.clone())
+        return self.scale * context
+
+
+class KnownNetwork(ContinuousBlock):
+    """Logits that are ``scale`` times x, whatever z and t are; keeps what it was shown."""
+
+    def __init__(self, scale: float = 1.0):
+        nn.Module.__init__(self)
+        self.scale = scale
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def context(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return x
+
+    def time_context(self, t: Tensor) -> Tensor:
+        return t[:, None]
+
+    def forward(
+        self,
+        z: Tensor,
+        context: Tensor,
+        time_context: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        self.seen.append((z.clone(), time_context[:, 0].expand(len(z))))
         return self.scale * context
 
 

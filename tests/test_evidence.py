@@ -22,10 +22,7 @@ from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.networks import ContinuousBlock
 from noprop.readouts import SoftmaxReadout
 from noprop.schedules import LinearSchedule, cosine_gamma
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tools import rng
 
 
 def posterior(z: Tensor, log_p: Tensor, weight: Tensor, signal: float, variance: float) -> Tensor:

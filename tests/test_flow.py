@@ -9,13 +9,10 @@ from torch import Tensor
 
 from noprop.flow import extrapolate, sample_path, target_velocity
 from noprop.samplers import euler, heun
+from tools import rng
 
 PRIOR = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 LINE = torch.tensor([[-1.0], [0.3], [1.0]], dtype=torch.float64)
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_the_path_has_the_stated_mean_and_deviation_in_each_row():

@@ -42,6 +42,7 @@ __all__ = [
     "assert_same",
     "commit_of",
     "files_of",
+    "rng",
     "train_run",
     "weights",
 ]
@@ -68,6 +69,10 @@ NOISE = Examples(
 )
 NOISE_TASK = Task((1, 8, 8), tuple("0123456789"), Normalization.of(NOISE.x))
 NOISE_DATA = RunData(NOISE_TASK, NOISE, NOISE.take(torch.arange(8)), NOISE.take(torch.arange(9)))
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 class Killed(BaseException):

@@ -21,6 +21,7 @@ from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
 from noprop.methods.adjoint import NeuralODE
+from tools import rng
 
 pytest.importorskip("torchdiffeq")
 
@@ -29,10 +30,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "learned": {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 6},
     "prototype": {"method.embedding": "prototype", "method.learned": True},
 }
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def make(kind: str = "one-hot", steps: int = 8, **changes: Any) -> NeuralODE:

@@ -19,12 +19,9 @@ from noprop.embeddings import Embedding, random_embeddings
 from noprop.methods.backprop import BackpropChain, ChainUnit
 from noprop.networks import DiscreteBlock
 from noprop.readouts import RadialReadout, SoftmaxReadout
+from tools import rng
 
 T, M, D, B = 4, 3, 5, 6
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Known(DiscreteBlock):

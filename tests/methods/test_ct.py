@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from differences import assert_gradient_is_that_of_differences
+from known_blocks import KnownNetwork
 from noprop.diffusion import draw_times
 from noprop.embeddings import Embedding, one_hot_embeddings, random_embeddings
 from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
@@ -25,41 +26,13 @@ from noprop.schedules import (
     LearnedSchedule,
     LinearSchedule,
 )
+from tools import rng
 
 SAMPLERS = ["ancestral", "euler", "heun"]
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])  # p(y|x) of three x
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-class Known(ContinuousBlock):
-    """Logits that are ``scale`` times x, whatever z and t are; keeps what it was shown."""
-
-    def __init__(self, scale: float = 1.0):
-        nn.Module.__init__(self)
-        self.scale = scale
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def context(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return x
-
-    def time_context(self, t: Tensor) -> Tensor:
-        return t[:, None]
-
-    def forward(
-        self,
-        z: Tensor,
-        context: Tensor,
-        time_context: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        self.seen.append((z.clone(), time_context[:, 0].expand(len(z))))
-        return self.scale * context
-
-
-class Bayes(Known):
+class Bayes(KnownNetwork):
     """Bayes' rule: x is log p(y|x), z a draw of q(z_t|y) under the schedule."""
 
     def __init__(self, schedule: ContinuousSchedule, weight: Tensor, scale: float = 1.0):
@@ -120,7 +93,7 @@ def test_the_network_is_shown_the_latent_of_its_time():
     Means and squares of 7 coordinates in 4 quarters of t, beyond 5: probability < 5e-5 a seed. A t
     of another row, or time run backwards, is far beyond.
     """
-    n, network = 20_000, Known()
+    n, network = 20_000, KnownNetwork()
     unit = make_unit(
         network, weight := random_embeddings(4, 7, rng()) * 2, LinearSchedule(3.0, -3.0)
     )
@@ -153,7 +126,7 @@ def test_the_denoising_term_is_each_example_s_weight_times_its_own_error(weighti
     Ten examples of ten classes: a (B,) weight times a (B, 1) error would fit (slip 7), a mean over
     d, a missing ½ or another row's t would be seen. SNR passes 5 on the way.
     """
-    network, weight = Known(), random_embeddings(10, 10, rng()) * 2
+    network, weight = KnownNetwork(), random_embeddings(10, 10, rng()) * 2
     unit = make_unit(
         network,
         weight,
@@ -195,7 +168,7 @@ def test_an_error_that_is_the_same_at_all_times_weighs_the_whole_rise_of_snr(nam
     The midpoints of 2000 equal intervals, so the rule's error is below 1e-5.
     """
     n, weight = 2000, random_embeddings(4, 7, rng())
-    unit = make_unit(Known(), weight, SCHEDULES[name])
+    unit = make_unit(KnownNetwork(), weight, SCHEDULES[name])
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     t, y = (torch.arange(n) + 0.5) / n, torch.full((n,), 3)
     found = unit.denoising(logits.expand(n, 4), y, t, rng(), "snr", "l2")
@@ -210,7 +183,7 @@ def test_the_readout_and_the_prior_are_those_of_the_two_ends():
     γ(0) = 2 and γ(1) = -1: swapped ends would be seen. |score| > 5 in 14 has probability < 1e-5.
     """
     n, weight = 20_000, random_embeddings(4, 7, rng()) * 3
-    unit = make_unit(Known(), weight, LinearSchedule(2.0, -1.0))
+    unit = make_unit(KnownNetwork(), weight, LinearSchedule(2.0, -1.0))
     y = torch.randint(4, (n,), generator=rng(1))
     terms = unit.loss(torch.zeros(n, 4), y, rng(2)).terms
     assert isinstance(unit.readout, Watching)
@@ -316,7 +289,7 @@ def test_the_bound_is_that_of_the_paper_however_it_is_trained():
 # -- what trains the schedule -------------------------------------------------------------------
 
 
-class Smooth(Known):
+class Smooth(KnownNetwork):
     """A guess that depends on z and t, smoothly."""
 
     def forward(
@@ -403,7 +376,7 @@ def test_with_the_true_embedding_every_latent_is_what_the_network_was_trained_on
     a deviation. |score| > 5 for 14 numbers at up to 21 levels: a fresh seed fails with
     probability < 2e-4. A latent shown with the time of the next is seen by its t.
     """
-    n, network = 4000, Known(1e4)
+    n, network = 4000, KnownNetwork(1e4)
     weight, schedule = random_embeddings(4, 7, rng(1)) * 2, LinearSchedule(12.0, -4.0)
     unit = make_unit(network, weight, schedule)
     method = ContinuousNoProp(unit, steps=steps, sampler=sampler)
@@ -474,7 +447,7 @@ def test_any_number_of_steps_makes_a_prediction(steps, sampler):
 
 def test_the_control_is_the_last_step_on_noise():
     """z ~ N(0, I), by 5-sigma moments, at t = 1 - 1/T."""
-    network, weight = Known(), one_hot_embeddings(10)
+    network, weight = KnownNetwork(), one_hot_embeddings(10)
     method = ContinuousNoProp(make_unit(network, weight, LinearSchedule(6.0, -6.0)), steps=8)
     assert method.control(rng(1), torch.eye(10).repeat(400, 1)).shape == (4000,)
     ((z, t),) = network.seen

@@ -27,6 +27,7 @@ from noprop.randomness import seeded
 from noprop.readouts import RadialReadout, SoftmaxReadout
 from noprop.schedules import cosine_gamma
 from noprop.training.trainer import Trainer
+from tools import rng
 
 T = 3
 KINDS = {
@@ -35,10 +36,6 @@ KINDS = {
     "radial": {"method.readout": "radial"},
     "prototype": {"method.embedding": "prototype", "method.learned": True},
 }
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def make(kind: str = "one-hot", num_blocks: int = T):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from differences import assert_gradient_is_that_of_differences
+from known_blocks import KnownNetwork
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
@@ -23,41 +24,14 @@ from noprop.randomness import seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
 from noprop.training.events import Epoch, Event
 from noprop.training.trainer import Trainer
+from tools import rng
 
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])  # p(y|x) of three x
 # Rows of different lengths, none orthogonal: the nearest is not the one of the largest product.
 WEIGHT = torch.tensor([[2.0, 0.5, 0.0], [0.3, 1.0, -0.4], [-0.5, 0.2, 0.8]])
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-class Known(ContinuousBlock):
-    """Weights of the embeddings that are x, whatever z and t are; keeps what it was shown."""
-
-    def __init__(self):
-        nn.Module.__init__(self)
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def context(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return x
-
-    def time_context(self, t: Tensor) -> Tensor:
-        return t[:, None]
-
-    def forward(
-        self,
-        z: Tensor,
-        context: Tensor,
-        time_context: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        self.seen.append((z.clone(), time_context[:, 0].expand(len(z))))
-        return context
-
-
-class Bayes(Known):
+class Bayes(KnownNetwork):
     r"""The best velocity, E[u - z_0 | z_t, x]; x is log p(y|x), W_Embed square and invertible.
 
     Given y, z_t is normal with mean t u_y and variance s² = (1-t)² + σ². So with û = Σ p(y|z_t, x)
@@ -85,7 +59,7 @@ class Bayes(Known):
         return torch.linalg.solve(self.weight, v, left=False)
 
 
-class Mixing(Known):
+class Mixing(KnownNetwork):
     """Weights that depend on x, z and t and on a parameter."""
 
     def __init__(self):
@@ -124,7 +98,7 @@ def test_the_network_is_shown_the_path_at_its_time(sigma):
     5-sigma scores of means and squares in 24 places: a fresh seed fails with probability < 5e-5. A
     variance for a deviation, a t of another row or time run backwards is far beyond.
     """
-    n, network = 20_000, Known()
+    n, network = 20_000, KnownNetwork()
     unit = make_unit(network, sigma=sigma)
     y = torch.randint(3, (n,), generator=rng(1))
     unit.loss(torch.zeros(n, 3), y, rng(2))
@@ -155,7 +129,7 @@ def test_the_terms_are_those_of_eq_13(anchor):
     Ten rows of ten embeddings of ten numbers, so that swapped axes would fit (slip 7). The values
     are the same with and without the anchor: what it changes is the gradient.
     """
-    network, weight = Known(), random_embeddings(10, 10, rng()) * 3
+    network, weight = KnownNetwork(), random_embeddings(10, 10, rng()) * 3
     unit = make_unit(network, weight, anchor=anchor)
     logits = torch.empty(10, 10).normal_(generator=rng(1))
     y = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
@@ -177,7 +151,7 @@ def test_the_terms_are_those_of_eq_13(anchor):
 
 def test_a_constant_velocity_misses_by_the_noise_and_the_distance():
     """E‖v - (u - z_0)‖² = ‖v - u‖² + d, for any t: within 5 standard errors of 20 000."""
-    n, unit = 20_000, make_unit(Known(), sigma=0.7)
+    n, unit = 20_000, make_unit(KnownNetwork(), sigma=0.7)
     v, y = torch.tensor([[0.5, -1.0, 2.0]]), torch.zeros(n, dtype=torch.int64)
     found = unit.loss(v.expand(n, 3), y, rng()).terms["flow"].item()
     square = (v @ WEIGHT - WEIGHT[0]).square().sum().item()
@@ -315,7 +289,7 @@ def test_the_answer_of_many_chains_is_the_share_of_each_label():
 
 def test_the_class_of_a_chain_is_the_nearest_embedding():
     """Not the one of the largest product, and not the readout's: for the zero velocity, z_0's."""
-    n, unit = 2000, make_unit(Known())
+    n, unit = 2000, make_unit(KnownNetwork())
     with torch.no_grad():
         unit.readout.linear.bias[0] += 100
     p = FlowNoProp(unit, steps=3).predict(torch.zeros(n, 3), rng())
@@ -367,7 +341,7 @@ def test_the_adaptive_solver_agrees_with_fixed_steps_and_its_tolerance_counts():
 @pytest.mark.parametrize("sampler", ["euler", "dopri5"])
 def test_guesses_on_the_way_are_the_readout_s_where_the_line_leads(sampler):
     """p_out(y | z_t + (1 - t) v) at the levels kept, ten of ten, by hand for a constant v."""
-    unit = make_unit(Known())
+    unit = make_unit(KnownNetwork())
     x = torch.tensor([[0.2, 0.5, -0.3], [1.0, 0.0, 0.4]])
     method = FlowNoProp(unit, steps=10, sampler=sampler)
     p = method.predict(x, rng(), average="path")

@@ -12,6 +12,7 @@ from noprop.build import Task, build_embedding, build_method, unit_names
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.methods.base import Method
+from tools import rng
 
 LEARNED = {**tools.LEARNED, "method.dim": 6}
 PROTOTYPE = {"method.embedding": "prototype", "method.learned": True}
@@ -28,10 +29,6 @@ EXACT = {"method.evidence": "exact"}
 KINDS |= {"exact": EXACT, "exact-learned": EXACT | LEARNED}
 KINDS |= {"x-alone": EXACT | {"method.network_reads": "x"}}
 CASES += [(method, kind) for method in ("dt", "ct", "fm") for kind in list(KINDS)[3:]]
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def make(name: str, kind: str = "one-hot", **changes: Any) -> tuple[Method, Tensor, Tensor]:
