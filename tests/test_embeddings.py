@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from noprop.embeddings import (
     Embedding,
     class_medoids,
+    denoising_error,
     nearest_class,
     one_hot_embeddings,
     orthogonal_embeddings,
@@ -159,3 +160,12 @@ def test_the_guess_keeps_its_digits_under_autocast():
     plain = embedding.expectation(logits)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(embedding.expectation(logits), plain)
+
+
+def test_label_smoothing_mixes_the_target_with_the_uniform_distribution():
+    logits, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
+    embedding = Embedding(one_hot_embeddings(4), learned=False)
+    target = 0.9 * one_hot_embeddings(4)[y] + 0.1 / 4
+    expected = -(target * logits.log_softmax(1)).sum(1)
+    found = denoising_error(logits, y, embedding, "cross-entropy", 0.1)
+    torch.testing.assert_close(found, expected)

@@ -269,6 +269,7 @@ def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:
         eta=c.eta,
         weighting=c.weighting,
         objective=c.objective,
+        label_smoothing=parts.config.train.label_smoothing,
         exact=c.evidence == "exact",
         step=c.step,
         # In Algorithm 1 the readout takes a step beside every block's step.
@@ -293,6 +294,7 @@ def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
         weighting=c.weighting,
         objective=c.objective,
         time_sampling=c.time_sampling,
+        label_smoothing=parts.config.train.label_smoothing,
         exact=c.evidence == "exact",
     )
     return ContinuousNoProp(unit, steps=c.steps, sampler=c.sampler)

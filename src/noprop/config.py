@@ -394,11 +394,33 @@ class TrainConfig:
     )
     optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer of each unit")
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(1e-3, "learning rate")
+    schedule: Literal["constant", "cosine", "one-cycle"] = option(
+        "constant",
+        "learning rate of a unit: constant, half a cosine to 0, or a linear rise and then half a "
+        "cosine",
+    )
+    warmup: Annotated[float, Field(gt=0, lt=1)] = option(
+        0.25, "one-cycle: fraction of a unit's updates in which the learning rate rises"
+    )
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(1e-3, "weight decay")
     crop_padding: Annotated[int, Field(ge=0, le=256)] = option(
         0, "augmentation: padding in pixels of random crops"
     )
     flip: bool = option(False, "augmentation: mirror half of the images")
+    cutout: Annotated[int, Field(ge=0, le=1024)] = option(
+        0, "augmentation: side in pixels of a black square at a random place"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0, "objective cross-entropy: probability that is spread over all classes"
+    )
+    clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
+        0.0, "greatest norm of a unit's gradient; 0: no limit"
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0,
+        "decay per update of a moving average of each unit's weights, which then predicts; 0: the "
+        "last weights predict",
+    )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = option(0, "seed of all random numbers")
     device: Text = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "float32", "bf16"] = option(
@@ -453,6 +475,11 @@ class RunConfig:
             raise ConfigError(
                 f"train.shards: each of {self.train.shards} needs at least two examples, but "
                 f"train.batch_size is {self.train.batch_size}"
+            )
+        if self.train.label_smoothing and getattr(self.method, "objective", "") != "cross-entropy":
+            raise ConfigError(
+                "train.label_smoothing: is for method.objective=cross-entropy, got "
+                f"{self.train.label_smoothing} with another objective"
             )
         blocks_wait = self.method.learned and len(self.method.unit_costs) > 1
         if self.train.offload and self.train.order == "parallel" and blocks_wait:

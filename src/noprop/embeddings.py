@@ -162,15 +162,17 @@ def denoising_error(
     y: Int64[Tensor, " batch"],
     embedding: Embedding,
     objective: Objective = "l2",
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, " batch"]:
     r"""Return $\|\hat u - u_y\|^2$ of each example, or the cross-entropy of the logits in nats.
 
     Differs from the paper: ``cross-entropy`` is not a term of the bound. Its minimiser is
     $p(y|z, x)$, which also minimises the squared error: alone where the embeddings are affinely
-    independent, as one-hot ones are.
+    independent, as one-hot ones are. ``label_smoothing`` spreads that probability over all classes
+    of the cross-entropy's target.
     """
     if objective == "cross-entropy":
-        return F.cross_entropy(logits.float(), y, reduction="none")
+        return F.cross_entropy(logits.float(), y, reduction="none", label_smoothing=label_smoothing)
     return (embedding.expectation(logits) - embedding(y)).square().sum(dim=1)
 
 

@@ -22,6 +22,12 @@ YOUNGER = (
     "method.gamma_shift",
     "method.network_reads",
     "method.time_scale",
+    "train.clip",
+    "train.cutout",
+    "train.ema",
+    "train.label_smoothing",
+    "train.schedule",
+    "train.warmup",
 )
 
 

@@ -94,8 +94,9 @@ def augment(
     *,
     padding: int,
     flip: bool,
+    cutout: int = 0,
 ) -> UInt8[Tensor, "batch channels height width"]:
-    """Crop each zero-padded image at random, and mirror about half of them.
+    """Crop each zero-padded image at random, mirror about half of them, and cut squares out.
 
     Each sample has its own offset and its own coin; all of them move in one indexing operation.
 
@@ -105,6 +106,8 @@ def augment(
         padding: Width of the black border in pixels, at least 0; offsets are uniform in
             0..2·padding, each way.
         flip: Whether to mirror left to right, with probability one half.
+        cutout: Side in pixels of a black square in each image (DeVries and Taylor, 2017). Its
+            centre is uniform over the pixels, so a part of it may lie outside.
 
     Raises:
         ValueError: If ``padding`` is negative.
@@ -124,7 +127,16 @@ def augment(
         x = torch.nn.functional.pad(x, (padding,) * 4)
     sample = torch.arange(batch, device=device)[:, None, None, None]
     channel = torch.arange(channels, device=device)[None, :, None, None]
-    return x[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    x = x[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    if cutout:
+        places = torch.arange(max(height, width), device=device)
+        inside = []
+        for side in (height, width):
+            first = torch.randint(side, (batch, 1), generator=generator, device=device)
+            first -= cutout // 2
+            inside.append((places[:side] >= first) & (places[:side] < first + cutout))
+        x.masked_fill_(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0)
+    return x
 
 
 def _chunks(x: Shaped[Tensor, "n channels *rest"]) -> Iterator[Float64[Tensor, "k channels rest"]]:

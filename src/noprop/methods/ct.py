@@ -45,6 +45,7 @@ class DenoiserUnit(Unit):
         objective: Squared error of the embedding, or cross-entropy of the logits. Unless both are
             the paper's choice, only ``classification`` and ``prior`` train the schedule.
         time_sampling: Way of drawing a batch's times.
+        label_smoothing: Probability that the cross-entropy's target spreads over all classes.
         exact: Whether the exact evidence of the latent is added to the network's logits. Differs
             from the paper, whose network learns it. The term passes no gradient to W_Embed:
             with it the validation part was predicted worse (docs/theory.md).
@@ -63,6 +64,7 @@ class DenoiserUnit(Unit):
         weighting: Weighting = "snr",
         objective: Objective = "l2",
         time_sampling: TimeSampling = "uniform",
+        label_smoothing: float = 0.0,
         exact: bool = False,
     ):
         self.network, self.readout, self.schedule = network, readout, schedule
@@ -72,7 +74,7 @@ class DenoiserUnit(Unit):
         self.weighting: Weighting = weighting
         self.objective: Objective = objective
         self.time_sampling: TimeSampling = time_sampling
-        self.exact = exact
+        self.label_smoothing, self.exact = label_smoothing, exact
 
     def logits(
         self,
@@ -100,6 +102,7 @@ class DenoiserUnit(Unit):
         weighting: Weighting,
         objective: Objective,
         context: Float[Tensor, "batch width"] | None = None,
+        label_smoothing: float = 0.0,
     ) -> Float[Tensor, " batch"]:
         """Return each example's weighted error at its time, before η.
 
@@ -111,7 +114,7 @@ class DenoiserUnit(Unit):
         z = sample_latent(self.embedding(y), gamma, generator)
         context = self.network.context(x, generator) if context is None else context
         logits = self.logits(z, context, self.network.time_context(t), gamma, generator)
-        error = denoising_error(logits, y, self.embedding, objective)
+        error = denoising_error(logits, y, self.embedding, objective, label_smoothing)
         return level_weight(weighting, gamma, 0.5 * snr_slope(gamma, slope)) * error
 
     def ends(
@@ -133,7 +136,9 @@ class DenoiserUnit(Unit):
     ) -> LossTerms:
         """Return the three terms of Eq. 9."""
         t = draw_times(len(y), self.time_sampling, generator)
-        errors = self.denoising(x, y, t, generator, self.weighting, self.objective)
+        errors = self.denoising(
+            x, y, t, generator, self.weighting, self.objective, None, self.label_smoothing
+        )
         return LossTerms({**self.ends(y, generator), "denoising": self.eta * errors.mean()})
 
 

@@ -41,6 +41,7 @@ class Block(Unit):
         eta: η of Eq. 8.
         weighting: Weighting of the block's error: a constant factor, because a block has one level.
         objective: Squared error of the embedding, or cross-entropy of the logits.
+        label_smoothing: Probability that the cross-entropy's target spreads over all classes.
         exact: Whether the exact evidence of the latent is added to the network's logits. Differs
             from the paper, whose networks learn it. The term passes no gradient to W_Embed:
             with it the validation part was predicted worse (docs/theory.md).
@@ -55,6 +56,7 @@ class Block(Unit):
         eta: float,
         weighting: Weighting = "snr",
         objective: Objective = "l2",
+        label_smoothing: float = 0.0,
         exact: bool = False,
     ):
         self.name = f"block-{t}"
@@ -66,7 +68,7 @@ class Block(Unit):
         weights = level_weight(weighting, gamma[1:], denoising_weights(gamma, 1.0))
         self.weight = eta * float(weights[t - 1])
         self.objective: Objective = objective
-        self.exact = exact
+        self.label_smoothing, self.exact = label_smoothing, exact
         self.coupling = 1 / (gamma.shape[0] - 1)
 
     def logits(
@@ -90,6 +92,7 @@ class Block(Unit):
         generator: torch.Generator,
         objective: Objective = "l2",
         context: Float[Tensor, "batch width"] | None = None,
+        label_smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
         """Return the batch mean of ‖û_t - u_y‖², or of the cross-entropy, before its weight.
 
@@ -98,13 +101,13 @@ class Block(Unit):
         z = sample_latent(self.embedding(y), self.gamma.to(y.device), generator)
         context = self.network.context(x, generator) if context is None else context
         logits = self.logits(z, context, generator)
-        return denoising_error(logits, y, self.embedding, objective).mean()
+        return denoising_error(logits, y, self.embedding, objective, label_smoothing).mean()
 
     def loss(
         self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
     ) -> LossTerms:
         """Return the denoising term of this block."""
-        error = self.error(x, y, generator, self.objective)
+        error = self.error(x, y, generator, self.objective, label_smoothing=self.label_smoothing)
         return LossTerms({"denoising": self.weight * error})
 
 
@@ -153,6 +156,7 @@ class DiscreteNoProp(Method):
         eta: η of Eq. 8.
         weighting: Weighting of the errors, see :class:`Block`.
         objective: Kind of error, see :class:`Block`.
+        label_smoothing: See :class:`Block`.
         exact: Whether blocks add the exact evidence, see :class:`Block`.
         step: What a step of a chain with noise moves towards: the mean û, as in Eq. 3, or the
             embedding of a label that is drawn from the block's probabilities.
@@ -170,6 +174,7 @@ class DiscreteNoProp(Method):
         eta: float = 0.1,
         weighting: Weighting = "snr",
         objective: Objective = "l2",
+        label_smoothing: float = 0.0,
         exact: bool = False,
         step: Literal["mean", "label"] = "mean",
         readout_passes: int = 1,
@@ -178,7 +183,7 @@ class DiscreteNoProp(Method):
         self.weighting: Weighting = weighting
         self.coefficients = step_coefficients(gamma)
         self.blocks = [
-            Block(t, network, embedding, gamma, eta, weighting, objective, exact)
+            Block(t, network, embedding, gamma, eta, weighting, objective, label_smoothing, exact)
             for t, network in enumerate(blocks, start=1)
             if network is not None
         ]

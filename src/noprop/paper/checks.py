@@ -77,7 +77,7 @@ def _settings(cell: Cell, config: RunConfig) -> str:
         others.append(f"readout from the {m.readout_start} start for torch's default")
     if m.dropout != 0.2:
         others.append(f"dropout {m.dropout} for 0.2")
-    if config.train.crop_padding or config.train.flip:
+    if config.train.crop_padding or config.train.flip or config.train.cutout:
         others.append("images augmented")
     if others:
         return "unlike Table 4: " + ", ".join(others)

@@ -100,9 +100,16 @@ def kept_model(
 
 
 def _weights(place: Path, commit: Commit) -> dict[str, Tensor]:
-    """Return the tensors of a commit without those of optimizers."""
+    """Return the weights of a commit that predict: their averages, where they were averaged."""
     found: dict[str, Tensor] = {}
     for part in commit.files.values():
         found |= load_part(place, part)
-    kinds = {"optimizer", "shared-optimizer"}
-    return {name: t for name, t in found.items() if not kinds & set(name.split("/")[:2])}
+    kinds = {"optimizer", "shared-optimizer", "average", "shared-average"}
+    weights = {name: t for name, t in found.items() if not kinds & set(name.split("/")[:2])}
+    for name in weights:
+        if name.startswith("shared/"):
+            average = name.replace("shared/", "shared-average/", 1)
+        else:
+            average = name.replace("/module/", "/average/", 1)
+        weights[name] = found.get(average, weights[name])
+    return weights

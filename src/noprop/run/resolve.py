@@ -58,7 +58,7 @@ def with_data(
             f"{config.data.dataset}: wanted at least two examples to train on, for batch norm, "
             f"got {len(data.train)}; see data.train_size"
         )
-    for field in ("crop_padding", "flip"):
+    for field in ("crop_padding", "flip", "cutout"):
         if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
             raise ConfigError(
                 f"train.{field}: only images are augmented, and {config.data.dataset} has features "

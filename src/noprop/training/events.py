@@ -168,6 +168,7 @@ class Epoch(Event):
         embedding: ``least_length``, ``greatest_length`` and ``least_distance`` of learned class
             embeddings; None where they are fixed.
         facts: Numbers that the method reports, by name; None where it has none.
+        lr: Learning rate of the last update.
     """
 
     unit: str
@@ -177,6 +178,7 @@ class Epoch(Event):
     validation_loss: float | None
     embedding: Mapping[str, float] | None = None
     facts: Mapping[str, Any] | None = None
+    lr: float | None = None
 
 
 @dataclass(frozen=True)

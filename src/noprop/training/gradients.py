@@ -86,8 +86,9 @@ class Gradients:
         """Return inputs, labels and the generator of an update or of a shard of it."""
         draws = generator(self.c.seed, "step", step, block, indices.device)
         x = self.examples.x[indices] if unit.reads_images else self.examples.x[:0]
-        if unit.reads_images and (self.c.crop_padding or self.c.flip):
-            x = augment(x, draws, padding=self.c.crop_padding, flip=self.c.flip)
+        c = self.c
+        if unit.reads_images and (c.crop_padding or c.flip or c.cutout):
+            x = augment(x, draws, padding=c.crop_padding, flip=c.flip, cutout=c.cutout)
         return x, self.examples.y[indices], draws
 
     def _in_shards(

@@ -104,6 +104,11 @@ class Plan:
         passes = self.units[update.unit].passes
         return (update.epoch * passes + update.turn) * self.batches + update.batch
 
+    def progress(self, update: Update) -> float:
+        """Return how far its unit is in its training, in (0, 1): what sets the learning rate."""
+        total = self.total // len(self.rows) * self.units[update.unit].passes * self.batches
+        return (self.step(update) + 0.5) / total
+
     def shuffle(self, update: Update) -> tuple[int, str]:
         """Return what seeds its shuffle: the number of the pass, and the unit unless all share it.
 

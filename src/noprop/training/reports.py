@@ -15,7 +15,7 @@ from noprop.randomness import generator
 from noprop.training.events import Emit, Epoch, Event, Progress, Trained
 from noprop.training.gradients import Gradients
 from noprop.training.plan import Plan, Update
-from noprop.training.state import GroupState
+from noprop.training.state import GroupState, learning_rate
 
 __all__ = ["Reports"]
 
@@ -94,6 +94,7 @@ class Reports:
                 loss=losses.mean().item(),
                 terms={name: value.item() for name, value in terms.terms.items()},
                 validation_loss=self._validation_loss(unit),
+                lr=learning_rate(self.c, self.plan.progress(update)),
                 embedding=embedding,
                 facts=self.method.facts() or None,
             )

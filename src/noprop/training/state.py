@@ -9,6 +9,7 @@ Commits with and without it are alike, as are those of one process and of many: 
 began with one can be resumed with the other.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,14 @@ from noprop.training.commits import (
 )
 from noprop.training.mesh import Mesh
 
-__all__ = ["SHARED", "GroupState", "Parked", "make_optimizer", "optimizer_state"]
+__all__ = [
+    "SHARED",
+    "GroupState",
+    "Parked",
+    "learning_rate",
+    "make_optimizer",
+    "optimizer_state",
+]
 
 SHARED = "shared"
 
@@ -72,6 +80,7 @@ class GroupState:
     Attributes:
         is_mine: Whether each unit is trained in this process.
         optimizers: Optimizer of each unit; None while it is parked.
+        averages: Moving averages of each unit's weights; empty while it is parked, or without them.
         changed: Names of the parts that an update has changed since their file was written.
         files: The last file of each part; none for what has not been written.
     """
@@ -92,8 +101,10 @@ class GroupState:
         self.mesh = mesh
         self.is_mine = [mesh.units is None or unit.name in mesh.units for unit in units]
         self.optimizers = [self._optimizer(unit) for unit in units]
+        self.averages = [self._average(unit.module) for unit in units]
         shared = method.shared_parameters
         self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
+        self.shared_average = self._average(method.shared) if shared else {}
         self.files: dict[str, Part] = {}
         self.changed = {SHARED} | {unit.name for unit in units if not isinstance(unit, Parked)}
         self.visitor: int | None = None  # the unit in memory that is parked at other times
@@ -111,6 +122,34 @@ class GroupState:
 
     def _optimizer(self, unit: Unit) -> torch.optim.Optimizer | None:
         return None if isinstance(unit, Parked) else make_optimizer(self.c, unit.parameters)
+
+    def _average(self, module: nn.Module) -> dict[str, Tensor]:
+        if not self.c.ema:
+            return {}
+        return {n: v.clone() for n, v in module.state_dict().items() if v.is_floating_point()}
+
+    # -- updates ---------------------------------------------------------------------------------
+
+    def update(self, index: int, lr: float, number: int) -> None:
+        """Update a unit along its gradient, which is freed.
+
+        Args:
+            index: Index of the unit.
+            lr: Learning rate.
+            number: Number of previous updates of the unit.
+        """
+        unit, optimizer = self.units[index], self.optimizers[index]
+        assert optimizer
+        descend(optimizer, lr, self.c.clip)
+        follow(self.averages[index], unit.module, self.c.ema, number)
+        self.changed.add(unit.name)
+
+    def update_shared(self, lr: float, number: int) -> None:
+        """Update the shared parameters; arguments as for :meth:`update`."""
+        assert self.shared_optimizer
+        descend(self.shared_optimizer, lr, self.c.clip)
+        follow(self.shared_average, self.method.shared, self.c.ema, number)
+        self.changed.add(SHARED)
 
     # -- parked units ----------------------------------------------------------------------------
 
@@ -136,6 +175,7 @@ class GroupState:
 
     def _place(self, index: int, unit: Unit) -> None:
         self.units[index], self.optimizers[index] = unit, self._optimizer(unit)
+        self.averages[index] = self._average(unit.module)
 
     # -- commits ---------------------------------------------------------------------------------
 
@@ -237,6 +277,7 @@ class GroupState:
         unit, optimizer = self.units[index], self.optimizers[index]
         assert optimizer
         tensors = flatten(f"{unit.name}/module", unit.module.state_dict())
+        tensors |= flatten(f"{unit.name}/average", self.averages[index])
         return tensors | flatten(f"{unit.name}/optimizer", optimizer_state(optimizer))
 
     def _load_unit(self, index: int) -> None:
@@ -245,12 +286,14 @@ class GroupState:
         tensors = load_part(self.folder, self.files[unit.name])
         with self._one_architecture():
             unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
+            restore_average(self.averages[index], unflatten(f"{unit.name}/average", tensors))
             restore_optimizer(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
         self.changed.discard(unit.name)
 
     def _shared_tensors(self) -> dict[str, Tensor]:
         tensors = flatten("shared", self.method.shared.state_dict())
         if self.shared_optimizer:
+            tensors |= flatten("shared-average", self.shared_average)
             tensors |= flatten("shared-optimizer", optimizer_state(self.shared_optimizer))
         return tensors
 
@@ -258,6 +301,7 @@ class GroupState:
         tensors: Mapping[str, Tensor] = load_part(self.folder, self.files[SHARED])
         self.method.shared.load_state_dict(unflatten("shared", tensors))
         if self.shared_optimizer:
+            restore_average(self.shared_average, unflatten("shared-average", tensors))
             restore_optimizer(self.shared_optimizer, unflatten("shared-optimizer", tensors))
         self.changed.discard(SHARED)
 
@@ -288,6 +332,66 @@ def make_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.o
     return kind[config.optimizer](
         parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused
     )
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """Return the learning rate of an update.
+
+    Args:
+        config: Configuration of training.
+        progress: Fraction of a unit's training that lies before the update, in (0, 1).
+    """
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "one-cycle":
+        if progress < config.warmup:
+            return config.lr * progress / config.warmup
+        progress = (progress - config.warmup) / (1 - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def descend(optimizer: torch.optim.Optimizer, lr: float, clip: float) -> None:
+    """Update parameters along their gradients, and free these.
+
+    Args:
+        optimizer: Optimizer of the parameters.
+        lr: Learning rate.
+        clip: Greatest norm of the gradient; 0 for no limit.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if clip:
+            torch.nn.utils.clip_grad_norm_(group["params"], clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def follow(average: Mapping[str, Tensor], module: nn.Module, decay: float, number: int) -> None:
+    """Move the average of a module's weights and statistics towards their current values.
+
+    Args:
+        average: The average, by the names of the module's ``state_dict``; may be empty.
+        module: The module after an update.
+        decay: Weight of the average in (0, 1). Smaller at the beginning, (1 + n) / (10 + n), so
+            that the weights before training are soon forgotten.
+        number: n, number of previous updates.
+    """
+    if average:
+        state = module.state_dict()
+        weight = 1 - min(decay, (1 + number) / (10 + number))
+        for name, value in average.items():
+            value.lerp_(state[name], weight)
+
+
+def restore_average(average: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Fill an average with the tensors of a file.
+
+    Raises:
+        KeyError: If one is missing.
+    """
+    for name, value in average.items():
+        value.copy_(tensors[name])
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

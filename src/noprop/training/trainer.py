@@ -27,7 +27,7 @@ from noprop.training.mesh import ALONE, Mesh, PeerStoppedError, Requests
 from noprop.training.plan import Plan, Update
 from noprop.training.reports import Reports
 from noprop.training.signals import asked, signals_kept, stop_if_asked
-from noprop.training.state import SHARED, GroupState
+from noprop.training.state import GroupState, learning_rate
 
 __all__ = ["Trainer"]
 
@@ -179,14 +179,12 @@ class Trainer:
         if self.state.optimizers[update.unit] is None:
             self._check_finite()
             self.state.load(update.unit, self.position)
-        unit, optimizer = self.units[update.unit], self.state.optimizers[update.unit]
-        assert optimizer
+        unit, number = self.units[update.unit], self.plan.step(update)
         terms, self.requests = self.gradients.backward(
-            unit, self.shared, self.indices(update), self.plan.step(update), self._own_requests()
+            unit, self.shared, self.indices(update), number, self._own_requests()
         )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self.state.changed.add(unit.name)
+        lr = learning_rate(self.c, self.plan.progress(update))
+        self.state.update(update.unit, lr, number)
         if self.shared:
             part = flat_gradient(self.shared)
             self.parts.append(part * unit.coupling if self.c.order == "parallel" else part)
@@ -194,7 +192,7 @@ class Trainer:
                 p.grad = None
         self.position = self._next_position()
         if self.state.shared_optimizer and self.plan.begins_mini_batch(self.position):
-            self._update_shared(self.state.shared_optimizer)
+            self._update_shared()
         self.is_updating = False
         return update, terms
 
@@ -216,16 +214,15 @@ class Trainer:
             self.order = key, order.to(self.device)
         return self.order[1][update.batch]
 
-    def _update_shared(self, optimizer: torch.optim.Optimizer) -> None:
+    def _update_shared(self) -> None:
         """Descend the sum of the gradients of the mini-batch's losses."""
         total, self.requests = self.mesh.sum_over_units(self.parts, self.requests)
         self.parts.clear()
         for p in self.shared:
             p.grad = torch.empty_like(p)
         scatter(total, [p.grad for p in self.shared if p.grad is not None])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self.state.changed.add(SHARED)
+        progress = (self.position - 0.5) / self.plan.total
+        self.state.update_shared(learning_rate(self.c, progress), self.position)
 
     # -- stopping and saving -------------------------------------------------------------------
 

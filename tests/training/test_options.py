@@ -1,0 +1,192 @@
+"""Schedules of the learning rate, averaged weights, clipping: by hand, and as a run resumes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import noprop
+import tools
+from noprop.build import build_embedding, build_method
+from noprop.config import RunConfig, TrainConfig, replace
+from noprop.errors import ConfigError
+from noprop.run.local import LocalEngine
+from noprop.tensor_files import load_tensors
+from noprop.training import trainer
+from noprop.training.events import Epoch, Event, Progress
+from noprop.training.plan import Plan
+from noprop.training.state import descend, follow, learning_rate, make_optimizer
+from tools import Clock, Killed, assert_same, commit_of, files_of
+
+ALL = {
+    "train.schedule": "one-cycle",
+    "train.ema": 0.9,
+    "train.clip": 0.5,
+    "train.crop_padding": 1,
+    "train.cutout": 3,
+    "train.label_smoothing": 0.1,
+    "method.objective": "cross-entropy",
+    "method.evidence": "exact",
+}
+FIXED = {**tools.TWO_BLOCKS, **ALL, "train.epochs": 2, "train.batch_size": 16}
+LEARNED = {**FIXED, **tools.LEARNED, "method.dim": 12}
+
+
+# -- the learning rate -----------------------------------------------------------------------------
+
+
+def rates(schedule: str, n: int = 1000) -> list[float]:
+    config = TrainConfig(lr=0.1, schedule=schedule, warmup=0.2)  # pyright: ignore[reportArgumentType]
+    return [learning_rate(config, (i + 0.5) / n) for i in range(n)]
+
+
+def test_a_constant_rate_is_the_paper_s():
+    assert set(rates("constant")) == {0.1}
+
+
+def test_a_cosine_falls_from_the_rate_to_nothing():
+    """Half of it in the middle; its mean is half of the rate."""
+    found = rates("cosine")
+    assert found == sorted(found, reverse=True)
+    assert found[0] == pytest.approx(0.1, rel=1e-5)
+    assert found[-1] == pytest.approx(0, abs=1e-6)
+    assert sum(found) / 1000 == pytest.approx(0.05)
+    torch_s = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer := torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), T_max=2000
+    )
+    for i in range(2000):
+        if i % 2:  # ours is at the middle of an update
+            assert found[i // 2] == pytest.approx(torch_s.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        torch_s.step()
+
+
+def test_one_cycle_rises_for_the_warm_up_and_then_falls():
+    found = rates("one-cycle")
+    assert found[:200] == sorted(found[:200])
+    assert found[200:] == sorted(found[200:], reverse=True)
+    assert found[100] == pytest.approx(0.05, rel=0.01)
+    assert max(found) == pytest.approx(0.1, rel=0.005)
+    assert found[600] == pytest.approx(0.05, rel=0.01)
+    assert found[-1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("order", ["sequential", "parallel"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_each_unit_has_the_whole_schedule_whatever_the_order(order, shared):
+    """Its updates lie evenly in (0, 1): the last of them has trained with the smallest rate."""
+    config = replace(RunConfig(), {**tools.TWO_BLOCKS, "train.order": order})
+    units = build_method(
+        config, tools.NOISE_TASK, build_embedding(config, tools.NOISE_TASK, None)
+    ).units
+    plan = Plan(units, order=order, epochs=3, batches=4, shared=shared)
+    for index, unit in enumerate(units):
+        updates = [plan.at(i) for i in range(plan.total)]
+        found = [plan.progress(u) for u in updates if u.unit == index]
+        n = 3 * 4 * unit.passes
+        assert found == pytest.approx([(i + 0.5) / n for i in range(n)])
+
+
+# -- one update ------------------------------------------------------------------------------------
+
+
+def test_an_update_has_the_given_rate_and_no_longer_gradient_than_allowed():
+    p = nn.Parameter(torch.zeros(4))
+    optimizer = make_optimizer(TrainConfig(optimizer="sgd", lr=9.0, weight_decay=0), [p])
+    for clip, norm in ((0.0, 2.0), (3.0, 2.0), (0.5, 0.5)):
+        p.data.zero_()
+        p.grad = torch.ones(4)
+        descend(optimizer, 0.1, clip)
+        assert p.detach().norm().item() == pytest.approx(0.1 * norm, rel=1e-5)
+        assert p.grad is None
+
+
+def test_the_average_follows_weights_and_statistics_and_counts_stay_as_they_are():
+    """Weights of the past fall by the decay; in the beginning by less, so that the start goes."""
+    module = nn.BatchNorm1d(2)
+    average = {n: v.clone() for n, v in module.state_dict().items() if v.is_floating_point()}
+    assert "num_batches_tracked" not in average
+    by_hand = average["weight"].clone()
+    for n in range(40):
+        with torch.no_grad():
+            module.weight.fill_(float(n))
+            assert module.running_var is not None
+            module.running_var.fill_(float(n))
+        follow(average, module, 0.8, n)
+        decay = min(0.8, (1 + n) / (10 + n))
+        by_hand = decay * by_hand + (1 - decay) * n
+    torch.testing.assert_close(average["weight"], by_hand)
+    torch.testing.assert_close(average["running_var"], by_hand)
+    assert by_hand[0] == pytest.approx(39 - 0.8 / 0.2, rel=0.01)  # the mean lag of a decay of 0.8
+
+
+# -- as a run --------------------------------------------------------------------------------------
+
+
+def train(folder: Path, changes: dict[str, Any], **options: Any) -> Path:
+    return noprop.train(replace(RunConfig(), changes), folder=folder, **options).folder
+
+
+@pytest.fixture(scope="module", params=["fixed", "learned"])
+def run(request, tmp_path_factory) -> tuple[dict[str, Any], Path]:
+    changes = FIXED if request.param == "fixed" else LEARNED
+    return changes, train(tmp_path_factory.mktemp(request.param) / "r", changes)
+
+
+def test_a_resumed_run_has_the_same_bits(run, monkeypatch, tmp_path):
+    """Rate, average and augmentation are functions of the update, or lie in the checkpoint."""
+    changes, whole = run
+    monkeypatch.setattr(trainer, "time", Clock())
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.position == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tmp_path / "r", changes, emit=stop)
+    noprop.resume(tmp_path / "r")
+    assert_same(whole, tmp_path / "r")
+
+
+def test_offloaded_blocks_and_processes_that_share_the_blocks_have_the_same_bits(tmp_path):
+    whole = train(tmp_path / "whole", LEARNED)
+    assert_same(whole, train(tmp_path / "offload", {**LEARNED, "train.offload": True}))
+    parallel = {**LEARNED, "train.order": "parallel"}
+    one = train(tmp_path / "one", parallel)
+    two = train(tmp_path / "two", {**parallel, "train.workers": 2}, engine=LocalEngine())
+    assert_same(one, two)
+
+
+def test_the_averages_predict(run):
+    """model.safetensors holds them, and not the last weights, for units and shared embeddings."""
+    changes, folder = run
+    model = load_tensors(folder / "model.safetensors")[0]
+    group = "all" if changes.get("method.learned") else "block-1"
+    unit = load_tensors(files_of(folder, group)["block-1"])[0]
+    moved = 0
+    for name, value in unit.items():
+        if "/average/" in name:
+            last = name.replace("/average/", "/module/")
+            assert torch.equal(model[last], value)
+            moved += int(not torch.equal(value, unit[last]))
+    assert moved > 10
+    if group == "all":
+        shared = load_tensors(files_of(folder, group)["shared"])[0]
+        assert torch.equal(model["shared/weight"], shared["shared-average/weight"])
+        assert not torch.equal(model["shared/weight"], shared["shared/weight"])
+
+
+def test_the_log_has_the_learning_rate(tmp_path):
+    events: list[Event] = []
+    train(tmp_path / "r", FIXED, emit=events.append)
+    found = [e.lr for e in events if isinstance(e, Epoch) and e.unit == "block-1"]
+    n = commit_of(tmp_path / "r", "block-1").total
+    config = replace(RunConfig(), FIXED).train
+    assert found == [learning_rate(config, (end - 0.5) / n) for end in (n / 2, n)]
+
+
+def test_label_smoothing_is_for_cross_entropy():
+    with pytest.raises(ConfigError, match=r"train.label_smoothing: is for method.objective=cross"):
+        replace(RunConfig(), {"train.label_smoothing": 0.1})
