@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import noprop
-from noprop.build import unit_names
 from noprop.config import RunConfig, replace
 from noprop.recipes import find_recipe
 from noprop.training.events import Event, Started, Trained
@@ -33,7 +32,7 @@ def seconds(config: RunConfig, workers: int, data_dir: Path | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         noprop.train_units(
             Path(folder) / "r",
-            unit_names(config),
+            config.method.unit_names,
             replace(config, {"train.workers": workers}),
             data_dir=data_dir,
             emit=events.append,

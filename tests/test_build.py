@@ -14,7 +14,6 @@ from noprop.build import (
     build_method,
     load_data,
     resolve_auto,
-    unit_names,
 )
 from noprop.config import METHODS, RunConfig, replace
 from noprop.data import Examples, Normalization
@@ -83,7 +82,7 @@ def test_the_readout_steps_beside_every_block_of_algorithm_1(changes, passes):
 
 def test_units_are_named_in_the_order_of_algorithm_1():
     names = ["block-1", "block-2", "block-3", "block-4", "readout"]
-    assert unit_names(replace(RunConfig(), {"method.num_blocks": 4})) == names
+    assert replace(RunConfig(), {"method.num_blocks": 4}).method.unit_names == names
     assert [unit.name for unit in built().units] == names
 
 

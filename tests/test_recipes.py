@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from noprop.build import Task, build_embedding, build_method, unit_names
+from noprop.build import Task, build_embedding, build_method
 from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
@@ -40,7 +40,7 @@ def test_every_recipe_names_itself_and_builds(name):
     if hasattr(config.method, "num_blocks"):
         config = replace(config, {"method.num_blocks": 2})
     method = build_method(config, task, build_embedding(config, task, None))
-    assert [unit.name for unit in method.units] == unit_names(config)
+    assert [unit.name for unit in method.units] == config.method.unit_names
     assert bool(method.shared_parameters) == config.method.learned
 
 

@@ -56,7 +56,6 @@ __all__ = [
     "build_method",
     "load_data",
     "resolve_auto",
-    "unit_names",
 ]
 
 Block = TypeVar("Block", DiscreteBlock, ContinuousBlock)
@@ -115,11 +114,6 @@ def _normalization(config: RunConfig, x: Tensor) -> Normalization:
         )
     mean, std = (0.0, 1.0) if kind == "unit" else (0.5, 0.5)
     return Normalization((mean,) * x.shape[1], (std,) * x.shape[1])
-
-
-def unit_names(config: RunConfig) -> list[str]:
-    """Return ``block-1`` … ``block-T`` and ``readout`` for DT, ``network`` for other methods."""
-    return config.method.unit_names
 
 
 def build_embedding(config: RunConfig, task: Task, train: Examples | None) -> Embedding:

@@ -14,7 +14,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from noprop.build import unit_names
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError
@@ -89,7 +88,7 @@ def train_grid(
     """
     runs = _planned(recipes, seeds, Path(folder), overrides)
     grid = _Grid(runs, data_dir, encoder, engine or LocalEngine(), emit)
-    work = {r.name: float(len(unit_names(r.config)) * r.config.train.epochs) for r in runs}
+    work = {r.name: float(len(r.config.method.unit_names) * r.config.train.epochs) for r in runs}
     emit(Grid(work))
     with grid.engine.opened(max((run.config for run in runs), key=thread_count)):
         grid.train()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import tools
-from noprop.build import Task, build_embedding, build_method, unit_names
+from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.methods.base import Method
@@ -36,7 +36,7 @@ def make(name: str, kind: str = "one-hot", **changes: Any) -> tuple[Method, Tens
     config = replace(RunConfig(), {"method.name": name, **SMALL[name], **KINDS[kind], **changes})
     task = Task((1, 8, 8), tuple("0123456789"), Normalization((0.0,), (1.0,)))
     method = build_method(config, task, build_embedding(config, task, None))
-    assert [unit.name for unit in method.units] == unit_names(config)
+    assert [unit.name for unit in method.units] == config.method.unit_names
     return method, torch.empty(24, 1, 8, 8).normal_(generator=rng()), torch.arange(24) % 10
 
 

@@ -27,7 +27,6 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 
 import noprop
 from noprop import api
-from noprop.build import unit_names
 from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import RunError
 from noprop.run import torchrun
@@ -72,7 +71,7 @@ def whole(tmp_path_factory) -> Callable[[str], Path]:
     def find(kind: str) -> Path:
         if kind not in made:
             config = configured(kind, **{"train.checkpoint_every": 1e9})
-            noprop.train_units(place / kind, unit_names(config), config)
+            noprop.train_units(place / kind, config.method.unit_names, config)
             made[kind] = place / kind
         return made[kind]
 
@@ -186,7 +185,7 @@ def test_a_worker_killed_at_a_random_update(whole, tmp_path, kind):
     random.Random(kind).choice(agent.workers()).kill()
     assert agent.end() == 0, agent.text()
     assert_same(whole(kind), folder)
-    assert trainings(folder) == dict.fromkeys(unit_names(configured(kind)), 1)
+    assert trainings(folder) == dict.fromkeys(configured(kind).method.unit_names, 1)
     assert (folder / "model.safetensors").exists()
     assert re.search(r"test examples, mean ± standard error", agent.text())
 
@@ -208,7 +207,7 @@ def test_a_machine_lost_for_good(whole, tmp_path, kind):
     wait_until(lambda: (folder / "model.json").exists(), first)
     first.kill()  # torchrun itself would wait five minutes for the other agent
     assert_same(whole(kind), folder)
-    assert trainings(folder) == dict.fromkeys(unit_names(config), 1)
+    assert trainings(folder) == dict.fromkeys(config.method.unit_names, 1)
     starts = [e for e in read_metrics(folder) if e["event"] == "started"]
     assert len(starts) == (1 if kind == "one-hot" else 2)  # the one needs nobody
 
@@ -227,7 +226,7 @@ def test_sigterm_leaves_checkpoints(whole, tmp_path, kind):
     assert not psutil.wait_procs(workers, timeout=10)[1]
     states = noprop_states(folder)
     assert any(0 < state.position < (state.total or 0) for state in states)
-    noprop.train_units(folder, unit_names(config), overrides={"train.workers": 1})
+    noprop.train_units(folder, config.method.unit_names, overrides={"train.workers": 1})
     assert_same(whole(kind), folder)
 
 
@@ -316,7 +315,7 @@ def test_a_finished_unit_whose_checkpoint_is_damaged_is_mended(whole, tmp_path):
     with contextlib.suppress(Stopped):
         noprop.train_units(folder, ["block-2"], config, emit=stop)
     shutil.copytree(place, early)
-    noprop.train_units(folder, unit_names(config), config)
+    noprop.train_units(folder, config.method.unit_names, config)
     for path in early.glob("*.safetensors"):
         shutil.copy(path, place)
     shutil.copy(early / "commit.json", place / "previous.json")

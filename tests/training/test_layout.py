@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noprop.build import unit_names
 from noprop.config import RunConfig, replace
 from noprop.training.layout import choose_layout, deal, unit_costs
 
@@ -69,7 +68,7 @@ def test_no_two_share_a_unit_while_units_are_left(changes, processes):
     layout = choose_layout(configured(**changes), processes)
     assert layout.data == layout.shards == 1
     assert layout.size == len(layout.shares) <= min(processes, 11)
-    assert sorted(sum(layout.shares, ())) == sorted(unit_names(configured()))
+    assert sorted(sum(layout.shares, ())) == sorted(configured().method.unit_names)
 
 
 @pytest.mark.parametrize(("processes", "data"), [(22, 2), (33, 3), (44, 4), (1000, 64)])
@@ -85,7 +84,7 @@ def test_where_all_units_are_one_group_all_go_to_the_data_axis():
     for config in (configured(**learned), configured(**{"method.name": "ct"})):
         layout = choose_layout(config, 3)
         assert layout.data == layout.shards == layout.size == 3
-        assert set(layout.shares[0]) == set(unit_names(config))
+        assert set(layout.shares[0]) == set(config.method.unit_names)
     assert choose_layout(configured(**learned, **{"train.offload": True}), 3).size == 1
 
 

@@ -15,7 +15,7 @@ from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import noprop
-from noprop.build import RunData, build_embedding, load_data, unit_names
+from noprop.build import RunData, build_embedding, load_data
 from noprop.config import RunConfig, replace
 from noprop.run.local import local_mesh
 from noprop.run.locks import hold
@@ -52,11 +52,11 @@ def configured(**changes) -> RunConfig:
 def trained(folder: Path, data: RunData = NOISE_DATA, /, **changes) -> Path:
     events: list[Event] = []
     config = configured(**changes)
-    noprop.train_units(folder, unit_names(config), config, data=data, emit=events.append)
+    noprop.train_units(folder, config.method.unit_names, config, data=data, emit=events.append)
     workers = [e.workers for e in events if isinstance(e, Started)]
     assert workers == [changes["train.workers"]]
     units = sorted(unit for e in events if isinstance(e, Trained) for unit in e.units)
-    assert units == unit_names(config)
+    assert units == config.method.unit_names
     return folder
 
 

@@ -18,7 +18,7 @@ from noprop.bench.rates import product_kind
 from noprop.bench.roofline import Work, count
 from noprop.bench.settings import Settings
 from noprop.bench.suites import Progress, Results, Suite
-from noprop.build import build_embedding, unit_names
+from noprop.build import build_embedding
 from noprop.config import replace
 from noprop.data import Examples
 from noprop.machine import malloc_keeps_memory
@@ -69,13 +69,13 @@ def measure(settings: Settings, results: Results, progress: Progress) -> None:
 
 def most_workers(settings: Settings, method: str) -> int:
     """Return the workers that ours can use: at most one for each unit if there are several."""
-    units = len(unit_names(settings.config(method)))
+    units = len(settings.config(method).method.unit_names)
     return settings.workers if units == 1 else min(settings.workers, units)
 
 
 def ours(settings: Settings, method: str, workers: int) -> Contestant:
     """Return the training of ``noprop train``: NoProp-DT's units are dealt to workers in turn."""
-    names = unit_names(settings.config(method))
+    names = settings.config(method).method.unit_names
     common = {"bench": settings, "method": method}
     if len(names) == 1:
         return Contestant(_build_ours, {**common, "units": names, "threads": workers})
@@ -131,7 +131,7 @@ def _build_plain(bench: Settings, method: str) -> Callable[[int], int]:
 
 def count_turn(settings: Settings, method: str) -> Work:
     """Count the operations and bytes of a turn of ours."""
-    names = unit_names(settings.config(method))
+    names = settings.config(method).method.unit_names
     if len(names) == 1:
         (trainer,) = trainers(settings, method, names)
         return count(trainer.step)

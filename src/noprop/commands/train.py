@@ -53,7 +53,6 @@ def add_options(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
     from noprop import api
-    from noprop.build import unit_names
     from noprop.model import open_run
     from noprop.report.progress import Report
     from noprop.run.rendezvous import started_by_torchrun
@@ -83,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = Report(config.train.batch_size, quiet=arguments.quiet or not first)
     units = arguments.units.split(",") if arguments.units is not None else None
     if arguments.no_wait:
-        units = units or unit_names(config)
+        units = units or config.method.unit_names
     states: list[Any] = []
 
     def listen(event: Event) -> None:

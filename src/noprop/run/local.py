@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
-from noprop.build import unit_names
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, NoPropError, TrainingError
 from noprop.machine import choose_device, core_count
@@ -71,7 +70,7 @@ def local_layout(config: RunConfig, groups: Sequence[str]) -> Layout:
     asked = 1
     if choose_device(config.train.device).type == "cpu":
         asked = config.train.workers or core_count()
-    units = unit_names(config) if COUPLED in groups else groups
+    units = config.method.unit_names if COUPLED in groups else groups
     return choose_layout(config, asked, units, shards=config.train.shards or 1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from noprop.build import RunData, build_embedding, build_method, load_data, resolve_auto, unit_names
+from noprop.build import RunData, build_embedding, build_method, load_data, resolve_auto
 from noprop.config import RunConfig, replace
 from noprop.data import absolute_name
 from noprop.embeddings import Embedding
@@ -76,7 +76,7 @@ def resolve_new(
     """
     embedding = build_embedding(config, data.task, data.train)
     config = resolve_auto(_with_counts(config, config.train.shards or 1), embedding)
-    build_method(config, data.task, embedding, factory=encoder, only=unit_names(config)[0])
+    build_method(config, data.task, embedding, factory=encoder, only=config.method.unit_names[0])
     return config, embedding
 
 
@@ -104,5 +104,5 @@ def thread_count(config: RunConfig) -> int:
     Otherwise one, since blocks over processes use all cores better. A method of one unit has
     nothing to spread; it gets as many as torch would take, divided among its shards.
     """
-    alone = len(unit_names(config)) == 1
+    alone = len(config.method.unit_names) == 1
     return config.train.threads or (threads_per_process(config.train.shards) if alone else 1)

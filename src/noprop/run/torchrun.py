@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from noprop.build import RunData, unit_names
+from noprop.build import RunData
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
@@ -93,10 +93,10 @@ class TorchrunEngine(Engine):
         return self._layout(config, groups).size
 
     def _layout(self, config: RunConfig, groups: Sequence[str]) -> Layout:
-        units = unit_names(config) if config.method.learned else groups
+        units = config.method.unit_names if config.method.learned else groups
         shards = config.train.shards or 1
         return choose_layout(
-            config, self.place.world, units or unit_names(config)[:1], shards=shards
+            config, self.place.world, units or config.method.unit_names[:1], shards=shards
         )
 
     def run(self, job: Job, groups: Sequence[str], emit: Emit) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from noprop.build import unit_names
 from noprop.config import RunConfig
 from noprop.errors import ConfigError, RunError
 from noprop.training.commits import latest
@@ -33,7 +32,7 @@ COUPLED = "all"  # name of the group of all units
 
 def groups_of(config: RunConfig) -> list[str]:
     """Return the names of the groups of a run, in the order of its units."""
-    return [COUPLED] if config.method.learned else unit_names(config)
+    return [COUPLED] if config.method.learned else config.method.unit_names
 
 
 def share_of_groups(config: RunConfig, layout: Layout, rank: int) -> list[str]:
@@ -90,7 +89,7 @@ def choose_groups(config: RunConfig, wanted: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: If there is no such unit, or a part is asked of what is trained together.
     """
-    names, chosen = unit_names(config), set()
+    names, chosen = config.method.unit_names, set()
     for text in wanted:
         first, dots, last = text.strip().partition("..")
         ends = [first.strip(), last.strip()] if dots else [first]

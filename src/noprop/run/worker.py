@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method, unit_names
+from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig
 from noprop.data import Examples
 from noprop.encoders import EncoderFactory
@@ -187,7 +187,7 @@ def group_trainer(
     method, here = build(group if group != COUPLED else names[0])
     for name in names[1:]:
         here |= build(name)[1]
-    wanted = unit_names(job.config) if group == COUPLED else [group]
+    wanted = job.config.method.unit_names if group == COUPLED else [group]
     units = [here.get(name) or Parked(name) for name in wanted]
     return Trainer(
         job.config,
@@ -208,7 +208,7 @@ def group_trainer(
 
 def units_wait(config: RunConfig) -> bool:
     """Return whether units are parked in files: if told to, and where several are one group."""
-    return config.train.offload and config.method.learned and len(unit_names(config)) > 1
+    return config.train.offload and config.method.learned and len(config.method.unit_names) > 1
 
 
 @contextmanager
