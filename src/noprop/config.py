@@ -148,6 +148,11 @@ class MethodConfig:
         return list(self.unit_costs)
 
     @property
+    def quick_units(self) -> list[str]:
+        """Names of the units that have no network: their updates take almost no time."""
+        return [name for name, cost in self.unit_costs.items() if cost < 1]
+
+    @property
     def auto_fields(self) -> tuple[str, ...]:
         """Fields that are ``auto`` until a run is created."""
         names = ("readout_start", *self.gamma_over_distance)

@@ -38,7 +38,7 @@ def clock(monkeypatch):
 
 def started(*groups: str) -> Report:
     report = Report(100, quiet=True)
-    report(Started(groups, 1))
+    report(Started(groups, 1, quick=["readout"]))
     return report
 
 
@@ -163,7 +163,7 @@ def test_a_grid_is_told_in_lines(clock, capsys):
     """Each run's end, what is damaged or restarted, and how far all are; no details of a run."""
     report = Report()
     report(Grid({"a": 1.0, "b": 1.0, "c": 2.0}, done=2))
-    report(Started(["block-1", "readout"], 1, run="a"))
+    report(Started(["block-1", "readout"], 1, run="a", quick=["readout"]))
     report(Started(["all"], 1, run="b"))
     report(Epoch("block-1", 1, 1.0, {}, 1.0, facts={"mixing": 1.0}, run="a"))
     report(Damaged(["block-1"], "a file is damaged", 3, 4, run="b"))

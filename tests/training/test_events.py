@@ -12,8 +12,9 @@ EVENTS: list[tuple[Event, dict]] = [
     (Found("all"), {"event": "found", "group": "all"}),
     (Started(["a", "b"], 2), {"event": "started", "groups": ["a", "b"], "workers": 2}),
     (
-        Started(["a"], 0, engine="ray", shards=2),
-        {"event": "started", "groups": ["a"], "workers": 0, "engine": "ray", "shards": 2},
+        Started(["a"], 0, engine="ray", shards=2, quick=["b"]),
+        {"event": "started", "groups": ["a"], "workers": 0, "engine": "ray", "shards": 2,
+         "quick": ["b"]},
     ),
     (
         Damaged(["a"], "why", 3, 4),

@@ -4,7 +4,7 @@ One reporter serves a single run, a grid, a reproduction of the paper and a benc
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,12 +55,14 @@ class _Run:
     Attributes:
         work: Amount of its work; only the ratio to other runs counts.
         groups: Its groups by name; None until one is heard of.
+        quick: Names of units whose updates take almost no time.
         doing: What it does now; empty before and after.
         ended: Whether it has finished or failed.
     """
 
     work: int | float = 1.0
     groups: dict[str, _Group | None] = field(default_factory=dict)
+    quick: Sequence[str] = ()
     doing: str = ""
     ended: bool = False
 
@@ -70,10 +72,10 @@ class _Run:
 
     @property
     def counted(self) -> list[_Group | None]:
-        """The groups whose updates take the time: a readout only if nothing else is left."""
-        blocks = [group for name, group in self.groups.items() if name != "readout"]
-        left = any(group is None or group.first < group.total for group in blocks)
-        return blocks if left else list(self.groups.values())
+        """The groups whose updates take the time: quick ones only if nothing else is left."""
+        slow = [group for name, group in self.groups.items() if name not in self.quick]
+        left = any(group is None or group.first < group.total for group in slow)
+        return slow if left else list(self.groups.values())
 
     def shares(self) -> tuple[float, float]:
         """Return how much of the training was done at first, and is done now: 0..1."""
@@ -166,6 +168,7 @@ class Report:
     def _started(self, event: Started) -> None:
         run = self._run(event)
         run.groups |= dict.fromkeys(event.groups)
+        run.quick = event.quick
         run.doing = "training"
         units = _count(len(event.groups), "unit")
         if event.engine == "ray":

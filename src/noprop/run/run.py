@@ -243,6 +243,7 @@ class Run:
                     engine.workers(self.config, left),
                     engine="" if engine.name == "local" else engine.name,
                     shards=self.config.train.shards,
+                    quick=self.config.method.quick_units or (),
                 )
             )
             while left:

@@ -183,7 +183,7 @@ def group_trainer(
     # Those in memory at the start: None for all of the group.
     names = sorted(mesh.units) if group == COUPLED and mesh.units else [None]
     if units_wait(job.config):
-        names = ["readout"]
+        names = job.config.method.quick_units
     method, here = build(group if group != COUPLED else names[0])
     for name in names[1:]:
         here |= build(name)[1]

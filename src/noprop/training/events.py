@@ -81,12 +81,14 @@ class Started(Event):
         workers: Number of processes that train them; 0 if there is room for none at the moment.
         engine: Name of the engine, where it is not the local one.
         shards: Number of shards of each mini-batch.
+        quick: Names of the run's units whose updates take almost no time.
     """
 
     groups: Sequence[str]
     workers: int
     engine: str = ""
     shards: int = 1
+    quick: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

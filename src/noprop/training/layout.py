@@ -39,10 +39,9 @@ class Layout:
 
 def unit_costs(config: RunConfig) -> dict[str, float]:
     """Return the time of each unit in an epoch, as a multiple of a block's."""
-    costs = config.method.unit_costs
-    networks = [name for name, cost in costs.items() if cost >= 1]
-    passes = len(networks) if config.train.order == "sequential" else 1
-    return {name: cost if name in networks else cost * passes for name, cost in costs.items()}
+    costs, quick = config.method.unit_costs, config.method.quick_units
+    passes = len(costs) - len(quick) if config.train.order == "sequential" else 1
+    return {name: cost * passes if name in quick else cost for name, cost in costs.items()}
 
 
 def deal(
