@@ -1,7 +1,10 @@
-"""The few calls of a script: train a recipe, load a run, predict.
+"""The few calls of a script, each a short form of what :class:`noprop.Run` does.
 
 model = noprop.train("digits-dt")
 labels = model.predict(images).argmax(dim=1)
+
+An argument has the same meaning in all of them. :meth:`~noprop.run.run.Run.create` describes those
+of a configuration and its data, :meth:`~noprop.run.run.Run.train` those of training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,21 +40,10 @@ def train(
 ) -> Model:
     """Train a recipe from its beginning, and evaluate it on the test part.
 
-    Args:
-        recipe: a name of ``noprop.RECIPES``, or a configuration.
-        folder: where the run goes; ``runs/<recipe>`` unless given, with a number if that is taken.
-        overrides: fields to change, such as ``{"train.epochs": 2}``.
-        data_dir: the first place to look for data.
-        data: the data itself, in place of reading ``data.dataset``.
-        encoder: makes an ``nn.Module`` x → features (B, F) that replaces the convolutions; called
-            once a block, or with ``train.offload`` each time a block comes back into memory. A
-            function of a module, so that worker processes can be sent it.
-        engine: where units are trained, such as ``noprop.RayEngine()``; on processes of this
-            machine unless given.
-        emit: called with every event of training.
+    See :meth:`noprop.Run.create` and :meth:`noprop.Run.train` for the arguments.
 
     Raises:
-        NoPropError: If anything the caller gave is wrong.
+        NoPropError: If an argument is wrong.
     """
     config, engine = resolve(recipe, overrides, encoder), engine or LocalEngine()
     with engine.opened(config):
@@ -73,21 +65,15 @@ def train_together(
 ) -> Model:
     """Train a run on all processes that torchrun started, each of which calls this.
 
-    Args:
-        recipe: a name of ``noprop.RECIPES``, or a configuration; that of the folder unless given.
-        folder: the run, on a file system that all machines share. It is made if it is absent, or
-            gone on with if it was made for the same training.
-        overrides: fields to change.
-        data_dir: the first place to look for data; each process reads them.
-        data: the data itself, in place of reading ``data.dataset``; the same in each process.
-        encoder: as :func:`train` takes it.
-        emit: called with every event of training, on rank 0.
+    All machines share the file system of the folder, and each process has or reads the same data.
+    The recipe is that of the folder unless given; ``emit`` is called on rank 0. See
+    :meth:`noprop.Run.join` and :meth:`noprop.Run.train` for the arguments.
 
     Returns:
-        The finished run, in each process.
+        The model of the finished run, in each process.
 
     Raises:
-        NoPropError: If anything the caller gave is wrong, or a process has ended that others need.
+        NoPropError: If an argument is wrong, or a process has ended that others need.
     """
     path, engine = Path(folder), TorchrunEngine()
     config = resolve(recipe or open_run(path), overrides, encoder)
@@ -110,34 +96,21 @@ def train_units(
     engine: Engine | None = None,
     emit: Emit = print_nothing,
 ) -> list[UnitState]:
-    """Train some units of a run, on any machine, at any time, in any order; :func:`assemble` ends.
+    """Train some units of a run, on any machine, at any time, in any order.
 
-    The folder is made if it is absent, or joined if it was made for the same training. Units that
-    are trained already are left as they are, one that was stopped goes on from its checkpoint.
-
-    Args:
-        folder: the run.
-        units: names, and ranges such as ``block-3..block-7``.
-        recipe: a name of ``noprop.RECIPES``, or a configuration; that of the folder unless given.
-        overrides: fields to change. Where the folder is there already, only those that change no
-            weight can differ from its own, such as ``train.workers``.
-        data_dir: the first place to look for data.
-        data: the data itself, in place of reading ``data.dataset``.
-        encoder: as :func:`train` takes it.
-        engine: as :func:`train` takes it.
-        emit: called with every event of training.
+    :func:`assemble` makes the model when all are trained. Units that are trained already are not
+    trained again. The recipe is that of the folder unless given. See :meth:`noprop.Run.join` and
+    :meth:`noprop.Run.train` for the arguments.
 
     Returns:
         How far each unit of the run is, those included that other processes train.
 
     Raises:
-        NoPropError: If anything the caller gave is wrong; if the folder is the run of another
-            training; or if another process is training one of the units.
+        NoPropError: If an argument is wrong; if the folder is the run of another training; or if
+            another process is training one of the units.
     """
-    config, engine = (
-        resolve(recipe or open_run(Path(folder)), overrides, encoder),
-        engine or LocalEngine(),
-    )
+    config = resolve(recipe or open_run(Path(folder)), overrides, encoder)
+    engine = engine or LocalEngine()
     choose_groups(config, units)  # before the data are loaded
     with engine.opened(config):
         run = Run.join(config, folder, data=data, data_dir=data_dir, encoder=encoder)
@@ -153,7 +126,9 @@ def assemble(
     encoder: EncoderFactory | None = None,
     emit: Emit = print_nothing,
 ) -> Model:
-    """Put a run's trained units together, fit the path weights, evaluate, and write the model.
+    """Assemble a run's trained units, fit the path weights, evaluate, and write the model.
+
+    See :meth:`noprop.Run.open` for the arguments; ``emit`` is called with every event.
 
     Raises:
         RunError: If a unit is missing, unfinished, damaged, or trained with other settings or data
@@ -174,9 +149,10 @@ def resume(
     engine: Engine | None = None,
     emit: Emit = print_nothing,
 ) -> Model:
-    """Go on with a run, wherever it was stopped: the result is that of a run never stopped.
+    """Resume a run, wherever it was stopped: the result is that of a run never stopped.
 
-    ``workers`` replaces ``train.workers``; all else that :func:`train` was given is given again.
+    ``workers`` replaces ``train.workers``. See :meth:`noprop.Run.open` and
+    :meth:`noprop.Run.train` for the other arguments.
     """
     overrides = {} if workers is None else {"train.workers": workers}
     config, engine = resolve(open_run(Path(folder)), overrides, encoder), engine or LocalEngine()

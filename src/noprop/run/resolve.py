@@ -28,10 +28,7 @@ def resolve(
 ) -> RunConfig:
     """Return the configuration of a recipe, with some fields changed.
 
-    Args:
-        recipe: A name of ``noprop.RECIPES``, or a configuration.
-        overrides: Fields to change, such as ``{"train.epochs": 2}``.
-        encoder: The user's own encoder.
+    See :meth:`noprop.run.run.Run.create` for the arguments.
 
     Raises:
         ConfigError: If there is no such recipe or field, or a value is wrong.

@@ -108,10 +108,13 @@ class Run:
         Args:
             recipe: A name of ``noprop.RECIPES``, or a configuration.
             folder: The run folder; ``runs/<recipe>`` unless given, with a number if that exists.
-            overrides: Fields to change.
+            overrides: Fields to change, such as ``{"train.epochs": 2}``.
             data: The data, in place of reading ``data.dataset``.
             data_dir: The first place to look for data.
-            encoder: Makes an ``nn.Module`` x → features (B, F) that replaces the convolutions.
+            encoder: The user's own encoder: a function that makes an ``nn.Module``
+                x → features (B, F), which replaces the convolutions. It is called once a block, or
+                with ``train.offload`` each time a block is loaded into memory. It must be a
+                function of a module, so that it can be sent to worker processes.
 
         Raises:
             NoPropError: If an argument is wrong, or the folder exists.
@@ -132,14 +135,9 @@ class Run:
         data_dir: Path | str | None = None,
         encoder: EncoderFactory | None = None,
     ) -> "Run":
-        """Open the folder of a run.
+        """Open the folder of a run; see :meth:`create` for the arguments.
 
-        Args:
-            folder: The run folder.
-            overrides: Fields to change; those that change weights cannot be changed.
-            data: As :meth:`create` takes it.
-            data_dir: As :meth:`create` takes it.
-            encoder: As :meth:`create` takes it.
+        Fields that change weights cannot be changed by ``overrides``.
 
         Raises:
             NoPropError: If it is no run folder, or an argument is wrong.
@@ -162,14 +160,8 @@ class Run:
     ) -> "Run":
         """Open the folder of a run, or make it if it does not exist.
 
-        Args:
-            recipe: As :meth:`create` takes it. Where the folder exists, fields that change weights
-                must be those of the folder; those left at ``auto`` are taken from it.
-            folder: The run folder.
-            overrides: As :meth:`create` takes it.
-            data: As :meth:`create` takes it.
-            data_dir: As :meth:`create` takes it.
-            encoder: As :meth:`create` takes it.
+        See :meth:`create` for the arguments. Where the folder exists, fields that change weights
+        must be those of the folder; those left at ``auto`` are taken from it.
 
         Raises:
             NoPropError: If the folder is that of another training, or an argument is wrong.
@@ -217,7 +209,8 @@ class Run:
 
         Args:
             units: Names, and ranges such as ``block-3..block-7``; all units unless given.
-            engine: Where they are trained; on processes of this machine unless given.
+            engine: Where they are trained, such as ``noprop.RayEngine()``; on processes of this
+                machine unless given.
             emit: Called with every event, after it is written to ``metrics.jsonl``.
 
         Raises:
