@@ -193,7 +193,7 @@ def test_a_grid_is_told_in_lines(clock, capsys):
 
 def test_a_single_run_is_told_in_lines(clock, capsys):
     report = Report(100)
-    report(Started(["block-1", "block-2"], 2, shards=3))
+    report(Started(["block-1", "block-2"], 2, shards=3, quick=["readout"]))
     report(Found("readout"))
     clock.now = 10
     report(Progress("block-1", 2, 5, 10, 5, 10, 1.25))

@@ -19,8 +19,10 @@ from noprop.commands.options import (
     add_set,
     configuration,
     encoder_or_field,
+    overrides,
     path,
 )
+from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
 from noprop.recipes import RECIPE_NAMES
 from noprop.terminal import printable, show, show_json, tell
@@ -52,69 +54,41 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
-    from noprop import api
-    from noprop.model import open_run
     from noprop.report.progress import Report
+    from noprop.run.local import LocalEngine
     from noprop.run.rendezvous import started_by_torchrun
-    from noprop.training.events import Created, Event
+    from noprop.run.resolve import resolve
+    from noprop.run.run import Run
+    from noprop.run.torchrun import TorchrunEngine
+    from noprop.run.units import choose_groups
     from noprop.training.signals import Terminated, answered_between_updates
 
-    encoder = encoder_or_field(arguments)
-    if arguments.resume:
-        config, folder = open_run(arguments.resume), arguments.resume
-        changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]
-        if arguments.recipe or arguments.config or arguments.set or arguments.run:
-            raise ConfigError("--resume keeps the run's configuration: give no recipe or fields")
-        if others := [n for n in changed if n != "train.workers"]:
-            raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
-    else:
-        config = configuration(arguments)
-        for option in ("units", "no_wait"):
-            if getattr(arguments, option) and not arguments.run:
-                name = option.replace("_", "-")
-                raise ConfigError(f"--{name}: name the run folder with --run DIR or --resume RUN")
-        folder = arguments.run  # if None, training makes a folder
+    encoder, folder = encoder_or_field(arguments), arguments.resume or arguments.run
+    config = resolve(_configuration(arguments), encoder=encoder)
     together = started_by_torchrun()
     if together:
         _check_torchrun(arguments)
     first = not together or os.environ["RANK"] == "0"
-    engine = engine_of(arguments)
+    engine = engine_of(arguments) or (TorchrunEngine() if together else LocalEngine())
     report = Report(config.train.batch_size, quiet=arguments.quiet or not first)
     units = arguments.units.split(",") if arguments.units is not None else None
     if arguments.no_wait:
         units = units or config.method.unit_names
-    states: list[Any] = []
-
-    def listen(event: Event) -> None:
-        nonlocal folder
-        if isinstance(event, Created):
-            folder = Path(event.folder)
-        report(event)
-
-    common: dict[str, Any] = {"data_dir": arguments.data_dir, "encoder": encoder, "emit": listen}
-    if not together:
-        common["engine"] = engine
+    if units is not None:
+        choose_groups(config, units)  # before the data are loaded
+    given = {"data_dir": arguments.data_dir, "encoder": encoder}
     try:
-        if arguments.resume:
-            text = getattr(arguments, "train.workers")
-            workers = None if text is None else int(configuration(arguments).train.workers)
-        else:
-            workers = None
-        with answered_between_updates(), closing(report):
-            if together:
-                api.train_together(None if arguments.resume else config, folder=folder, **common)
-            elif units is not None:
-                states = api.train_units(
-                    folder,
-                    units,
-                    None if arguments.resume else config,
-                    overrides=None if workers is None else {"train.workers": workers},
-                    **common,
-                )
-            elif arguments.resume:
-                api.resume(folder, workers=workers, **common)
+        with answered_between_updates(), closing(report), engine.opened(config):
+            if isinstance(engine, TorchrunEngine):
+                opened = engine.join(config, folder, **given)
+            elif arguments.resume or units is not None:
+                opened = Run.join(config, folder, **given)
             else:
-                api.train(config, folder=folder, **common)
+                opened = Run.create(config, folder=folder, **given)
+            folder = opened.folder
+            opened.train(units, engine=engine, emit=report)
+            if units is None and engine.reports:
+                opened.assemble(report)
     except KeyboardInterrupt as stop:
         made = folder is not None and (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
@@ -128,8 +102,34 @@ def run(arguments: argparse.Namespace) -> int:
     if not first:
         return 0
     if arguments.no_wait:
-        tell(f"submitted to Slurm as job {' '.join(engine.submitted)}")
-    return _show_units(arguments, folder, states) if states else show_result(arguments, folder)
+        tell(f"submitted to Slurm as job {' '.join(getattr(engine, 'submitted', ()))}")
+    if units is not None:
+        return _show_units(arguments, folder, opened.states())
+    return show_result(arguments, folder)
+
+
+def _configuration(arguments: argparse.Namespace) -> RunConfig:
+    """Return the configuration of the run to resume, or that of a recipe and options.
+
+    Raises:
+        ConfigError: If options conflict.
+    """
+    from noprop.model import open_run
+
+    if arguments.resume:
+        config = open_run(arguments.resume)
+        if arguments.recipe or arguments.config or arguments.set or arguments.run:
+            raise ConfigError("--resume keeps the run's configuration: give no recipe or fields")
+        changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]
+        if others := [n for n in changed if n != "train.workers"]:
+            raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
+        return replace(config, overrides(arguments))
+    config = configuration(arguments)
+    for option in ("units", "no_wait"):
+        if getattr(arguments, option) and not arguments.run:
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name}: name the run folder with --run DIR or --resume RUN")
+    return config
 
 
 def add_recipe(parser: Parser) -> None:
