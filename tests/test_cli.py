@@ -224,6 +224,7 @@ def test_describe_counts_the_papers_parameters(capsys):
     about = json.loads(capsys.readouterr().out)
     assert [u["parameters"] for u in about["units"]] == [919_946] * 10 + [110]
     assert about["shared_parameters"] == 0
+    assert [u["local_depth"] for u in about["units"]] == [7] * 10 + [1]
     assert about["schedule"][10]["a"] < 1
     assert main(["describe", "cifar10-dt-d20"]) == 0
     assert "1,217,994" in capsys.readouterr().out
@@ -258,6 +259,9 @@ def test_help_shows_the_values_of_the_default_recipe(capsys):
     assert "fm: σ of the Gaussian path (Eq. 10) [0.0]" in text
 
 
+# Seven layers from the image to the logits of a block. A chain of ten adds those from the latent to
+# the logits (3 + 3, or 1 + 3 in the network of CT) for each of nine more blocks, and the readout.
+DEPTH = {"ct": 7, "fm": 7, "adjoint": 7 + 9 * 4 + 1, "backprop": 7 + 9 * 6 + 1}
 NETWORK = {"ct": 867_722, "fm": 867_722, "adjoint": 867_722, "backprop": 9_199_460}
 
 
@@ -270,7 +274,8 @@ def test_describe_knows_every_method(capsys, method):
     assert about["method"] == method
     (unit,) = about["units"]
     more = {"ct": unit["parameters"] - 867_722 - 110, "backprop": 10}.get(method, 0)
-    assert unit == {"name": "network", "parameters": NETWORK[method] + 110 + more}
+    parameters = NETWORK[method] + 110 + more
+    assert unit == {"name": "network", "parameters": parameters, "local_depth": DEPTH[method]}
     assert (more > 0) == (method in ("ct", "backprop"))  # the schedule's, α_t of ten blocks
     assert more < 5_000
     assert about["shared_parameters"] == 0

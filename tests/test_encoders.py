@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from noprop.encoders import Features, conv_path, encoder_kind, mlp_path, small_conv_path
+from noprop.encoders import (
+    Features,
+    conv_bn_path,
+    conv_path,
+    encoder_kind,
+    mlp_path,
+    small_conv_path,
+)
 from noprop.networks import DiscreteBlock
 from noprop.randomness import seeded
 
@@ -18,6 +25,8 @@ def test_an_image_too_small_for_the_figure_is_refused():
         conv_path(1, (13, 28), 0.2)
     with pytest.raises(ValueError, match="at least 2 pixels a side, got 1"):
         small_conv_path(1, (1, 8), 0.2)
+    with pytest.raises(ValueError, match="conv-bn needs at least 16 pixels a side, got 15"):
+        conv_bn_path(1, (15, 28), 0.2)
 
 
 @pytest.mark.parametrize(
@@ -177,3 +186,24 @@ def test_errors_name_the_argument(arguments, message):
     shape = arguments.pop("shape")
     with pytest.raises(ValueError, match=message):
         Features(shape, **arguments)
+
+
+@pytest.mark.parametrize(("size", "features"), [(28, 256), (32, 1024), (64, 4096)])
+def test_the_deep_path_is_five_convolutions_with_batch_norm(size, features):
+    path = conv_bn_path(3, (size, size), 0.2).double().eval()
+    x = torch.randn(2, 3, size, size, generator=generator(), dtype=torch.float64)
+    h = x
+    convolutions = [m for m in path if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [32, 64, 128, 128, 256]
+    for conv, pool in zip(convolutions, (True, True, False, True, True), strict=True):
+        h = (conv(h) / (1 + 1e-5) ** 0.5).relu()
+        h = nn.functional.max_pool2d(h, 2) if pool else h
+    torch.testing.assert_close(path(x), h.flatten(1))
+    assert h[0].numel() == features
+
+
+def test_the_deep_path_has_about_the_parameters_of_the_figure():
+    shape = (3, 32, 32)
+    deep, figure = (sum(p.numel() for p in Features(shape, kind=k).parameters())
+                    for k in ("conv-bn", "conv"))  # fmt: skip
+    assert 0.8 < deep / figure < 1.2

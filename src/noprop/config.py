@@ -118,8 +118,10 @@ class MethodConfig:
         "nearest for fixed embeddings, random for learned ones",
     )
     sigma: AboveZero | None = option(None, "σ of the radial readout")
-    encoder: Literal["auto", "conv", "small", "mlp", "custom"] = option(
-        "auto", "image path: Fig. 5, small convolutions, MLP, or a function given as encoder"
+    encoder: Literal["auto", "conv", "conv-bn", "small", "mlp", "custom"] = option(
+        "auto",
+        "image path: convolutions of Fig. 5, five with batch norm, small ones, MLP, or a function "
+        "given as encoder",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "probability of dropping a feature")
     dropout_kind: Literal["feature", "channel"] = option(

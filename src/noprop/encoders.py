@@ -1,7 +1,7 @@
 """Image paths: from x to the features that a block reads (Fig. 5).
 
-They are the convolutions of Fig. 5, smaller ones for smaller images, an MLP for tables, or a user's
-own module.
+They are the convolutions of Fig. 5, deeper ones with batch norm, smaller ones for smaller images,
+an MLP for tables, or a user's own module.
 """
 
 import math
@@ -22,6 +22,7 @@ __all__ = [
     "EncoderFactory",
     "EncoderKind",
     "Features",
+    "conv_bn_path",
     "conv_path",
     "encoder_kind",
     "mlp_path",
@@ -31,7 +32,7 @@ __all__ = [
 
 WIDTH = 256
 
-EncoderKind = Literal["auto", "conv", "small", "mlp", "custom"]
+EncoderKind = Literal["auto", "conv", "conv-bn", "small", "mlp", "custom"]
 EncoderFactory = Callable[[], nn.Module]
 
 
@@ -78,6 +79,34 @@ def trimmed_size(side: int, *, deep: bool) -> int:
     if deep:
         needed = 2 * (needed + 2)
     return 2 * (needed + 4) + 2
+
+
+CONV_BN_WIDTHS = ((32, True), (64, True), (128, False), (128, True), (256, True))
+
+
+def conv_bn_path(
+    channels: int, size: tuple[int, int], dropout: float, kind: DropoutKind = "feature"
+) -> Sequence:
+    """Build five convolutions with batch norm: 256 features of 28×28, 1024 of 32×32.
+
+    3×3 with padding: C→32, pool; 32→64, pool; 64→128; 128→128, pool; 128→256, pool. Differs from
+    the paper, which has Fig. 5: a block of about as many parameters has two thirds of them in
+    convolutions, where Fig. 5 has nine tenths in the layer after them.
+
+    Raises:
+        ValueError: If the image has fewer than 16 pixels a side.
+    """
+    if min(size) < 16:
+        raise ValueError(f"encoder conv-bn needs at least 16 pixels a side, got {min(size)}")
+    layers: list[nn.Module] = []
+    for width, pool in CONV_BN_WIDTHS:
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            ReLUDropout(dropout, pool=pool, kind=kind),
+        ]
+        channels = width
+    return Sequence(*layers, nn.Flatten())
 
 
 def small_conv_path(
@@ -215,8 +244,8 @@ def _encoder(
         return mlp_path(math.prod(shape), dropout)
     if len(shape) != 3:
         raise ValueError(f"encoder {kind!r} needs images (C, H, W), got inputs of shape {shape}")
-    path = conv_path if kind == "conv" else small_conv_path
-    return path(shape[0], (shape[1], shape[2]), dropout, dropout_kind)
+    paths = {"conv": conv_path, "conv-bn": conv_bn_path, "small": small_conv_path}
+    return paths[kind](shape[0], (shape[1], shape[2]), dropout, dropout_kind)
 
 
 def _made_by(factory: EncoderFactory) -> nn.Module:

@@ -1,13 +1,16 @@
 """A run before it is trained: its units, parameters, memory and schedule."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
+from noprop.methods.adjoint import SolverUnit
 from noprop.methods.base import Unit
 
 __all__ = ["describe"]
@@ -28,6 +31,7 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
         raise ConfigError("method.encoder: describe knows only the encoders of the package")
     labels = tuple(map(str, range(classes)))
     task = Task(shape, labels, Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
+    steps = config.method.chain_length
     if config.method.trains_chain and not config.method.keeps_chain:
         config = replace(config, {"method.steps": 2})  # the memory does not depend on T
     # One block is enough, for all blocks have the same size.
@@ -35,6 +39,15 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
     method = build_method(config, task, build_embedding(config, task, None), only=names[0])
     sizes = [sum(p.numel() for p in unit.parameters) for unit in method.units]
     sizes = [sizes[0]] * (len(names) - len(sizes)) + sizes
+    depths = []
+    for unit in method.units:
+        if isinstance(unit, SolverUnit):
+            depths.append(_depth_of_solver(unit, shape, steps))
+        else:
+            x, y = torch.zeros(2, *shape), torch.arange(2) % classes
+            loss = unit.loss(x, y, torch.Generator().manual_seed(0)).total
+            depths.append(_local_depth(loss, unit.parameters))
+    depths = [depths[0]] * (len(names) - len(depths)) + depths
     activations = _activations(method.units[0], shape, classes, config.train.batch_size)
     return {
         "recipe": config.recipe,
@@ -42,12 +55,60 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
         "dataset": config.data.dataset,
         "shape": list(shape),
         "classes": classes,
-        "units": [{"name": n, "parameters": s} for n, s in zip(names, sizes, strict=True)],
+        "units": [
+            {"name": name, "parameters": size, "local_depth": depth}
+            for name, size, depth in zip(names, sizes, depths, strict=True)
+        ],
         "shared_parameters": sum(p.numel() for p in method.shared_parameters),
         # Weights, gradients and two moments, four bytes each, and the activations.
         "unit_memory_mb": (16 * sizes[0] + activations) / 1e6,
         "schedule": method.schedule_table(),
     }
+
+
+WEIGHTED = {"ConvolutionBackward0", "AddmmBackward0", "MmBackward0"}
+VIEWS = {"TBackward0", "SliceBackward0", "ViewBackward0", "AliasBackward0"}
+
+
+def _local_depth(loss: Tensor, parameters: Sequence[Tensor]) -> int:
+    """Return the greatest number of layers with weights that one gradient of a loss crosses.
+
+    Layers are convolutions and products with the parameters; the longest path of the graph counts.
+    """
+    root, own = loss.grad_fn, {id(p) for p in parameters}
+
+    def is_weight(node: Any) -> bool:
+        while node is not None and node.name() in VIEWS:
+            node = node.next_functions[0][0]
+        return node is not None and id(getattr(node, "variable", None)) in own
+
+    depths: dict[Any, int] = {None: 0}
+    left = [root]
+    while left:
+        node = left[-1]
+        inputs = [parent for parent, _ in node.next_functions] if node is not None else []
+        if missing := [parent for parent in inputs if parent not in depths]:
+            left += missing
+            continue
+        left.pop()
+        here = node is not None and node.name() in WEIGHTED and any(map(is_weight, inputs))
+        depths[node] = max((depths[parent] for parent in inputs), default=0) + here
+    return depths[root]
+
+
+def _depth_of_solver(unit: SolverUnit, shape: tuple[int, ...], steps: int) -> int:
+    """Return the local depth of an ODE's solution by Euler steps.
+
+    The solver packs z and the features of x into one tensor, so the graph of its own loss has paths
+    that no gradient takes. Each step after the first adds as much as the second one.
+    """
+    found, weight = [], unit.embedding.weight
+    for few in (1, 2):
+        context, z = unit.network.context(torch.zeros(2, *shape)), torch.zeros(2, weight.shape[1])
+        for _ in range(few):
+            z = z + unit.network(z, context, unit.network.time_context(torch.zeros(1))) @ weight
+        found.append(_local_depth(unit.readout(z, weight), unit.parameters))
+    return found[0] + (steps - 1) * (found[1] - found[0])
 
 
 def _activations(unit: Unit, shape: tuple[int, ...], classes: int, batch: int) -> int:

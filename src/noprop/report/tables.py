@@ -125,16 +125,17 @@ def grid_text(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 def description_text(about: Mapping[str, Any]) -> str:
     """Return what :func:`noprop.report.describe.describe` found."""
-    units = [[u["name"], f"{u['parameters']:,}"] for u in about["units"]]
+    units = [[u["name"], f"{u['parameters']:,}", str(u["local_depth"])] for u in about["units"]]
     shared = about["shared_parameters"]
     none = "nothing, so units train independently" if len(units) > 1 else "nothing"
     lines = [
         f"{about['recipe']}: {about['method']} on {printable(about['dataset'])}, "
         f"inputs {about['shape']}, {about['classes']} classes",
         "",
-        table(["unit", "parameters"], units),
+        table(["unit", "parameters", "local depth"], units),
         f"shared (W_Embed): {shared:,}" if shared else f"shared: {none}",
         "",
+        "local depth: layers with weights that one gradient crosses",
         f"memory of training one unit: about {about['unit_memory_mb']:.0f} MB "
         f"(weights, gradients, optimizer, activations of a batch)",
     ]
