@@ -1,4 +1,4 @@
-"""Central differences of a loss in float64: what a gradient must be, whoever computes it."""
+"""Central differences of a loss in float64: what any gradient must be."""
 
 from collections.abc import Callable
 

@@ -146,7 +146,7 @@ def test_an_encoder_without_features_is_refused(keep):
 
 
 class Answers(nn.Module):
-    """Gives whatever it is told to."""
+    """Returns a function of x."""
 
     def __init__(self, answer):
         super().__init__()

@@ -1,8 +1,8 @@
-"""A grid of runs, recipes by seeds: each a run folder, and the units of all in one engine.
+"""A grid of runs, recipes by seeds: each has a run folder, and one engine trains the units of all.
 
-An engine of many machines has every unit of every run in its one queue. A run is put together and
-evaluated as soon as its units are trained. One that is finished is not trained again, one that was
-stopped goes on, and one that fails does not stop the others.
+An engine of many machines has the units of all runs in one queue. A run is assembled and evaluated
+as soon as its units are trained. Finished runs are not trained again, stopped runs are resumed, and
+a run that fails does not stop the others.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ class GridRun:
     """One run of a grid.
 
     Attributes:
-        recipe: its name.
-        seed: of the run.
-        folder: the run.
-        config: as wanted.
-        results: its evaluation on the test part, once it is finished.
-        error: what stopped it.
+        recipe: Name of the recipe.
+        seed: Seed of the run.
+        folder: Run folder.
+        config: Configuration of the run.
+        results: Evaluation on the test part; None until the run has finished.
+        error: Error that stopped the run.
     """
 
     recipe: str
@@ -52,7 +52,7 @@ class GridRun:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run folder."""
         return self.folder.name
 
 
@@ -70,21 +70,21 @@ def train_grid(
     """Train and evaluate every recipe with every seed.
 
     Args:
-        recipes: names of ``noprop.RECIPES``, or configurations of names that differ.
-        seeds: of the runs.
-        folder: where run folders are, each called RECIPE-seed-N.
-        overrides: fields to change in all of them.
-        data_dir: the first place to look for data.
-        encoder: as :func:`noprop.train` takes it.
-        engine: as :func:`noprop.train` takes it.
-        emit: called with every event of each run; ``run`` is the name of its folder.
+        recipes: Names of ``noprop.RECIPES``, or configurations with different names.
+        seeds: Seeds of each recipe.
+        folder: Folder for the run folders, each called RECIPE-seed-N.
+        overrides: Fields to change in all runs.
+        data_dir: First folder to search for data.
+        encoder: As in :func:`noprop.train`.
+        engine: As in :func:`noprop.train`.
+        emit: Function that is called with every event; ``run`` is the name of the run folder.
 
     Returns:
-        The runs, recipe by recipe, each with its results or with what stopped it.
+        The runs, recipe by recipe, each with its results or its error.
 
     Raises:
-        ConfigError: If a recipe, seed or field is wrong, or the engine is not to be had; nothing
-            is trained then.
+        ConfigError: If a recipe, seed or field is wrong, or the engine is not available; then
+            nothing is trained.
     """
     runs = _planned(recipes, seeds, Path(folder), overrides)
     grid = _Grid(runs, data_dir, encoder, engine or LocalEngine(), emit)
@@ -119,7 +119,7 @@ def _planned(
 
 
 class _Grid:
-    """The runs, and what is shared by them."""
+    """The runs, with the engine, the data folder and the encoder that they share."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Grid:
     def train(self) -> None:
         """Train and evaluate all runs: at the same time if the engine can, else one by one.
 
-        A thread for each run waits for its units; the data are read and the models evaluated here.
+        A thread for each run waits for its units; this thread reads data and evaluates models.
         """
         threads: list[threading.Thread] = []
         try:
@@ -162,7 +162,7 @@ class _Grid:
             raise
 
     def _opened(self, run: GridRun) -> Run | None:
-        """Make or join the folder of a run; None if it failed, or is finished with its results."""
+        """Create or join a run's folder; return None if that failed, or the run has finished."""
         try:
             if (run.folder / "model.json").is_file() and (run.folder / "evaluation.json").is_file():
                 join_run(run.folder, resolve_from(run.config, open_run(run.folder)))
@@ -208,12 +208,12 @@ class _Grid:
 
 
 def summary(runs: Sequence[GridRun]) -> dict[str, dict[str, Any]]:
-    """Of each recipe the mean accuracy in %, and its standard error, over the seeds that finished.
+    """Return the mean accuracy of each recipe in %, with its standard error over finished seeds.
 
     Returns:
-        By recipe: ``seeds``, how many; ``accuracy`` of the method's default prediction and
-        ``single``, of one chain, with ``accuracy_se`` and ``single_se``. None where there is no
-        such number: a standard error takes two seeds.
+        By recipe: ``seeds``, the number of finished seeds; ``accuracy`` of the method's default
+        prediction and ``single`` of one chain, with ``accuracy_se`` and ``single_se``. A number
+        that does not exist is None: a standard error needs two seeds.
     """
     table = {}
     for recipe in dict.fromkeys(run.recipe for run in runs):

@@ -11,7 +11,7 @@ from PIL import Image
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch) -> Path:
-    """An empty user cache: keeps a test away from the data folders of whoever runs it."""
+    """An empty user cache: keeps a test away from the data folders of the user."""
     monkeypatch.delenv("NOPROP_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "noprop" / "data"

@@ -92,8 +92,8 @@ def events(folder: Path, kind: str) -> list[dict]:
 def stopped_at(folder: Path, position: int, every: float = 0.5) -> Path:
     """A run whose block-1 has a commit of an update, and one of the update before it.
 
-    By the clock here each update takes a second. Whoever goes on saves ``every`` so many, for
-    hundreds of checkpoints would take the time of ten trainings.
+    By the clock here each update takes a second. A resumed training saves every ``every`` seconds,
+    because hundreds of checkpoints would take the time of ten trainings.
     """
 
     def stop(event: Event) -> None:
@@ -307,7 +307,7 @@ def test_kill_minus_9_at_random_updates_of_one_unit(whole, tmp_path):
 
 @pytest.mark.slow
 def test_kill_minus_9_of_the_parent_of_two_workers(whole, tmp_path):
-    """Gone on from at once: a worker that still lives keeps its unit for a moment."""
+    """Resumed at once: a worker that still lives keeps its unit for a moment."""
     folder, config = tmp_path / "r", replace(CONFIG, {"train.workers": 2})
     process = started(folder, config)
     wait_for(lambda: list(folder.glob("units/block-*/commit.json")), process)
@@ -341,7 +341,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_update_before(long_whole, tmp_path, 
 
 
 def test_a_second_signal_is_not_waited_for(tmp_path, monkeypatch):
-    """Whoever presses Ctrl-C twice wants to leave, be the update at hand done or not."""
+    """After the second Ctrl-C the update is not finished."""
     from noprop.training import signals
 
     before = signal.getsignal(signal.SIGTERM)  # Ray's own, where a test before this one began one
@@ -389,7 +389,7 @@ def test_two_processes_started_at_once_on_one_unit(long_whole, tmp_path):
 
 @pytest.mark.slow
 def test_the_second_on_a_unit_leaves_and_the_first_goes_on(long_whole, tmp_path):
-    """The first sleeps with its unit in hand; it comes to the same end."""
+    """The first is paused while it holds its unit; its weights in the end are the same."""
     folder = tmp_path / "r"
     first = started(folder, LONG, "--units", "block-1")
     wait_for(lambda: (folder / "metrics.jsonl").exists() and events(folder, "epoch"), first)
@@ -412,7 +412,7 @@ def test_the_second_on_a_unit_leaves_and_the_first_goes_on(long_whole, tmp_path)
 
 @pytest.mark.parametrize("place", ["write", "fsync"])
 def test_a_full_disk_ends_training_with_one_line(capsys, monkeypatch, whole, tmp_path, place):
-    """While the checkpoint of update 14 is written; that of 13 is left, and gone on from."""
+    """While the checkpoint of update 14 is written; training resumes from that of 13."""
     folder = tmp_path / "r"
     stopped_at(folder, 10, every=0.0)
     writes = []

@@ -399,7 +399,7 @@ def test_a_loaded_model_predicts_the_same_bits(finished):
     assert torch.equal(a.probabilities, b.probabilities)
 
 
-def test_the_error_of_whoever_listens_is_theirs(tmp_path):
+def test_the_error_of_a_listener_is_raised_unchanged(tmp_path):
     """A closed pipe on the screen is no fault of metrics.jsonl."""
 
     def closed(event):

@@ -79,7 +79,7 @@ def test_a_signal_leaves_checkpoints_and_no_process(tmp_path, number, status, al
 
 @pytest.mark.slow
 def test_kill_minus_9_of_the_command_ends_its_ray(tmp_path, whole):
-    """And what it trained is gone on from without Ray."""
+    """And training resumes from its checkpoints without Ray."""
     folder = tmp_path / "r"
     process = started(folder, LONG, "--units", "block-1")
     deadline = time.monotonic() + 90

@@ -1,4 +1,4 @@
-"""Checkpoints at a URL: whole at any moment, gone on from anywhere, brought into the run."""
+"""Checkpoints at a URL: whole at any moment, resumed from anywhere, copied into the run."""
 
 import shutil
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_a_storage_that_cannot_be_written_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, LEARNED | {"train.offload": True}], ids=["", "offload"])
 def test_kill_minus_9_in_the_middle_of_sending(cluster, whole, tmp_path, changes):
-    """Of one unit; it goes on elsewhere from what is there whole."""
+    """Only the unit whose worker is killed resumes, from its last whole checkpoint."""
     config = replace(CONFIG, changes)
     group = "all" if changes else "block-1"
     unit = tmp_path / "there" / "r" / "units" / group

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import noprop
+from mistakes import line_of_error
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError, RunError
@@ -38,14 +39,6 @@ def assert_same_model(a: Path, b: Path) -> None:
     for file in ("model.json", "evaluation.json"):
         first, second = (json.loads((folder / file).read_text()) for folder in (a, b))
         assert first | {"training": 0} == second | {"training": 0}
-
-
-def error_of(capsys, *argv: str) -> str:
-    assert main(list(argv)) == 1
-    text = capsys.readouterr().err
-    assert text.startswith("noprop: error: ")
-    assert text.count("\n") == 1
-    return text
 
 
 # -- which units ---------------------------------------------------------------------------------
@@ -153,7 +146,7 @@ def test_another_training_is_not_joined(capsys, whole, options, words):
     """The first field that differs, and both values; the folder stays as it was."""
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
     argv = ["train", *OPTIONS, *options, "--run", str(whole), "--units", "block-1"]
-    text = error_of(capsys, *argv)
+    text = line_of_error(capsys, *argv)
     assert words in text
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
 
@@ -175,8 +168,8 @@ def test_other_data_of_the_same_name_is_refused(whole):
 def test_a_folder_of_something_else_is_left_alone(capsys, tmp_path):
     (tmp_path / "thesis.tex").touch()
     argv = ["train", *OPTIONS, "--run", str(tmp_path), "--units", "block-1"]
-    assert "is no run folder" in error_of(capsys, *argv)
-    assert "--units: name the run folder" in error_of(
+    assert "is no run folder" in line_of_error(capsys, *argv)
+    assert "--units: name the run folder" in line_of_error(
         capsys, "train", *OPTIONS, "--units", "block-1"
     )
     assert {p.name for p in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
@@ -194,7 +187,7 @@ def test_assemble_names_what_is_missing_and_does_nothing_else(capsys, whole, tmp
     path = group_folder(run, "block-2") / "commit.json"
     about = json.loads(path.read_text())
     path.write_text(json.dumps(about | {"position": 1}))
-    text = error_of(capsys, "assemble", str(run))
+    text = line_of_error(capsys, "assemble", str(run))
     assert f"block-2 (1 of {about['total']} updates), readout (not begun)" in text
     assert not (run / "model.json").exists()
     assert not (run / "evaluation.json").exists()
@@ -209,14 +202,14 @@ def test_assemble_refuses_a_unit_of_another_training(capsys, whole, tmp_path):
     shutil.rmtree(group_folder(run, "readout"))
     shutil.copytree(group_folder(tmp_path / "o", "readout"), group_folder(run, "readout"))
     (run / "model.json").unlink()
-    text = error_of(capsys, "assemble", str(run))
+    text = line_of_error(capsys, "assemble", str(run))
     assert "units/readout/commit.json: was trained with other settings" in text
     assert not (run / "model.json").exists()
 
 
 def test_a_run_is_assembled_by_one_process_at_a_time(capsys, whole):
     with hold_assembly(whole):
-        text = error_of(capsys, "assemble", str(whole))
+        text = line_of_error(capsys, "assemble", str(whole))
     assert "another process is assembling this run" in text
     assert main(["assemble", str(whole), "--quiet", "--json"]) == 0
 
@@ -225,7 +218,7 @@ def test_the_second_on_a_unit_says_so(capsys, monkeypatch, whole, tmp_path):
     monkeypatch.setattr(run_module, "PATIENCE", 0.2)
     run = tmp_path / "r"
     with hold(_made(group_lock(run, "block-1"), whole, run), ""):
-        text = error_of(capsys, "train", "--resume", str(run), "--units", "block-1", "--quiet")
+        text = line_of_error(capsys, "train", "--resume", str(run), "--units", "block-1", "--quiet")
     assert "another process is training block-1" in text
     assert "noprop assemble" in text
 

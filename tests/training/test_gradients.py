@@ -1,4 +1,4 @@
-"""A mini-batch in shards: the gradient of their mean loss, whoever computes them."""
+"""A mini-batch in shards: the gradient of their mean loss, in one process or several."""
 
 import pytest
 import torch

@@ -101,9 +101,9 @@ def test_and_with_the_convolutions_of_mnist(real_data, tmp_path, embedding, numb
 
 
 class Sent(TorchDispatchMode):
-    """Counts the bytes of whatever torch.distributed is told to send, underneath all of our code.
+    """Counts the bytes that torch.distributed sends, underneath all of our code.
 
-    A collective counts with all that goes into it, be it for this process or another.
+    A collective counts with all of its input, for this process and for others.
     """
 
     def __init__(self):
@@ -245,7 +245,7 @@ def test_any_number_goes_on_from_what_others_have_left(tmp_path, whole, processe
     assert_same(whole["d20"], folder)
 
 
-def test_whoever_looks_at_a_lock_takes_no_group_away(tmp_path):
+def test_a_look_at_a_lock_takes_no_group_away(tmp_path):
     """A look holds the lock for a moment, in which a team must not find another at work."""
     lock, held = group_lock(tmp_path, "readout"), threading.Event()
 
