@@ -22,17 +22,15 @@ from noprop.evaluate import inputs, prepare
 from noprop.evidence import level_evidence
 from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
-from noprop.recipes import RECIPES
+from noprop.recipes import CROPS, RECIPES
 from study import Line, Scored, Study, markdown, train
 
 DRAWS = 5  # latents of each example and level
 MODES = {"single": "one chain", "path-fitted": "path average", "mean": "mean chain"}
-CROPS = {"mnist": (2, False), "cifar10": (4, True), "cifar100": (4, True), "digits": (0, False)}
 
 
 def config_of(dataset: str, evidence: str, blocks: int, epochs: int) -> Any:
     """Return the configuration of a run: cross-entropy, one cycle, random crops."""
-    padding, flip = CROPS[dataset]
     return replace(
         RECIPES[f"{dataset}-dt"],
         {
@@ -41,8 +39,7 @@ def config_of(dataset: str, evidence: str, blocks: int, epochs: int) -> Any:
             "method.objective": "cross-entropy",
             "train.epochs": epochs,
             "train.schedule": "one-cycle",
-            "train.crop_padding": padding,
-            "train.flip": flip,
+            **CROPS.get(dataset, {}),
             "evaluation.runs": 2,
         },
     )
@@ -91,7 +88,7 @@ def tables(lines: list[Line]) -> str:
 def main() -> None:
     """Measure what is not measured yet, and print both tables."""
     study = Study(__doc__, "evidence.jsonl")
-    study.parser.add_argument("dataset", choices=tuple(CROPS))
+    study.parser.add_argument("dataset", choices=("digits", *CROPS))
     study.parser.add_argument("--epochs", type=int, default=20)
     study.parser.add_argument("--blocks", type=int, default=4, help="T")
     options = study.parse()
