@@ -246,8 +246,8 @@ RUNS = [
         for i, (command, words) in enumerate(
             (
                 ("evaluate", "made: is not a run folder: it has no config.toml"),
-                (f"{SMALL} --run", "made: is there already"),
-                (f"{SMALL} --units block-1 --run", "made: is there already and is no run folder"),
+                (f"{SMALL} --run", "made: already exists"),
+                (f"{SMALL} --units block-1 --run", "made: already exists and is no run folder"),
             )
         )
     ),

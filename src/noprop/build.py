@@ -266,7 +266,7 @@ def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:
         label_smoothing=parts.config.train.label_smoothing,
         exact=c.evidence == "exact",
         step=c.step,
-        # In Algorithm 1 the readout takes a step beside every block's step.
+        # In Algorithm 1 the readout takes a step with every block's step.
         readout_passes=c.num_blocks if parts.config.train.order == "sequential" else 1,
     )
 

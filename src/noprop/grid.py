@@ -110,7 +110,7 @@ def _planned(
         for seed in numbers:
             name = f"{config.recipe}-seed-{seed}"
             if name in runs:
-                raise ConfigError(f"grid: {name} is there twice; recipes and seeds must differ")
+                raise ConfigError(f"grid: {name} is named twice; recipes and seeds must differ")
             changes = {**(overrides or {}), "train.seed": seed}
             runs[name] = GridRun(config.recipe, seed, folder / name, replace(config, changes))
     if not runs:

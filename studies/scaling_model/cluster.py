@@ -23,7 +23,7 @@ class Machine:
         bandwidth: bytes a second into and out of a machine, each.
         latency: seconds of a message of no bytes.
         mtbf: mean time between failures, seconds; infinite for none.
-        restart: seconds from a failure until work goes on.
+        restart: seconds from a failure until work continues.
         storage: bytes a second of writing a checkpoint.
         jitter: standard deviation of the logarithm of a step's computing time.
     """

@@ -2,7 +2,7 @@ r"""How long a training takes on machines that fail: expectations and bounds.
 
 Machines fail independently after exponential times. Those that wait for each other at every step
 form a *group*: one failure sends the whole group back to its last checkpoint, and a failure while
-it starts again begins the start anew. Groups know nothing of each other; the training ends with
+it starts again begins the start again. Groups know nothing of each other; the training ends with
 the last of them. A synchronous method is one group of P machines, NoProp with fixed embeddings P
 groups of one.
 

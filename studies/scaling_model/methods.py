@@ -147,7 +147,7 @@ def noprop_fixed(
     """NoProp-DT with fixed embeddings: nothing is sent while P ≤ T.
 
     Beyond, every block has P // T machines, each with a part of the batch, that average its
-    gradient; machines left over idle. The unit at hand alone is in memory. The whole training part
+    gradient; machines left over idle. Only the current unit is in memory. The whole training part
     goes to every machine once, to replicas their share. Groups with fewer blocks than the busiest
     are taken to be as long.
     """

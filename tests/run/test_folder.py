@@ -244,7 +244,7 @@ def test_kill_minus_9_loses_nothing_that_was_saved(tmp_path, embedding):
 
 
 def test_a_unit_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
-    """The second trains the rest, and says what the first has in hand; the first finds the rest."""
+    """The second trains the rest, and says which the first trains; the first finds the rest."""
     monkeypatch.setattr(run_module, "PATIENCE", 0.2)
     config = configured()
     refused, events = [], []
@@ -601,7 +601,7 @@ def test_a_process_killed_while_it_made_the_folder_left_nothing_in_the_way(tmp_p
     assert open_run(tmp_path / "later") == configured()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(RunError, match="full: is there already"):
+    with pytest.raises(RunError, match="full: already exists"):
         create_run(tmp_path / "full", configured())
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
@@ -612,7 +612,7 @@ def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(RunError, match=r"has no config\.toml"):
         open_run(tmp_path)
     create_run(tmp_path / "r", configured())
-    with pytest.raises(RunError, match=r"is there already.*--resume"):
+    with pytest.raises(RunError, match=r"already exists.*--resume"):
         create_run(tmp_path / "r", configured())
     with pytest.raises(RunError, match=r"training has not finished.*--resume"):
         load(tmp_path / "r")
@@ -620,7 +620,7 @@ def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.toml: is not a TOML file"):
         open_run(tmp_path / "r")
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"cannot be made|is there already"):
+    with pytest.raises(RunError, match=r"cannot be made|already exists"):
         create_run(tmp_path / "file" / "r", configured())
 
 

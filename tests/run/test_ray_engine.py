@@ -95,7 +95,7 @@ def test_too_many_losses_are_one_line(cluster, tmp_path):
         trained(folder, LONG, RayEngine(retries=1), units=["block-1", "block-2"])
     killer.over = True
     assert str(error.value).startswith("block-1: its worker was lost 2 times (killed")
-    assert str(error.value).endswith(f"go on with: noprop train --resume {folder}")
+    assert str(error.value).endswith(f"resume with: noprop train --resume {folder}")
     assert "\n" not in str(error.value)
 
 

@@ -103,7 +103,7 @@ def test_the_command_prints_a_table_and_status_1_for_a_failure(capsys, tmp_path)
     [
         (["digits-dt", "--seeds", "a"], "--seeds: wanted seeds such as 0..4 or 0,3,7, got 'a'"),
         (["digits-dt", "--seeds", "4..0"], "--seeds: the range 4..0 is empty"),
-        (["digits-dt", "digits-dt"], "grid: digits-dt-seed-0 is there twice"),
+        (["digits-dt", "digits-dt"], "grid: digits-dt-seed-0 is named twice"),
         (["digits-dx"], "unknown recipe 'digits-dx'"),
         (["digits-dt", "--set", "train.seed=3"], "train.seed: a grid has its seeds"),
         (["digits-dt", "--storage", "file:///x"], "--storage: is for --engine ray"),

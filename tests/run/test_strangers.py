@@ -64,7 +64,7 @@ LINKS = {
 
 @pytest.fixture
 def place(monkeypatch, tmp_path, trained_run) -> Path:
-    """A folder with a copy of a run, and canaries beside it."""
+    """A folder with a copy of a run, and canaries next to it."""
     shutil.copytree(trained_run("digits-dt"), tmp_path / "run")
     (tmp_path / "canary" / "folder").mkdir(parents=True)
     (tmp_path / "canary" / "file").write_text("a canary\n")

@@ -35,7 +35,7 @@ def fetch(source: Source, root: Path) -> None:
     folder, missing = root / source.folder, source.missing(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Beside the final place, so that a rename is enough to put the data there.
+        # Next to the final place, so that a rename is enough to put the data there.
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as name:
             scratch = Path(name)
             for item in source.downloads:

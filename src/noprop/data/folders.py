@@ -28,7 +28,7 @@ FILE_MANAGER_FILES = {
 def read_class_folders(folder: Path, image_size: int | None = None, color: str = "auto") -> Dataset:
     """Read a folder of class folders of images, each of which belongs to one class.
 
-    The test part is ``test/``, else ``val/``, where there is a ``train/`` beside it; otherwise one
+    The test part is ``test/``, else ``val/``, where there is a ``train/`` next to it; otherwise one
     fifth of the whole, the same in every run. Every file in a class folder is read; one that is no
     image is an error, not passed over.
 
@@ -114,7 +114,7 @@ def _parts(folder: Path) -> tuple[Path, Path | None]:
     for name in ("test", "val"):
         if (folder / name).is_dir():
             return train, folder / name
-    raise DataError(f"{folder}: has train/ but neither test/ nor val/ beside it")
+    raise DataError(f"{folder}: has train/ but neither test/ nor val/ next to it")
 
 
 def _labelled_files(

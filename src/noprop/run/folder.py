@@ -1,7 +1,7 @@
 """A run is a folder: how it is made, what it belongs to, and a place in it for each process.
 
 It holds configuration, environment, metrics, checkpoints and the finished model. Any process that
-finds it can go on with it, and reading it executes nothing.
+finds it can resume it, and reading it executes nothing.
 """
 
 import itertools
@@ -44,9 +44,9 @@ SLURM_PLACE = ".slurm"  # what submitit and Slurm write, until the model is asse
 
 
 def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
-    """Make a run folder: it is one as soon as ``config.toml`` is there, which is written first.
+    """Make a run folder; ``config.toml`` is written first, and makes a folder a run.
 
-    An empty folder is taken, and one that holds only what a process left that was killed here.
+    The folder may exist if it is empty, or holds only what a killed process left.
 
     Args:
         folder: the run.
@@ -54,11 +54,9 @@ def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = No
         embedding: W_Embed before training, where it is made already.
 
     Raises:
-        RunError: If it is there already, or cannot be made.
+        RunError: If it already exists, or cannot be made.
     """
-    taken = RunError(
-        f"{folder}: is there already; continue it with --resume {folder}, or name another"
-    )
+    taken = RunError(f"{folder}: already exists; resume it with --resume {folder}, or name another")
     _make(folder, taken)
     if not _is_free(folder):
         raise taken
@@ -91,7 +89,7 @@ def make_free_folder(name: str, parent: Path = Path("runs")) -> Path:
 
 
 def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
-    """Make a run folder, or see that the one which is there was made for the same training.
+    """Make a run folder, or check that the existing one was made for the same training.
 
     Args:
         folder: the run.
@@ -102,7 +100,7 @@ def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None
         RunError: If it is the folder of another training, or of something else; the message names
             the first field that differs.
     """
-    no_run = RunError(f"{folder}: is there already and is no run folder; name another")
+    no_run = RunError(f"{folder}: already exists and is no run folder; name another")
     _make(folder, no_run)
     if not _is_free(folder) and not os.path.lexists(folder / "config.toml"):
         raise no_run

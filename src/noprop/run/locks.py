@@ -22,7 +22,7 @@ PATIENCE = 30.0  # seconds; the folder's lock is held for a few files' writing
 
 
 class BusyError(RunError):
-    """Another process has it in hand."""
+    """Another process holds the lock."""
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def recorder(folder: Path, emit: Emit) -> Emit:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add to a file by one write, which the system puts at the end of what is there then.
+    """Append to a file by one write, which the system puts at the end of its current content.
 
     A line that a full disk has cut short is ended first, or it would take this one with it.
     """

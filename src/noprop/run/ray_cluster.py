@@ -1,4 +1,4 @@
-"""A connection to Ray: a cluster that is there, or one of this machine that is started for it.
+"""A connection to Ray: an existing cluster, or one that is started on this machine.
 
 Ray is an extra, imported when it is used. It prints nothing itself; the process that trains
 reports lost workers.

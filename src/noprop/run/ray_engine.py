@@ -285,7 +285,7 @@ class Tasks:
         times = f"{self.retries + 1} times" if self.retries else "once"
         how = f"its worker was lost {times} ({LOSSES[error]})" if error in LOSSES else error
         return TrainingError(
-            f"{task.group}: {how}; its last checkpoint is kept, go on with: noprop train "
+            f"{task.group}: {how}; its last checkpoint is kept, resume with: noprop train "
             f"--resume {task.job.folder}"
         )
 

@@ -149,7 +149,7 @@ class SlurmEngine(Engine):
         return submitted
 
     def stop(self) -> None:
-        """Have :meth:`run` stop waiting in other threads; the tasks go on."""
+        """Have :meth:`run` stop waiting in other threads; the tasks continue."""
         self.stopping = True
 
 

@@ -207,7 +207,7 @@ def group_trainer(
 
 
 def units_wait(config: RunConfig) -> bool:
-    """Return whether units are parked in files: if told to, and where several are one group."""
+    """Return whether units are parked in files: with ``train.offload``, if a group has several."""
     return config.train.offload and config.method.learned and len(config.method.unit_names) > 1
 
 

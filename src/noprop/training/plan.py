@@ -112,7 +112,7 @@ class Plan:
     def shuffle(self, update: Update) -> tuple[int, str]:
         """Return what seeds its shuffle: the number of the pass, and the unit unless all share it.
 
-        A unit that takes its steps beside the blocks' has the shuffle of the block.
+        A unit that takes its steps with the blocks has the shuffle of the block.
         """
         unit, turn = self.units[update.unit], update.turn
         blocks = [unit for unit in self.units if not unit.beside]
