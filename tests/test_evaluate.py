@@ -89,6 +89,10 @@ def test_a_model_that_is_saved_in_another_folder_is_the_same_model(model, tmp_pa
         "model.safetensors",
     ]
     assert torch.equal(copy.predict(TEST.x), model.predict(TEST.x))
+    model.save(str(tmp_path / "text"))
+    assert (tmp_path / "text" / "model.json").read_bytes() == (
+        tmp_path / "new" / "copy" / "model.json"
+    ).read_bytes()
 
 
 def test_only_training_batches_are_augmented(tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ class Model:
         one_at_a_time = has_own_code(self)
         return torch.cat(map_in_threads(answer, chunks, self.device, one_at_a_time=one_at_a_time))
 
-    def evaluate(self, data_dir: Path | None = None, part: str = "test") -> dict[str, Any]:
+    def evaluate(self, data_dir: Path | str | None = None, part: str = "test") -> dict[str, Any]:
         """Evaluate on a part of the run's own data; see :func:`noprop.evaluate.evaluate`.
 
         Args:
@@ -172,14 +172,14 @@ class Model:
             raise ConfigError(f"part: the {part} part of {self.config.data.dataset} is empty")
         return evaluate(self, examples) | {"part": part}
 
-    def examples(self, part: str, data_dir: Path | None = None) -> Examples:
+    def examples(self, part: str, data_dir: Path | str | None = None) -> Examples:
         """Load a part of the run's own data again.
 
         Raises:
             DataError: If it is missing, or differs from the training data in shape or classes.
         """
-        data, task = load_data(self.config, data_dir), self.task
-        name = self.config.data.dataset
+        data = load_data(self.config, Path(data_dir) if data_dir else None)
+        task, name = self.task, self.config.data.dataset
         if (data.task.shape, data.task.dtype) != (task.shape, task.dtype):
             raise DataError(
                 f"{name}: has {data.task.dtype} examples of shape {data.task.shape}; "
@@ -192,11 +192,12 @@ class Model:
             )
         return getattr(data, part)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``model.json``, and ``config.toml`` unless it exists.
 
         :func:`load` reads the folder, which is that of the run or any other.
         """
+        folder = Path(folder)
         weights = self.method.path_weights
         about = {
             "format": 1,
