@@ -50,6 +50,7 @@ def assert_same_model(a: Path, b: Path) -> None:
         (["readout", "block-2"], ["block-2", "readout"]),
         (["block-3..block-5", "block-4"], ["block-3", "block-4", "block-5"]),
         (["block-11 .. readout"], ["block-11", "block-12", "readout"]),
+        ("block-2", ["block-2"]),
     ],
 )
 def test_lists_and_ranges(wanted, found):

@@ -52,13 +52,13 @@ def group_lock(folder: Path, group: str) -> Path:
 
 @dataclass(frozen=True)
 class UnitState:
-    """How far a group of units is: one unit, or ``all`` of them where W_Embed is learned.
+    """Progress of a group: one unit, or ``all`` of them where W_Embed is learned.
 
     Attributes:
-        name: of the group.
-        position: updates made.
-        total: updates of its training; None before the first checkpoint.
-        damage: what is wrong with its checkpoint, if it cannot be read.
+        name: Name of the group.
+        position: Number of updates made.
+        total: Number of updates of its training; None before the first checkpoint.
+        damage: Fault of its checkpoint; empty if it can be read.
     """
 
     name: str
@@ -80,17 +80,17 @@ class UnitState:
 
 
 def choose_groups(config: RunConfig, wanted: Iterable[str]) -> list[str]:
-    """The groups of some units, in the order of the run.
+    """Return the groups of some units, in the order of the run.
 
     Args:
-        config: the run.
-        wanted: names, and ranges such as ``block-3..block-7``.
+        config: Configuration of the run.
+        wanted: Names, and ranges such as ``block-3..block-7``; or one of these as a string.
 
     Raises:
-        ConfigError: If there is no such unit, or a part is asked of what is trained together.
+        ConfigError: If a unit does not exist, or only some of the units of a group are named.
     """
     names, chosen = config.method.unit_names, set()
-    for text in wanted:
+    for text in [wanted] if isinstance(wanted, str) else wanted:
         first, dots, last = text.strip().partition("..")
         ends = [first.strip(), last.strip()] if dots else [first]
         if unknown := [end for end in ends if end not in names]:
@@ -112,7 +112,7 @@ def choose_groups(config: RunConfig, wanted: Iterable[str]) -> list[str]:
 
 
 def condensed(names: Sequence[str]) -> str:
-    """Names in a line: three or more neighbours, such as ``block-1..block-10``, as a range."""
+    """Return names in one line, with three or more neighbours as a range: ``block-1..block-10``."""
     runs: list[list[str]] = []
     for name in names:
         stem, _, number = name.rpartition("-")
@@ -125,10 +125,10 @@ def condensed(names: Sequence[str]) -> str:
 
 
 def survey(folder: Path, config: RunConfig, mark: str | None = None) -> list[UnitState]:
-    """How far every group of a run is, by the headers of its checkpoints.
+    """Return the progress of every group of a run, from the manifests of its checkpoints.
 
     Raises:
-        RunError: If ``mark`` is given and one was trained with other settings or other data.
+        RunError: If ``mark`` is given and a group was trained with other settings or other data.
     """
     return [state_of(folder, group, mark) for group in groups_of(config)]
 
@@ -136,7 +136,7 @@ def survey(folder: Path, config: RunConfig, mark: str | None = None) -> list[Uni
 def state_of(
     folder: Path, group: str, mark: str | None = None, *, files: bool = False
 ) -> UnitState:
-    """Return how far one group is; see :func:`survey`. ``files`` reads its files as well."""
+    """Return the progress of one group; see :func:`survey`. ``files`` checks its files as well."""
     place = group_folder(folder, group)
     try:
         found = latest(place, files=files)
@@ -150,7 +150,7 @@ def state_of(
 
 
 def unfinished_text(states: Sequence[UnitState]) -> str:
-    """The units that are not trained to their end and how far they are; empty if there is none."""
+    """Return the unfinished units with their progress; empty if all are trained."""
     left = [state for state in states if not state.finished]
     parts = []
     for how, alike in groupby(left, key=str):
