@@ -540,7 +540,7 @@ def test_a_file_of_a_parked_unit_that_is_not_as_it_was_is_named(tmp_path, damage
         write_commit(place, dataclasses.replace(commit, files={**commit.files, "block-2": part}))
         (place / PREVIOUS).unlink()
     words = {
-        "cut": r"block-2\.16\.safetensors: is damaged .*, and there is no other; delete .*/all",
+        "cut": r"block-2\.16\.safetensors: is damaged .* and there is no earlier .*; delete .*/all",
         "missing": r"block-2\.16\.safetensors: is missing, and .*commit\.json needs it",
         "another architecture": "belongs to another architecture: ",
     }

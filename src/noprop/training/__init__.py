@@ -1,1 +1,1 @@
-"""Training, checkpoints, run folders and evaluation: they know only units and methods."""
+"""Training of one group of units: plan, trainer, gradients, state, commits, mesh and events."""

@@ -202,7 +202,9 @@ def latest(folder: Path, *, files: bool = False) -> Found | None:
             continue
         return Found(commit, damages[0] if damages else "")
     if damages:
-        other = f"and so is {PREVIOUS}" if len(damages) > 1 else "and there is no other"
+        other = (
+            f"and so is {PREVIOUS}" if len(damages) > 1 else "and there is no earlier checkpoint"
+        )
         raise DamagedError(f"{damages[0]}, {other}; delete {folder} to train it again")
     _refuse_older(folder)
     return None
@@ -311,5 +313,5 @@ def _refuse_older(folder: Path) -> None:
 def _other_version(path: Path, version: str) -> RunError:
     return RunError(
         f"{path}: was written by noprop {version[:40]}, this is {__version__}; finish the run with "
-        f"that version (pip install noprop=={version[:40]}), or start a new run"
+        "that version, or start a new run"
     )
