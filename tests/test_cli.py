@@ -143,6 +143,27 @@ def test_ctrl_c_says_how_to_go_on_where_there_is_a_run(capsys, monkeypatch, tmp_
     assert folder.exists() == (f"--resume {folder}" in text) == (place == "local.LocalEngine.run")
 
 
+CTRL_C = """
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy._core.overrides":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from noprop.cli import main
+sys.exit(main(["describe", "digits-dt"]))
+"""
+
+
+def test_ctrl_c_while_numpy_is_imported_is_one_line():
+    """Torch imports numpy and ignores an interrupt of that, after which numpy cannot be used."""
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "noprop: stopped\n")
+
+
 def test_missing_data_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NOPROP_DATA", raising=False)

@@ -103,6 +103,9 @@ def _prepare_process() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise RunError("the current folder does not exist any more; change to another") from None
+    # Torch imports it too, but ignores a Ctrl-C meanwhile; every later use of numpy then fails.
+    import numpy  # noqa: F401
+
     # What makes an image unreadable is an error; Pillow's other notes are not printed.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
