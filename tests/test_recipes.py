@@ -97,6 +97,12 @@ def test_an_unknown_recipe_is_answered_with_the_nearest(wrong, near):
         find_recipe(wrong)
 
 
+def test_a_run_folder_in_place_of_a_recipe_is_answered_with_its_options(tmp_path):
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(ConfigError, match=f"did you mean --resume {tmp_path}, or --config"):
+        find_recipe(str(tmp_path))
+
+
 def test_recipes_can_be_changed_without_changing_them():
     before = to_mapping(RECIPES["digits-dt"])
     assert replace(RECIPES["digits-dt"], {"train.epochs": 1}).train.epochs == 1

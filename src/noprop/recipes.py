@@ -1,6 +1,7 @@
 """Recipes: named configurations, among them the paper's (Table 4)."""
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 from noprop.config import RunConfig, replace
@@ -116,4 +117,6 @@ def find_recipe(name: str) -> RunConfig:
     hint = f"; did you mean {near[0]}?" if near else "."
     if name.endswith(".toml"):
         hint = f"; did you mean --config {name}?"
+    if (Path(name) / "config.toml").is_file():
+        hint = f", a run folder; did you mean --resume {name}, or --config {name}/config.toml?"
     raise ConfigError(f"unknown recipe {name!r}{hint} A recipe is {RECIPE_NAMES}")
