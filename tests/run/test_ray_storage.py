@@ -79,6 +79,20 @@ def test_one_that_is_behind_takes_nothing_from_one_that_is_ahead(place, tmp_path
     assert read_commit(tmp_path / "other" / PREVIOUS).position == 8
 
 
+def test_what_another_is_sending_is_not_deleted(place, tmp_path):
+    """Files of a later commit, whose manifest does not exist yet: both workers may still send."""
+    here, there = tmp_path / "here", tmp_path / "there" / "run" / "units" / "block-1"
+    saved(here, 3)
+    place.send(here)
+    later = ["shared.7.safetensors", ".commit.7.json.12-ab.tmp"]
+    for name in [*later, ".shared.4.safetensors.11-cd.tmp"]:
+        (there / name).touch()
+    saved(here, 5)
+    place.send(here)
+    parts = ["shared.3.safetensors", "shared.5.safetensors"]
+    assert names(there) == sorted(["commit.3.json", "commit.5.json", *parts, *later])
+
+
 @pytest.mark.parametrize("name", ["commit.2.json", "shared.2.safetensors"])
 def test_a_damaged_one_is_recognised_when_it_is_resumed(place, tmp_path, name):
     for position in (1, 2):

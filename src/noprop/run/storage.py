@@ -121,7 +121,7 @@ class UnitStorage:
                     self._write(part.file, folder / part.file)
             self._write(f"commit.{commit.position}.json", folder / LAST)
             if commit.position >= max(self._positions(present), default=0):
-                self._tidy(folder, present)
+                self._tidy(folder, {name for name in present if _update(name) < commit.position})
 
     def advance(self, folder: Path) -> None:
         """Send the last commit of a group if none here is as far."""
@@ -129,8 +129,11 @@ class UnitStorage:
         if commit is not None and commit.position > (self.position() or 0):
             self.send(folder)
 
-    def _tidy(self, folder: Path, present: set[str]) -> None:
-        """Delete all but this commit and the one before it, with the files that they name."""
+    def _tidy(self, folder: Path, older: set[str]) -> None:
+        """Delete the older files that neither this commit nor the one before it needs.
+
+        A later file may belong to a commit whose manifest another worker is about to write.
+        """
         files, root = _opened(self.url)
         kept = set()
         for path in (folder / LAST, folder / PREVIOUS):
@@ -138,7 +141,7 @@ class UnitStorage:
                 commit = read_commit(path)
                 kept |= {f"commit.{commit.position}.json"}
                 kept |= {part.file for part in commit.files.values()}
-        for name in present - kept:
+        for name in older - kept:
             with _absent_allowed():
                 files.rm_file(f"{root}/{name}")
 
@@ -164,6 +167,12 @@ class UnitStorage:
     def _positions(names: set[str]) -> list[int]:
         found = [re.fullmatch(r"commit\.([0-9]{1,18})\.json", name) for name in names]
         return [int(match[1]) for match in found if match]
+
+
+def _update(name: str) -> int:
+    """Return the update in the name of a file, complete or temporary; -1 without one."""
+    found = re.search(r"\.([0-9]{1,19})\.(?:json|safetensors)", name)
+    return int(found[1]) if found else -1
 
 
 def _last(folder: Path) -> Commit | None:
