@@ -33,8 +33,8 @@ def read_idx(path: Path, dims: int) -> UInt8[Tensor, "..."]:
     and each dimension in four bytes; the numbers follow, last dimension fastest.
 
     Args:
-        path: the file.
-        dims: dimensions it must have: 3 for images (N, H, W), 1 for labels (N,).
+        path: The file.
+        dims: Number of dimensions that it must have: 3 for images (N, H, W), 1 for labels (N,).
 
     Raises:
         DataError: If the file is anything but one such array, complete and nothing more.
@@ -92,10 +92,10 @@ def read_cifar(
     A record is one byte per kind of label and 3072 bytes of pixels: red, green, blue, row by row.
 
     Args:
-        path: the file.
-        label_limits: number of classes of each label byte: (10,) for CIFAR-10, (20, 100) for the
+        path: The file.
+        label_limits: Number of classes of each label byte: (10,) for CIFAR-10, (20, 100) for the
             coarse and the fine label of CIFAR-100. The last label is the one returned.
-        records: how many there must be; the format itself cannot tell.
+        records: Number of records that it must have; the format itself does not state it.
 
     Raises:
         DataError: If the file has a part of a record, another number of them, or a label that is

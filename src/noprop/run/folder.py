@@ -49,8 +49,8 @@ def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = No
     The folder may exist if it is empty, or holds only what a killed process left.
 
     Args:
-        folder: the run.
-        config: its configuration.
+        folder: The run folder.
+        config: Configuration of the run.
         embedding: W_Embed before training, where it is made already.
 
     Raises:
@@ -92,8 +92,8 @@ def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None
     """Make a run folder, or check that the existing one was made for the same training.
 
     Args:
-        folder: the run.
-        config: as wanted; fields that change no weight may differ from those of the folder.
+        folder: The run folder.
+        config: Wanted configuration; fields that change no weight may differ from the folder's.
         embedding: W_Embed before training, where it is made already.
 
     Raises:
@@ -129,7 +129,7 @@ def _make(folder: Path, taken: RunError) -> None:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether nothing is in a folder but what :func:`create_run` leaves before ``config.toml``."""
+    """Return whether a folder holds only what :func:`create_run` leaves before ``config.toml``."""
     ours = re.compile(r"\.lock|\.config\.toml\.\d+\.tmp")
     return all(ours.fullmatch(entry.name) for entry in folder.iterdir())
 

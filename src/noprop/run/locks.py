@@ -30,9 +30,9 @@ def hold(path: Path, taken: str, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock.
 
     Args:
-        path: its file.
-        taken: what the error says where another process holds it.
-        patience: seconds to wait for it.
+        path: File of the lock.
+        taken: Message of the error if another process holds it.
+        patience: Seconds to wait for it.
 
     Raises:
         BusyError: If another process holds it.
@@ -60,7 +60,7 @@ def hold(path: Path, taken: str, patience: float = 0.0) -> Iterator[None]:
 
 
 def is_free(path: Path) -> bool:
-    """Whether no process holds a lock at this moment."""
+    """Return whether no process holds a lock at this moment."""
     try:
         with hold(path, ""):
             return True

@@ -22,7 +22,7 @@ LONGEST = 1 << 20  # bytes read of a line at once; an event has some thousands
 
 
 def recorder(folder: Path, emit: Emit) -> Emit:
-    """What appends every event but mere progress to ``metrics.jsonl``, and passes it on."""
+    """Return a function that writes events except progress to ``metrics.jsonl``, and emits all."""
     path = folder / "metrics.jsonl"
 
     def record(event: Event) -> None:
@@ -102,7 +102,7 @@ def follow(folder: Path) -> Callable[[], list[Event]]:
 
 
 def training_cost(folder: Path) -> dict[str, Any]:
-    """What training took: seconds summed over the groups, and the peak memory of the largest.
+    """Return the cost of training: seconds of all groups, and the peak memory of the largest.
 
     Each group's seconds are those of all the processes that had it; empty without such events.
     """

@@ -37,9 +37,9 @@ def connected(address: str | None, cpus: int) -> Iterator[bool]:
     """Connect this process to Ray; a Ray that is started for it ends with the context.
 
     Args:
-        address: of a cluster: ``auto``, ``host:port`` or ``ray://host:port``. Unless given, that of
-            the variable RAY_ADDRESS, which ``ray job submit`` sets, else a Ray of this machine.
-        cpus: of a Ray that is started.
+        address: Address of a cluster: ``auto``, ``host:port`` or ``ray://host:port``. The default
+            is the variable RAY_ADDRESS, which ``ray job submit`` sets, else a Ray of this machine.
+        cpus: Number of CPUs of a Ray that is started.
 
     Yields:
         Whether one was started.
@@ -145,7 +145,7 @@ def _silent() -> Iterator[None]:
 
 
 def room(cpus: float, gpus: float) -> int:
-    """How many tasks that need so much the living machines of the cluster could run at once."""
+    """Return how many tasks with these needs the living machines of the cluster can run at once."""
     return sum(
         _fitting(node["Resources"], cpus, gpus) for node in the_ray().nodes() if node["Alive"]
     )
@@ -159,7 +159,7 @@ def _fitting(resources: dict[str, float], cpus: float, gpus: float) -> int:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error of Ray in a few words: its first line, or what was raised inside of a task."""
+    """Return an error of Ray in a few words: its first line, or that of an error in a task."""
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).splitlines() if line.strip()]
     words = " ".join((lines or [""])[0].split())[:200]

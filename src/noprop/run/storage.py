@@ -30,7 +30,7 @@ class RunStorage:
     url: str
 
     def check(self) -> None:
-        """See that the URL is one of a storage that other processes can reach.
+        """Check that the URL is one of a storage that other processes can reach.
 
         Raises:
             ConfigError: If it is not, or what reaches it is not installed.
@@ -62,7 +62,7 @@ class RunStorage:
             files.pipe_file(f"{root}/config.toml", config)
 
     def unit(self, group: str) -> "UnitStorage":
-        """The place of a group of units."""
+        """Return the place of a group of units."""
         return UnitStorage(f"{self.url}/units/{group}")
 
 
@@ -73,7 +73,7 @@ class UnitStorage:
     url: str
 
     def position(self) -> int | None:
-        """Return the updates that the last commit here has behind it; None without one."""
+        """Return the number of updates of the last commit here; None without one."""
         with _reached(self.url):
             return max(self._positions(self._names()), default=None)
 
@@ -192,7 +192,7 @@ def _opened(url: str) -> tuple[Any, str]:
 
 
 def _checked(url: str) -> tuple[Any, str]:
-    """As :func:`_opened`; a place that is a folder is no link, and holds none."""
+    """Open a URL as :func:`_opened`, and check that a folder is no link and holds none."""
     files, root = _opened(url)
     if "file" in files.protocol:
         if os.path.islink(root):  # the user names the folder above it
