@@ -26,7 +26,7 @@ def steps(dataset: str) -> dict[str, dict[str, Any]]:
     """Return the fields of each row, those of the rows above it included."""
     added: dict[str, dict[str, Any]] = {
         "the paper's": {},
-        "one-cycle": {"train.schedule": "one-cycle", "train.lr": 2e-3},
+        "one-cycle": {"train.schedule": "one-cycle", "train.lr": 5e-3},
         "augmentation": CROPS[dataset],
         "cross-entropy": {
             "method.objective": "cross-entropy",
@@ -36,6 +36,7 @@ def steps(dataset: str) -> dict[str, dict[str, Any]]:
         "exact evidence": {"method.evidence": "exact"},
         "networks read x alone": {"method.network_reads": "x"},
         "conv-bn": {"method.encoder": "conv-bn"},
+        "dropout 0.05": {"method.dropout": 0.05},
         "EMA": {"train.ema": 0.999},
     }
     return dict(zip(added, accumulate(added.values(), lambda a, b: a | b), strict=True))
