@@ -126,8 +126,11 @@ def _received(child: Child, job: Job) -> Event | None:
     try:
         return child.receive()
     except ProcessLostError:
+        why = "out of memory, or killed"
+        if not child.heard:  # each worker imports the script, which would train in it again
+            why += ', or a script trains outside of if __name__ == "__main__":'
         raise TrainingError(
-            "a worker process ended unexpectedly (out of memory, or killed); "
+            f"a worker process ended unexpectedly ({why}); "
             f"resume with: noprop train --resume {job.folder}"
         ) from None
 
