@@ -12,13 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from noprop.bench import SUITES
+from noprop import config
+from noprop.bench import SUITES, accuracy
 from noprop.bench.memory import BLOCKS
 from noprop.bench.scaling import worker_counts
 from noprop.bench.settings import SHAPES, Settings
 from noprop.bench.suites import Suite, bench_text, draw_bench, run_suites, step_count
 from noprop.cli import main
+from noprop.config import RunConfig
 from noprop.errors import ConfigError
+from tools import TWO_BLOCKS
 
 QUICK = Settings(methods=("dt", "ct"), blocks=2, steps=3, images=20, rounds=1, seconds=0.01)
 
@@ -40,6 +43,7 @@ def noprop(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["--seconds", "inf"], "--seconds must lie in 0..3600, got inf"),
         (["--methods", "dt,,ct"], "--methods: an empty name is none of dt"),
         (["--methods", "dt,dt"], "--methods: dt is given twice"),
+        (["--methods", "fast"], "--methods: fast is for the suite accuracy alone"),
         (["--target", "101"], "--target must lie in 0..100, got 101"),
     ],
 )
@@ -184,9 +188,36 @@ def test_memory_and_accuracy_are_told_and_drawn(tmp_path):
         "machine": {"processor": "none", "cores": 2, "torch": "2", "commit": "abc"},
         "rates": {"float32": 2e11, "copy": 5e10},
         "memory": {"above_imports_mb": {"dt": row, "backprop": row}},
-        "accuracy": {"target": 99.0, "methods": {"dt": [run]}},
+        "accuracy": {
+            "target": 99.0,
+            "methods": {"dt": [run]},
+            "paper": {"recipe": "mnist-dt", "epochs": 100, "epoch_seconds": 60.0},
+        },
     }
     text = bench_text(results)
+    assert "mnist-dt: its 100 epochs would take 1 h 40 min, by the 1 min 0 s of one" in text
     assert "T = 40" in text
     assert "1 min 15 s" in text
     assert {p.name for p in draw_bench(results, tmp_path)} == {"memory.png", "accuracy.png"}
+
+
+def test_the_fast_recipe_is_trained_until_it_is_accurate_enough(monkeypatch):
+    """On digits: more epochs until the target, and the time of an epoch of the paper's recipe."""
+    asked: list[str] = []
+
+    def find(name: str) -> RunConfig:
+        asked.append(name)
+        return config.replace(RunConfig(), {**TWO_BLOCKS, "recipe": name, "train.epochs": 100})
+
+    monkeypatch.setattr(accuracy, "find_recipe", find)
+    monkeypatch.setattr(accuracy, "EPOCHS", (1, 30, 60))
+    settings, results = replace(QUICK, methods=("fast",), target=50.0), {}
+    accuracy.check(settings)
+    accuracy.measure(settings, results, lambda text: None)
+    rows = results["accuracy"]["methods"]["fast"]
+    assert [row["epochs"] for row in rows] == [1, 30]
+    assert rows[0]["validation_accuracy"] < 50 <= rows[1]["validation_accuracy"]
+    paper = results["accuracy"]["paper"]
+    assert (paper["recipe"], paper["epochs"]) == ("mnist-dt", 100)
+    assert paper["epoch_seconds"] > 0
+    assert set(asked) == {"mnist-fast", "mnist-dt"}

@@ -38,8 +38,8 @@ def add_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--methods",
-        help="a comma-separated list; scaling and memory always use dt [all that are installed: "
-        "dt,ct,fm,backprop,adjoint]",
+        help="a comma-separated list; scaling and memory always use dt; fast is the recipe "
+        "DATASET-fast, of accuracy alone [all that are installed: dt,ct,fm,backprop,adjoint]",
     )
     for name, (default, text) in numbers.items():
         shown = f" [{default}]" if default else ""
@@ -85,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     elif importlib.util.find_spec("torchdiffeq") is None:
         methods = tuple(m for m in methods if m != "adjoint")
         tell("without adjoint, which needs torchdiffeq: pip install 'noprop[ode]'")
+    if "fast" in methods and suites != ("accuracy",):
+        raise ConfigError("--methods: fast is for the suite accuracy alone")
     settings = Settings(
         dataset=arguments.dataset,
         methods=methods,
