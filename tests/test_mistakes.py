@@ -394,7 +394,7 @@ RUNS = [
     row(
         "commit-version",
         "assemble run",
-        *(UNIT, "was written by noprop 0.9, this is", "noprop==0.9"),
+        *(UNIT, "was written by noprop 0.9, this is", "finish the run with that version"),
         fault=change(UNIT, {"version": "0.9"}),
     ),
     row(

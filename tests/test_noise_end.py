@@ -41,7 +41,7 @@ class Watch(nn.Module):
         return x
 
     def time_context(self, t: Tensor) -> Tensor:
-        return t
+        return t[:, None]
 
     def forward(self, z: Tensor, *others: object) -> Tensor:
         raise ShownError(z)
