@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from known_blocks import Bayes, Known
+from known_blocks import Bayes, Known, KnownNetwork
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
@@ -19,7 +19,6 @@ from noprop.flow import expected_velocity, sample_path
 from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
 from noprop.methods.dt import DiscreteNoProp
 from noprop.methods.fm import FlowNoProp, VelocityUnit
-from noprop.networks import ContinuousBlock
 from noprop.readouts import SoftmaxReadout
 from noprop.schedules import LinearSchedule, cosine_gamma
 from tools import rng
@@ -143,28 +142,6 @@ def test_the_evidence_passes_no_gradient_to_learned_embeddings():
     assert not method.blocks[1].logits(z, x).requires_grad
 
 
-class KnownAtAnyTime(ContinuousBlock):
-    """Logits that are x."""
-
-    def __init__(self):
-        torch.nn.Module.__init__(self)
-
-    def context(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return x
-
-    def time_context(self, t: Tensor) -> Tensor:
-        return t[:, None]
-
-    def forward(
-        self,
-        z: Tensor,
-        context: Tensor,
-        time_context: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        return context
-
-
 TABLE = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.9, 0.05]])
 
 
@@ -182,7 +159,7 @@ def test_a_chain_of_ct_with_exact_evidence_samples_the_posterior(sampler):
     """
     weight, schedule = one_hot_embeddings(3), LinearSchedule(7.0, -7.0)
     embedding = Embedding(weight, learned=False)
-    unit = DenoiserUnit(KnownAtAnyTime(), SoftmaxReadout(weight), schedule, embedding, exact=True)
+    unit = DenoiserUnit(KnownNetwork(), SoftmaxReadout(weight), schedule, embedding, exact=True)
     method = ContinuousNoProp(unit, steps=300, sampler=sampler)
     torch.testing.assert_close(frequencies(method, 4), TABLE, atol=0.04, rtol=0)
 
@@ -193,9 +170,7 @@ def test_a_chain_of_fm_with_exact_evidence_samples_the_posterior(sampler, sigma)
     """As for CT."""
     weight = one_hot_embeddings(3)
     embedding = Embedding(weight, learned=False)
-    unit = VelocityUnit(
-        KnownAtAnyTime(), SoftmaxReadout(weight), embedding, sigma=sigma, exact=True
-    )
+    unit = VelocityUnit(KnownNetwork(), SoftmaxReadout(weight), embedding, sigma=sigma, exact=True)
     method = FlowNoProp(unit, steps=200, sampler=sampler)
     torch.testing.assert_close(frequencies(method, 5), TABLE, atol=0.04, rtol=0)
 
