@@ -39,7 +39,8 @@ from noprop.training.commits import (
     write_part,
 )
 from noprop.training.events import Damaged, Evaluated, Event, Found, Progress, Trained
-from noprop.training.state import Parked, optimizer_state
+from noprop.training.optimizers import optimizer_state
+from noprop.training.state import Parked
 from noprop.training.trainer import Trainer
 from tools import (
     IN_PROCESS,

@@ -16,8 +16,8 @@ from noprop.run.local import LocalEngine
 from noprop.tensor_files import load_tensors
 from noprop.training import trainer
 from noprop.training.events import Epoch, Event, Progress
+from noprop.training.optimizers import descend, follow, learning_rate, make_optimizer
 from noprop.training.plan import Plan
-from noprop.training.state import descend, follow, learning_rate, make_optimizer
 from tools import Clock, Killed, assert_same, commit_of, files_of
 
 ALL = {

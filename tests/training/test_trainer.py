@@ -22,8 +22,8 @@ from noprop.randomness import generator
 from noprop.training import trainer as trainer_module
 from noprop.training.commits import LAST, PREVIOUS, read_commit
 from noprop.training.events import Epoch, Event, Progress, Trained
+from noprop.training.optimizers import make_optimizer
 from noprop.training.plan import Update
-from noprop.training.state import make_optimizer
 from noprop.training.trainer import Trainer
 from tools import (
     IN_PROCESS,

@@ -14,8 +14,9 @@ from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.events import Emit, Epoch, Event, Progress, Trained
 from noprop.training.gradients import Gradients
+from noprop.training.optimizers import learning_rate
 from noprop.training.plan import Plan, Update
-from noprop.training.state import GroupState, learning_rate
+from noprop.training.state import GroupState
 
 __all__ = ["Reports"]
 

@@ -24,10 +24,11 @@ from noprop.randomness import generator
 from noprop.training.events import Damaged, Emit
 from noprop.training.gradients import Gradients, flat_gradient, scatter
 from noprop.training.mesh import ALONE, Mesh, PeerStoppedError, Requests
+from noprop.training.optimizers import learning_rate
 from noprop.training.plan import Plan, Update
 from noprop.training.reports import Reports
 from noprop.training.signals import asked, signals_kept, stop_if_asked
-from noprop.training.state import GroupState, learning_rate
+from noprop.training.state import GroupState
 
 __all__ = ["Trainer"]
 
