@@ -1,12 +1,12 @@
-"""What blocks learn of evidence that is known: their cross-entropy on the validation part.
+"""What networks learn of evidence that is known, on the validation part.
 
-A run with learned evidence and one with the exact term are trained alike. Three answers are scored
-on the same latents of every level: the learned block's, the exact block's, and that of block 1 of
-the learned run, which sees noise alone, with the exact term added.
+A run with learned evidence and one with the exact term are trained alike. For NoProp-DT three
+answers are scored on the same latents of every level: the learned block's, the exact block's, and
+that of block 1 of the learned run, which sees noise alone, with the exact term added.
 
     python studies/evidence.py mnist --epochs 10
-    python studies/evidence.py cifar10 --epochs 20
-    python studies/evidence.py mnist --table       # the results so far, as Markdown
+    python studies/evidence.py mnist --method ct --epochs 8
+    python studies/evidence.py mnist --epochs 10 --table       # the results so far, as Markdown
 """
 
 from collections.abc import Iterator
@@ -27,16 +27,17 @@ from study import Line, Scored, Study, markdown, train
 
 DRAWS = 5  # latents of each example and level
 MODES = {"single": "one chain", "path-fitted": "path average", "mean": "mean chain"}
+# Name and default of the field with T.
+LENGTH = {"dt": ("num_blocks", 4), "ct": ("steps", 100), "fm": ("steps", 100)}
 
 
-def config_of(dataset: str, evidence: str, blocks: int, epochs: int) -> Any:
-    """Return the configuration of a run: cross-entropy, one cycle, random crops."""
+def config_of(dataset: str, method: str, evidence: str, steps: int, epochs: int) -> Any:
+    """Return the configuration of a run: the best settings of each method, one cycle, crops."""
     return replace(
-        RECIPES[f"{dataset}-dt"],
+        RECIPES[f"{dataset}-{method}-best"],
         {
             "method.evidence": evidence,
-            "method.num_blocks": blocks,
-            "method.objective": "cross-entropy",
+            f"method.{LENGTH[method][0]}": steps,
             "train.epochs": epochs,
             "train.schedule": "one-cycle",
             **CROPS.get(dataset, {}),
@@ -47,10 +48,14 @@ def config_of(dataset: str, evidence: str, blocks: int, epochs: int) -> Any:
 
 @torch.no_grad()
 def levels(scored: Scored) -> list[dict[str, float]]:
-    """Return each block's cross-entropy in nats, and that of block 1 with the exact evidence."""
+    """Return each block's cross-entropy in nats, and that of block 1 with the exact evidence.
+
+    There are none for a method without blocks.
+    """
     model, examples = scored.model, scored.validation
     method = model.method
-    assert isinstance(method, DiscreteNoProp)
+    if not isinstance(method, DiscreteNoProp):
+        return []
     draws, y = generator(0, "evidence"), examples.y
     contexts: list[Tensor] = prepare(model, inputs(model, examples.x))
     weight, gamma = method.embedding.weight, method.gamma.float()
@@ -82,20 +87,24 @@ def tables(lines: list[Line]) -> str:
         [kind, *(f"{line['modes'][m]['accuracy']:.2f}" for m in MODES), f"{line['seconds']:.0f}"]
         for kind, line in by_kind.items()
     ]
-    return "\n\n".join([markdown(head, rows), markdown(["evidence", *MODES.values(), "s"], modes)])
+    made = [markdown(head, rows)] if rows else []
+    return "\n\n".join([*made, markdown(["evidence", *MODES.values(), "s"], modes)])
 
 
 def main() -> None:
     """Measure what is not measured yet, and print both tables."""
     study = Study(__doc__, "evidence.jsonl")
     study.parser.add_argument("dataset", choices=("digits", *CROPS))
+    study.parser.add_argument("--method", choices=tuple(LENGTH), default="dt")
     study.parser.add_argument("--epochs", type=int, default=20)
-    study.parser.add_argument("--blocks", type=int, default=4, help="T")
+    study.parser.add_argument("--steps", type=int, help="T [4 for dt, else 100]")
     options = study.parse()
-    run = {"dataset": options.dataset, "T": options.blocks, "epochs": options.epochs}
+    steps = options.steps or LENGTH[options.method][1]
+    run = {"dataset": options.dataset, "method": options.method}
+    run |= {"T": steps, "epochs": options.epochs}
 
     def measure(key: Line) -> Iterator[Line]:
-        config = config_of(options.dataset, key["evidence"], options.blocks, options.epochs)
+        config = config_of(options.dataset, options.method, key["evidence"], steps, options.epochs)
         scored = train(config, options.data_dir)
         yield {
             "blocks": levels(scored),
