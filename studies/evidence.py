@@ -1,11 +1,13 @@
 """What networks learn of evidence that is known, on the validation part.
 
-A run with learned evidence and one with the exact term are trained alike. For NoProp-DT three
-answers are scored on the same latents of every level: the learned block's, the exact block's, and
-that of block 1 of the learned run, which sees noise alone, with the exact term added.
+A run with learned evidence, one with the exact term, and one whose networks read x alone are
+trained alike. For NoProp-DT three answers are scored on the same latents of every level: the
+learned block's, the exact block's, and that of block 1 of the learned run, which sees noise alone,
+with the exact term added.
 
     python studies/evidence.py mnist --epochs 10
     python studies/evidence.py mnist --method ct --epochs 8
+    python studies/evidence.py mnist --method ct --epochs 8 --steps 1000 --only exact-x
     python studies/evidence.py mnist --epochs 10 --table       # the results so far, as Markdown
 """
 
@@ -29,6 +31,11 @@ DRAWS = 5  # latents of each example and level
 MODES = {"single": "one chain", "path-fitted": "path average", "mean": "mean chain"}
 # Name and default of the field with T.
 LENGTH = {"dt": ("num_blocks", 4), "ct": ("steps", 100), "fm": ("steps", 100)}
+KINDS: dict[str, dict[str, Any]] = {
+    "learned": {},
+    "exact": {"method.evidence": "exact"},
+    "exact-x": {"method.evidence": "exact", "method.network_reads": "x"},
+}
 
 
 def config_of(dataset: str, method: str, evidence: str, steps: int, epochs: int) -> Any:
@@ -36,7 +43,7 @@ def config_of(dataset: str, method: str, evidence: str, steps: int, epochs: int)
     return replace(
         RECIPES[f"{dataset}-{method}-best"],
         {
-            "method.evidence": evidence,
+            **KINDS[evidence],
             f"method.{LENGTH[method][0]}": steps,
             "train.epochs": epochs,
             "train.schedule": "one-cycle",
@@ -76,12 +83,12 @@ def levels(scored: Scored) -> list[dict[str, float]]:
 def tables(lines: list[Line]) -> str:
     """Return the blocks' cross-entropies, and the accuracies in % of both runs."""
     by_kind = {line["evidence"]: line for line in lines}
-    rows = [
-        [str(t), f"{learned['alpha_bar']:.3f}", *(f"{v:.4f}" for v in (
-            learned["own"], learned["first"], exact["own"]))]
-        for t, (learned, exact) in enumerate(
-            zip(by_kind["learned"]["blocks"], by_kind["exact"]["blocks"], strict=True), start=1)
-    ]  # fmt: skip
+    rows = []
+    if {"learned", "exact"} <= by_kind.keys():
+        blocks = zip(by_kind["learned"]["blocks"], by_kind["exact"]["blocks"], strict=True)
+        for t, (learned, exact) in enumerate(blocks, start=1):
+            values = learned["alpha_bar"], learned["own"], learned["first"], exact["own"]
+            rows.append([str(t), *(f"{v:.4f}" for v in values)])
     head = ["block", "ᾱ", "learned", "block 1 with exact evidence", "trained with exact evidence"]
     modes = [
         [kind, *(f"{line['modes'][m]['accuracy']:.2f}" for m in MODES), f"{line['seconds']:.0f}"]
@@ -93,7 +100,7 @@ def tables(lines: list[Line]) -> str:
 
 def main() -> None:
     """Measure what is not measured yet, and print both tables."""
-    study = Study(__doc__, "evidence.jsonl")
+    study = Study(__doc__, "evidence.jsonl", variants=KINDS)
     study.parser.add_argument("dataset", choices=("digits", *CROPS))
     study.parser.add_argument("--method", choices=tuple(LENGTH), default="dt")
     study.parser.add_argument("--epochs", type=int, default=20)
@@ -113,8 +120,8 @@ def main() -> None:
             "n": len(scored.validation),
         }
 
-    study.measure([run | {"evidence": kind} for kind in ("learned", "exact")], measure)
-    if len(lines := study.lines(**run)) > 1:
+    study.measure([run | {"evidence": kind} for kind in options.only], measure)
+    if lines := study.lines(**run):
         print(tables(lines))
 
 
