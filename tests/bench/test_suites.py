@@ -64,7 +64,7 @@ def test_training_and_prediction_against_the_plain_loop(tmp_path):
     results = run_suites(QUICK, suites, steps.append, lambda found: kept.append(list(found)))
     assert len(steps) == step_count(QUICK, suites)
     assert len(kept) == len(steps) + len(suites)  # after each step, and each suite
-    names = ["machine", "settings", "rates", "training", "prediction", "chains", "scaling"]
+    names = ["machine", "settings", "rates", "training", "prediction", "chains", "reads", "scaling"]
     assert kept[-1] == names
     for row in (*results["training"].values(), *results["prediction"].values()):
         speed, ratio = row["images_per_second"], row["ours_over_plain"]["median"]
@@ -74,7 +74,12 @@ def test_training_and_prediction_against_the_plain_loop(tmp_path):
     assert dt["seconds"] == pytest.approx(128 / dt["images_per_second"]["ours"]["median"])
     assert dt["share_of_bound"] * dt["seconds"] == pytest.approx(dt["bound_seconds"])
     text = bench_text(json.loads(json.dumps(results)))
-    for words in ("times as fast", "dt, 10 chains with noise cost", "dt over workers"):
+    for words in (
+        "times as fast",
+        "dt, 10 chains with noise cost",
+        "read x alone",
+        "dt over workers",
+    ):
         assert words in text
     names = {path.name for path in draw_bench(results, tmp_path)}
     assert names == {"training-speed.png", "prediction-speed.png", "roofline.png", "scaling.png"}

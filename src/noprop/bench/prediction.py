@@ -3,10 +3,11 @@
 Ours is ``Model.predict`` with untrained weights. It computes the features of x once, and the
 parts of the head's first layer for x and t once; chunks of 500 images run in parallel. The plain
 chain computes the features again at every step. It is timed over a few steps, all of the same cost.
-Both run the mean chain in their default precision.
+Both run the mean chain in their default precision. Networks that read x alone are compared with
+those that read x and z.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ __all__ = ["SUITE"]
 CHUNK = 500  # images in a batch of the plain chain, as in ours
 PLAIN_STEPS = 3
 MANY = 10
+LONG_CHAINS = ("ct", "fm")
+READS: dict[str, dict[str, Any]] = {
+    "x and z": {},
+    "x": {"method.evidence": "exact", "method.network_reads": "x"},
+}
 
 
 def measure(settings: Settings, results: Results, progress: Progress) -> None:
@@ -65,6 +71,12 @@ def measure(settings: Settings, results: Results, progress: Progress) -> None:
         }
     if "dt" in settings.methods:
         results["chains"] = measure_chains(settings, progress)
+    if methods := _long_chains(settings):
+        results["reads"] = {m: measure_reads(settings, m, progress) for m in methods}
+
+
+def _long_chains(settings: Settings) -> list[str]:
+    return [method for method in settings.methods if method in LONG_CHAINS]
 
 
 def measure_chains(settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -83,14 +95,34 @@ def measure_chains(settings: Settings, progress: Progress) -> dict[str, Any]:
     }
 
 
+def measure_reads(settings: Settings, method: str, progress: Progress) -> dict[str, Any]:
+    """Measure the mean chain of networks that read x alone, compared with x and z."""
+    timings = race(
+        {
+            reads: Contestant(
+                _build_ours, {"bench": settings, "method": method, "changes": changes}
+            )
+            for reads, changes in READS.items()
+        },
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        progress=lambda text: progress(f"networks of {method} that read x alone: {text}"),
+    )
+    return {
+        "steps": chain_length(settings, method),
+        "images_per_second": {reads: t.rate(settings.images) for reads, t in timings.items()},
+        "speedup": ratios(timings["x"], timings["x and z"]),
+    }
+
+
 def chain_length(settings: Settings, method: str) -> int:
     """Return T in prediction."""
     return settings.blocks if method in ("dt", "backprop") else settings.steps
 
 
-def model_of(settings: Settings, method: str) -> Model:
+def model_of(settings: Settings, method: str, changes: Mapping[str, Any] | None = None) -> Model:
     """Build an untrained model that is ready to predict."""
-    config = settings.config(method)
+    config = replace(settings.config(method), changes or {})
     if method == "adjoint":
         config = replace(config, {"method.steps": settings.steps})
     model = empty_model(config, settings.task)
@@ -99,10 +131,14 @@ def model_of(settings: Settings, method: str) -> Model:
 
 
 def _build_ours(
-    bench: Settings, method: str, samples: int = 1, noise: bool = False
+    bench: Settings,
+    method: str,
+    samples: int = 1,
+    noise: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> Callable[[int], None]:
     torch.set_num_threads(bench.workers)
-    model = model_of(bench, method)
+    model = model_of(bench, method, changes)
     x, _ = bench.data(bench.images)
 
     def work(units: int) -> None:
@@ -142,12 +178,19 @@ def text(results: Results) -> str:
     if chains := results.get("chains"):
         cost = shown(chains["cost_over_one"], 2)
         lines.append(f"dt, {chains['chains']} chains with noise cost {cost} times one")
+    for method, found in results.get("reads", {}).items():
+        rate = found["images_per_second"]["x"]["median"]
+        lines.append(
+            f"{method}, networks that read x alone, T = {found['steps']}: {rate:,.0f} images/s, "
+            f"{shown(found['speedup'], 1)} times those that read x and z"
+        )
     return "\n\n".join(lines)
 
 
 SUITE = Suite(
     steps=lambda settings: (
-        settings.race_steps(2) * (len(settings.methods) + ("dt" in settings.methods))
+        settings.race_steps(2)
+        * (len(settings.methods) + ("dt" in settings.methods) + len(_long_chains(settings)))
     ),
     measure=measure,
     table=text,
