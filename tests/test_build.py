@@ -208,23 +208,28 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "mixing": (0.2, {}),
     "gradient": ("autograd", {}),
 }
-SHORT = {"dt": "num_blocks", "backprop": "num_blocks", "ct": "steps", "fm": "steps",
-         "adjoint": "steps"}  # fmt: skip
+SHORT: dict[str, dict[str, Any]] = {
+    **{method: {"method.num_blocks": 2} for method in ("dt", "backprop")},
+    **{method: {"method.steps": 2} for method in ("ct", "fm", "adjoint")},
+    **{method: {"method.num_layers": 3} for method in ("greedy", "dfa")},
+}
 
 
 @cache
 def doings(method: str, *changes: tuple[str, Any]) -> tuple[float, ...]:
     """Losses, their gradients and a prediction of a method with some settings."""
-    short = {"method.name": method, f"method.{SHORT[method]}": 2}
+    short = {"method.name": method, **SHORT[method]}
     config = replace(RunConfig(), {**short, **dict(changes)})
     made = build_method(config, TASK, build_embedding(config, TASK, None))
     x, y = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6)
     found: list[float] = []
     for unit in made.units:
-        total = unit.loss(x, y, torch.Generator().manual_seed(1)).total
+        draws = torch.Generator().manual_seed(1)
+        total = unit.loss(made.signals(x, y, draws, unit.phase), y, draws).total
         parameters = [*unit.parameters, *made.shared_parameters]
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         found += [total.item(), *(g.abs().sum().item() for g in gradients if g is not None)]
+    for unit in made.units:
         unit.module.eval()
     p = made.predict(x, torch.Generator().manual_seed(2)).probabilities
     return *found, *p.flatten().tolist()
@@ -233,7 +238,7 @@ def doings(method: str, *changes: tuple[str, Any]) -> tuple[float, ...]:
 @pytest.mark.parametrize(
     ("method", "name"),
     [(m, f.name) for m, kind in METHODS.items() for f in dataclasses.fields(kind)
-     if f.name != "name"],
+     if f.name not in ("name", "num_layers")],  # the number of layers follows from the encoder
 )  # fmt: skip
 def test_every_setting_changes_what_the_method_does(method, name):
     """One that is not handed on changes no loss, no gradient and no prediction."""
@@ -291,7 +296,7 @@ def test_the_readout_starts_at_random_with_learned_embeddings():
         config = replace(RunConfig(), changes)
         settled = resolve_auto(config, build_embedding(config, TASK, None))
         assert resolve_auto(settled, build_embedding(config, TASK, None)) == settled
-        found.append(settled.method.readout_start)
+        found.append(getattr(settled.method, "readout_start", None))
     assert found == ["random", "nearest", "nearest", "nearest"]
 
 

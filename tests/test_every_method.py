@@ -30,12 +30,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "fm": {"method.steps": 12},
     "backprop": {"method.num_blocks": 2},
     "adjoint": {"method.steps": 4},
+    "greedy": {"method.num_layers": 3},
+    "dfa": {"method.num_layers": 3},
 }
+STACKS = ("greedy", "dfa")
 KINDS: dict[str, dict[str, Any]] = {
     "learned": {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 20},
     "one-hot": {},
 }
-CASES = [(method, kind) for kind in KINDS for method in METHODS]
+STACK_CASES = [(method, "one-hot") for method in STACKS]
+CASES = [(method, "learned") for method in METHODS if method not in STACKS]
+CASES += STACK_CASES
+CASES += [(method, "one-hot") for method in METHODS if method not in STACKS]
 # How a run is read does not ask whether its embeddings were learned: those have all that fixed ones
 # have, and W_Embed besides. One method with fixed ones says that a picture is missing there. Heads
 # of the one list, so that a run is trained once for all tests.
@@ -53,6 +59,7 @@ SMALL = {
 }
 BATCHES = 9
 PATHLESS = {"single", "samples", "mean"}
+NOISELESS = {"dfa": {"single"}, "greedy": {"single", "path-fitted"}}
 MODES = PATHLESS | {"path", "path-fitted", "mean-path-fitted"}
 COMMON = {
     "method", "examples", "runs", "samples", "evaluations", "default", "modes", "times", "steps",
@@ -64,6 +71,8 @@ OWN = {
     "fm": {"path_weights"},
     "backprop": set(),
     "adjoint": set(),
+    "greedy": {"path_weights"},
+    "dfa": set(),
 }
 
 
@@ -87,7 +96,8 @@ class Run:
 def run(request, tmp_path_factory) -> Run:
     """Trained in this process by the public call, an epoch of 300 digits."""
     method, kind = request.param
-    changes = {"method.name": method, **METHODS[method], **KINDS[kind], **SMALL}
+    kinds = {} if method in STACKS else KINDS[kind]
+    changes = {"method.name": method, **METHODS[method], **kinds, **SMALL}
     config = replace(RunConfig(), changes)
     folder, events = tmp_path_factory.mktemp(f"{method}-{kind}") / "run", []
     trained = noprop.train(config, folder=folder, emit=events.append)
@@ -97,22 +107,24 @@ def run(request, tmp_path_factory) -> Run:
 def test_training_leaves_a_whole_run(run):
     """Its files, an event of each unit, and the updates of ``data.train_size`` examples."""
     assert open_run(run.folder) == run.config
-    assert "auto" not in (
-        run.config.method.readout_start,
-        getattr(run.config.method, "gamma_noise", 6),
-    )
+    for name in ("readout_start", "gamma_noise"):
+        assert getattr(run.config.method, name, "") != "auto"
     names = {f.name for f in run.folder.iterdir()}
     assert {"model.safetensors", "model.json", "evaluation.json", "metrics.jsonl"} <= names
     assert run.folder.joinpath("units").is_dir()
     epochs = [e for e in read_metrics(run.folder) if e["event"] == "epoch"]
-    units = ["block-1", "block-2", "readout"] if run.method == "dt" else ["network"]
+    layers = ["layer-1", "layer-2", "layer-3"]
+    units = {
+        "dt": ["block-1", "block-2", "readout"], "greedy": layers, "dfa": [*layers, "output"]
+    }.get(run.method, ["network"])  # fmt: skip
     assert [e["unit"] for e in epochs] == units
     for e in epochs:
         assert e["validation_loss"] > 0
         assert e["loss"] == pytest.approx(e["loss"])  # no NaN
         assert ("embedding" in e) == (run.kind == "learned")
         assert ("facts" in e) == (run.method in ("ct", "backprop"))
-    passes = 2 + 2 if run.method == "dt" else 1  # two blocks, and the readout once for each
+    # Of dt, two blocks, and the readout once for each.
+    passes = {"dt": 2 + 2, "greedy": 3, "dfa": 4}.get(run.method, 1)
     commits = [commit_of(run.folder, group) for group in groups_of(run.config)]
     assert sum(commit.total for commit in commits) == passes * BATCHES
     assert all(commit.is_last for commit in commits)
@@ -121,13 +133,13 @@ def test_training_leaves_a_whole_run(run):
 def test_a_stop_and_a_resumption_change_no_bit(run, monkeypatch, tmp_path):
     """Stopped inside the epoch and resumed: weights, optimizer state and answers are the same."""
     monkeypatch.setattr(trainer, "time", Clock())
-    at, positions = 4, []
+    at, positions = (8 if run.method == "dfa" else 6 if run.method == "greedy" else 4), []
 
     def stop(event):
         if isinstance(event, Progress):
             positions.append(event.position)
             if event.position == at:
-                raise Killed
+                raise Killed  # of a stack, after the update that ends a mini-batch
 
     folder = tmp_path / "run"
     with pytest.raises(Killed):
@@ -180,8 +192,9 @@ def test_how_a_method_is_read_is_free_after_training_and_what_it_is_is_not(run):
     config = replace(run.config, free)
     data = load_data(config)
     assert fingerprint(config, data.train) == fingerprint(run.config, data.train)
-    fixed = ["train.lr", "method.embedding"]
-    fixed += [] if run.method in ("ct", "fm") else ["method.steps"]
+    fixed = ["train.lr", "method.dropout"]
+    fixed += [] if run.method in ("ct", "fm") else ["method.num_layers"]
+    fixed += [] if run.method in STACKS else ["method.embedding"]
     for name in fixed:
         with pytest.raises(ConfigError, match=rf"{name}: cannot change after training"):
             noprop.load(run.folder, overrides={name: 1})
@@ -212,7 +225,7 @@ def test_what_predict_answers_is_the_default_of_the_evaluation(run):
     found = 100 * p.argmax(1).eq(y).double().mean().item()
     mode = run.results["modes"][run.results["default"]]
     again = run.trained.predict(data.test.x, seed=7)
-    if run.method in ("ct", "fm"):
+    if run.method in ("ct", "fm", *STACKS):
         assert found == pytest.approx(mode["accuracy"])
         assert torch.equal(p, again)
         assert torch.equal(p, run.trained.predict(data.test.x, noise=False))
@@ -221,7 +234,7 @@ def test_what_predict_answers_is_the_default_of_the_evaluation(run):
         assert not torch.equal(p, again)
     for wanted in ({"samples": 2}, {"average": "readout"}, {"noise": True}):
         one, other = (run.trained.predict(data.test.x, seed=s, **wanted) for s in (1, 2))
-        assert not torch.equal(one, other)
+        assert torch.equal(one, other) == (run.method in STACKS)
 
 
 def test_the_evaluation_has_what_the_method_has(run):
@@ -229,16 +242,18 @@ def test_the_evaluation_has_what_the_method_has(run):
     results = run.results
     assert results.keys() == COMMON | OWN[run.method]
     pathless = run.method in ("backprop", "adjoint")
-    assert set(results["modes"]) == (PATHLESS if pathless else MODES)
+    wanted = NOISELESS.get(run.method, PATHLESS if pathless else MODES)
+    assert set(results["modes"]) == wanted
     default = {"dt": "path-fitted", "ct": "mean-path-fitted", "fm": "mean-path-fitted"}
+    default |= {"greedy": "path-fitted", "dfa": "single"}
     assert results["default"] == default.get(run.method, "samples")
     assert results["method"] == run.method
     assert (results["examples"], results["part"]) == (359, "test")
-    steps = run.config.method.num_blocks if run.method in ("dt", "backprop") else None  # pyright: ignore[reportAttributeAccessIssue]
-    steps = steps or METHODS[run.method]["method.steps"]
-    assert results["evaluations"] == steps
+    steps = run.config.method.chain_length
+    assert results["evaluations"] == (1 if run.method in STACKS else steps)
     assert len(results["times"]) == len(results["steps"]) == steps + 1
-    assert results["times"][-1] == (steps if run.method in ("dt", "backprop") else 1)
+    discrete = run.method in ("dt", "backprop", "greedy")
+    assert results["times"][-1] == (steps if discrete else 1)
     for mode in results["modes"].values():
         assert 0 <= mode["accuracy"] <= 100
         assert mode["log_loss"] > 0
@@ -250,7 +265,7 @@ def test_the_evaluation_has_what_the_method_has(run):
         assert results["elbo"]["total"] == pytest.approx(sum(terms.values()))
         assert min(terms.values()) >= 0
     if "path_weights" in results:
-        assert len(results["path_weights"]) == {"dt": 2}.get(run.method, 10)
+        assert len(results["path_weights"]) == {"dt": 2, "greedy": 3}.get(run.method, 10)
         assert sum(results["path_weights"]) == pytest.approx(1, abs=1e-5)
 
 
@@ -289,7 +304,7 @@ def test_prediction_is_a_distribution_and_takes_its_options(run):
         assert p.shape == (6, 10)
         torch.testing.assert_close(p.sum(1), torch.ones(6))
     one, other = (run.trained.predict(x, noise=True, seed=s) for s in (0, 1))
-    assert not torch.equal(one, other)
+    assert torch.equal(one, other) == (run.method in STACKS)
     assert torch.equal(
         run.trained.predict(x, noise=False, seed=1), run.trained.predict(x, noise=False)
     )
@@ -315,6 +330,7 @@ def test_the_command_line_reads_it(run, capsys, tmp_path):
     assert ("bound on -log p(y|x)" in text) == (run.method in ("dt", "ct"))
     assert ("last step alone on noise" in text) == (run.method in ("dt", "ct"))
     assert ("path average" in text) == (run.method in ("dt", "ct", "fm"))
+    assert ("mean of all answers" in text) == (run.method == "greedy")
     assert f"network evaluations in a chain: {run.results['evaluations']:.4g}" in text
     file = tmp_path / "two.npz"
     np.savez(file, x=np.zeros((2, 8, 8), np.uint8))

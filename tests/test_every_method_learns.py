@@ -25,6 +25,8 @@ LESS: dict[str, dict[str, Any]] = {
     "ct": STEPS,
     "fm": STEPS,
     "adjoint": {"method.steps": 10, "train.epochs": 8},
+    "greedy": {"train.epochs": 8},
+    "dfa": {},
 }
 
 

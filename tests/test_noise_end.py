@@ -75,7 +75,7 @@ def embedding_of(data_of):
 
     def embedding(config: RunConfig) -> Embedding:
         c = config.method
-        key = (config.data.dataset, c.embedding, c.dim, c.learned)
+        key = (config.data.dataset, c.embedding, getattr(c, "dim", None), c.learned)
         if key not in made:
             made[key] = build_embedding(config, *data_of(config.data.dataset))
         return made[key]

@@ -55,7 +55,7 @@ TABLE_4 = {"mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
 PAPERS = [
     n
     for n, c in RECIPES.items()
-    if c.data.dataset in TABLE_4 and not n.endswith(("-best", "-fast"))
+    if c.data.dataset in TABLE_4 and not n.endswith(("-best", "-fast", "-greedy", "-dfa"))
 ]
 
 
@@ -115,7 +115,7 @@ def test_recipes_can_be_changed_without_changing_them():
 
 def test_the_names_that_are_told_are_those_there_are():
     """What --help and an error say of recipes: every one of them is there, and no other."""
-    datasets, methods, kinds, fast = RECIPE_NAMES.partition(" of ")[2].split("; ")
+    datasets, methods, kinds, fast, stacks = RECIPE_NAMES.partition(" of ")[2].split("; ")
     told = {f"{d}-{m}" for d in datasets.split(", ") for m in methods.split(", ")}
     groups = kinds.replace("and ", "").replace("prototype (not adjoint)", "prototype")
     all_but_adjoint, best, radial = (g.strip(", ").split(", ") for g in splits(groups))
@@ -124,6 +124,9 @@ def test_the_names_that_are_told_are_those_there_are():
         told |= {f"{d}-{m}-{k}" for m in ("dt", "ct", "fm") for k in best}
         told |= {f"{d}-dt-{k}" for k in radial}
     told |= {f"{d}-fast" for d in fast.partition(" of ")[2].split(", ")}
+    told |= {
+        f"{d}-{m}" for d in stacks.rpartition(" of ")[2].split(", ") for m in ("greedy", "dfa")
+    }
     assert told == set(RECIPES)
 
 

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noprop.config import (
     MAX_ABS_GAMMA,
     AdjointConfig,
     BackpropConfig,
     CTConfig,
+    DFAConfig,
     DTConfig,
     FMConfig,
+    GreedyConfig,
+    ImagePathConfig,
+    LatentConfig,
     MethodConfig,
     RunConfig,
     replace,
@@ -30,14 +34,16 @@ from noprop.embeddings import (
     random_embeddings,
     separation,
 )
-from noprop.encoders import EncoderFactory
+from noprop.encoders import EncoderFactory, image_layers
 from noprop.errors import ConfigError, DataError
 from noprop.methods.adjoint import NeuralODE, SolverUnit
 from noprop.methods.backprop import BackpropChain, ChainUnit
 from noprop.methods.base import Method
 from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
+from noprop.methods.dfa import FeedbackLayer, FeedbackStack, OutputLayer, random_feedback
 from noprop.methods.dt import DiscreteNoProp
 from noprop.methods.fm import FlowNoProp, VelocityUnit
+from noprop.methods.greedy import GreedyStack, HeadedLayer
 from noprop.networks import ContinuousBlock, DiscreteBlock, Reads
 from noprop.randomness import derive_seed, generator, seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
@@ -132,6 +138,7 @@ def build_embedding(config: RunConfig, task: Task, train: Examples | None) -> Em
     c, seed = config.method, generator(config.train.seed, "embedding")
     if c.embedding == "one-hot":
         return Embedding(one_hot_embeddings(task.num_classes), learned=False)
+    assert isinstance(c, LatentConfig)
     if c.embedding == "prototype":
         weight = _prototypes(task, train)
         if pair := _equal_rows(weight):
@@ -152,7 +159,7 @@ def build_embedding(config: RunConfig, task: Task, train: Examples | None) -> Em
     return Embedding(weight, learned=c.learned)
 
 
-def _norm(c: MethodConfig, task: Task, train: Examples | None) -> float:
+def _norm(c: LatentConfig, task: Task, train: Examples | None) -> float:
     if c.embedding_norm == "prototype":
         return _prototypes(task, train).norm(dim=1).mean().item()
     return c.embedding_norm
@@ -200,7 +207,7 @@ def resolve_auto(config: RunConfig, embedding: Embedding) -> RunConfig:
         ConfigError: If the embeddings are too far apart or too close for any allowed γ.
     """
     c, changes = config.method, dict[str, Any]()
-    if c.readout_start == "auto":
+    if "readout_start" in c.auto_fields:
         changes["method.readout_start"] = "random" if c.learned else "nearest"
     for name, gamma in c.gamma_over_distance.items():
         if getattr(c, name) == "auto":
@@ -317,12 +324,33 @@ def _adjoint(c: AdjointConfig, parts: "_Parts") -> NeuralODE:
     return NeuralODE(SolverUnit(network, readout, embedding, steps=c.steps, gradient=c.gradient))
 
 
+def _greedy(c: GreedyConfig, parts: "_Parts") -> GreedyStack:
+    layers = parts.image_layers(c)
+    units = [
+        HeadedLayer(n, layer, parts.classifier(f"head-{n}", features))
+        for n, (layer, features) in enumerate(layers, start=1)
+    ]
+    return GreedyStack(units, parts.embedding)
+
+
+def _dfa(c: DFAConfig, parts: "_Parts") -> FeedbackStack:
+    layers, m, seed = parts.image_layers(c), parts.task.num_classes, parts.config.train.seed
+    units = [
+        FeedbackLayer(n, layer, random_feedback(m, size, generator(seed, "feedback", n)))
+        for n, (layer, size) in enumerate(layers, start=1)
+    ]
+    output = OutputLayer(parts.classifier("output", layers[-1][1]))
+    return FeedbackStack(units, output, parts.embedding)
+
+
 BUILDERS: Mapping[type[MethodConfig], Callable[[Any, "_Parts"], Method]] = {
     DTConfig: _discrete,
     CTConfig: _continuous,
     FMConfig: _flow,
     BackpropConfig: _backprop,
     AdjointConfig: _adjoint,
+    GreedyConfig: _greedy,
+    DFAConfig: _dfa,
 }
 
 
@@ -372,9 +400,37 @@ class _Parts:
                 **options,
             )
 
+    def image_layers(self, c: ImagePathConfig) -> list[tuple[nn.Module, int]]:
+        """Return the layers of Fig. 5's image path, each with the size of its output."""
+        with seeded(derive_seed(self.config.train.seed, "init", block="image")):
+            layers = image_layers(
+                self.task.shape,
+                kind=c.encoder,
+                dropout=c.dropout,
+                factory=self.factory,
+                dropout_kind=c.dropout_kind,
+            )
+        if len(layers) != c.num_layers:
+            raise ConfigError(
+                f"method.num_layers: the image path has {len(layers)} layers with weights, "
+                f"got {c.num_layers}"
+            )
+        x, sized = torch.zeros(2, *self.task.shape), list[tuple[nn.Module, int]]()
+        with torch.no_grad():
+            for layer in layers:
+                x = layer.eval()(x)
+                sized.append((layer.train(), x[0].numel()))
+        return sized
+
+    def classifier(self, name: str, features: int) -> nn.Linear:
+        """Return a linear layer to m logits."""
+        with seeded(derive_seed(self.config.train.seed, "init", block=name)):
+            return nn.Linear(features, self.task.num_classes)
+
     def readout(self) -> Readout:
         """Return the readout as it is before training."""
         c = self.config.method
+        assert isinstance(c, LatentConfig)
         weight = self.embedding.weight.detach()
         with seeded(derive_seed(self.config.train.seed, "init", block="readout")):
             assert c.readout_start != "auto"

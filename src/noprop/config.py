@@ -30,12 +30,17 @@ __all__ = [
     "AdjointConfig",
     "BackpropConfig",
     "CTConfig",
+    "DFAConfig",
     "DTConfig",
     "DataConfig",
     "EvaluationConfig",
     "FMConfig",
+    "GreedyConfig",
+    "ImagePathConfig",
+    "LatentConfig",
     "MethodConfig",
     "RunConfig",
+    "StackConfig",
     "TrainConfig",
     "fields_of",
     "from_mapping",
@@ -83,7 +88,7 @@ def option(default: Any, text: str, *, inference: bool = False) -> Any:
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class MethodConfig:
-    """Settings of every method: embeddings, readout and the networks' image path.
+    """Settings of every method: the networks' image path.
 
     Attributes:
         one_network: Whether one network serves every step of a chain.
@@ -91,14 +96,66 @@ class MethodConfig:
         gamma_over_distance: Fields for which ``auto`` means the log of the greatest squared
             distance between two embeddings, plus the number given here.
         chain_end: Description of what predicts the class at the end of a chain.
+        stack: Whether the units read each other's outputs, and are trained on the same mini-batch.
     """
 
     one_network: ClassVar[bool] = False
     trains_chain: ClassVar[bool] = False
     gamma_over_distance: ClassVar[Mapping[str, float]] = types.MappingProxyType({})
     chain_end: ClassVar[str] = "the readout of z_T"
+    stack: ClassVar[bool] = False
 
     name: str = option("", "the method")
+    encoder: Literal["auto", "conv", "conv-bn", "small", "mlp", "custom"] = option(
+        "auto",
+        "image path: convolutions of Fig. 5, five with batch norm, small ones, MLP, or a function "
+        "given as encoder",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "probability of dropping a feature")
+    dropout_kind: Literal["feature", "channel"] = option(
+        "feature", "dropout of convolutions: single features, or whole channels of an image"
+    )
+
+    @property
+    def unit_costs(self) -> dict[str, float]:
+        """Names of the units, and the time of one pass over the training set; 1 for a network."""
+        return {"network": 1.0}
+
+    @property
+    def unit_names(self) -> list[str]:
+        """Names of the units, in the order of Algorithm 1."""
+        return list(self.unit_costs)
+
+    @property
+    def quick_units(self) -> list[str]:
+        """Names of the units that have no network: their updates take almost no time."""
+        return [name for name, cost in self.unit_costs.items() if cost < 1]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether all units are one group, which is trained together."""
+        return self.stack
+
+    @property
+    def auto_fields(self) -> tuple[str, ...]:
+        """Fields that are ``auto`` until a run is created."""
+        return ()
+
+    @property
+    def keeps_chain(self) -> bool:
+        """Whether the backward pass of training needs every step of the chain in memory."""
+        return self.trains_chain
+
+    @property
+    def noise_at_every_step(self) -> bool:
+        """Whether a chain of inference draws noise after z_0."""
+        return False
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class LatentConfig(MethodConfig):
+    """Method with a chain of latents: embeddings of the classes, and a readout."""
+
     embedding: Literal["one-hot", "orthogonal", "random", "prototype"] = option(
         "one-hot", "class embeddings, or the initial value of learned ones"
     )
@@ -118,15 +175,6 @@ class MethodConfig:
         "nearest for fixed embeddings, random for learned ones",
     )
     sigma: AboveZero | None = option(None, "σ of the radial readout")
-    encoder: Literal["auto", "conv", "conv-bn", "small", "mlp", "custom"] = option(
-        "auto",
-        "image path: convolutions of Fig. 5, five with batch norm, small ones, MLP, or a function "
-        "given as encoder",
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "probability of dropping a feature")
-    dropout_kind: Literal["feature", "channel"] = option(
-        "feature", "dropout of convolutions: single features, or whole channels of an image"
-    )
 
     def __post_init__(self) -> None:
         if self.embedding == "one-hot" and self.learned:
@@ -140,19 +188,9 @@ class MethodConfig:
             )
 
     @property
-    def unit_costs(self) -> dict[str, float]:
-        """Names of the units, and the time of one pass over the training set; 1 for a network."""
-        return {"network": 1.0}
-
-    @property
-    def unit_names(self) -> list[str]:
-        """Names of the units, in the order of Algorithm 1."""
-        return list(self.unit_costs)
-
-    @property
-    def quick_units(self) -> list[str]:
-        """Names of the units that have no network: their updates take almost no time."""
-        return [name for name, cost in self.unit_costs.items() if cost < 1]
+    def coupled(self) -> bool:
+        """Whether the units share W_Embed."""
+        return self.learned
 
     @property
     def auto_fields(self) -> tuple[str, ...]:
@@ -160,19 +198,9 @@ class MethodConfig:
         names = ("readout_start", *self.gamma_over_distance)
         return tuple(name for name in names if getattr(self, name) == "auto")
 
-    @property
-    def keeps_chain(self) -> bool:
-        """Whether the backward pass of training needs every step of the chain in memory."""
-        return self.trains_chain
-
-    @property
-    def noise_at_every_step(self) -> bool:
-        """Whether a chain of inference draws noise after z_0."""
-        return False
-
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
-class BlocksConfig(MethodConfig):
+class BlocksConfig(LatentConfig):
     """Method with a separate network for each step."""
 
     num_blocks: Blocks = option(10, "T, blocks of the chain")
@@ -184,7 +212,7 @@ class BlocksConfig(MethodConfig):
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
-class OneNetworkConfig(MethodConfig):
+class OneNetworkConfig(LatentConfig):
     """Method with one network for all times."""
 
     one_network = True
@@ -199,7 +227,7 @@ class OneNetworkConfig(MethodConfig):
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
-class DenoiserConfig(MethodConfig):
+class DenoiserConfig(LatentConfig):
     """Method whose networks are trained to denoise the label."""
 
     evidence: Literal["learned", "exact"] = option(
@@ -360,7 +388,67 @@ class AdjointConfig(OneNetworkConfig):
         return self.gradient == "autograd"
 
 
-AnyMethod = DTConfig | CTConfig | FMConfig | BackpropConfig | AdjointConfig
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class StackConfig(MethodConfig):
+    """Method whose units are layers that read each other's outputs: no latents, no readout."""
+
+    stack = True
+    chain_end = "the output of the network"
+    # Its prediction is a chain of one-hot classes; nothing else has a choice.
+    embedding: ClassVar[Literal["one-hot"]] = "one-hot"
+    learned: ClassVar[bool] = False
+
+    @property
+    def chain_length(self) -> int:
+        """Number of answers in a forward pass."""
+        return 1
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class ImagePathConfig(StackConfig):
+    """Method that trains the image path of Fig. 5, layer by layer."""
+
+    num_layers: Blocks = option(
+        4,
+        "hidden layers with weights, the FC 256 included: 4 of Fig. 5's image path, 5 from 48 "
+        "pixels a side, 3 of the small one and the MLP, 6 of conv-bn, 2 of your own encoder",
+    )
+
+    @property
+    def unit_costs(self) -> dict[str, float]:
+        """``layer-1`` … ``layer-L``."""
+        return {f"layer-{n}": 1.0 for n in range(1, self.num_layers + 1)}
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class GreedyConfig(ImagePathConfig):
+    """Greedy layerwise training with an auxiliary head for each layer."""
+
+    chain_end = "the head of the last layer"
+
+    name: Literal["greedy"] = option("greedy", "the method")
+
+    @property
+    def chain_length(self) -> int:
+        """An answer of each layer's head."""
+        return self.num_layers
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class DFAConfig(ImagePathConfig):
+    """Direct feedback alignment."""
+
+    name: Literal["dfa"] = option("dfa", "the method")
+
+    @property
+    def unit_costs(self) -> dict[str, float]:
+        """``layer-1`` … ``layer-L`` and ``output``."""
+        return super().unit_costs | {"output": 1.0}
+
+
+AnyMethod = (
+    DTConfig | CTConfig | FMConfig | BackpropConfig | AdjointConfig | GreedyConfig | DFAConfig
+)
 METHODS = {cls.name: cls for cls in typing.get_args(AnyMethod)}
 
 
@@ -397,7 +485,9 @@ class TrainConfig:
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = option(5, "passes over the training set")
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = option(128, "examples per step")
     order: Literal["sequential", "parallel"] = option(
-        "sequential", "Algorithm 1 (block after block in each epoch), or all blocks on each batch"
+        "sequential",
+        "Algorithm 1 (block after block in each epoch), or all blocks on each batch; of no effect "
+        "where units read each other's outputs, or there is one",
     )
     optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer of each unit")
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(1e-3, "learning rate")
@@ -487,6 +577,11 @@ class RunConfig:
             raise ConfigError(
                 "train.label_smoothing: is for method.objective=cross-entropy, got "
                 f"{self.train.label_smoothing} with another objective"
+            )
+        if self.method.stack and self.train.shards > 1:
+            raise ConfigError(
+                f"train.shards: {self.method.name} trains on whole mini-batches, so it must be 0 "
+                f"or 1, got {self.train.shards}"
             )
         blocks_wait = self.method.learned and len(self.method.unit_costs) > 1
         if self.train.offload and self.train.order == "parallel" and blocks_wait:

@@ -25,6 +25,7 @@ __all__ = [
     "conv_bn_path",
     "conv_path",
     "encoder_kind",
+    "image_layers",
     "mlp_path",
     "small_conv_path",
     "trimmed_size",
@@ -225,6 +226,32 @@ class Features(nn.Module):
     ) -> Float[Tensor, "batch width"]:
         """Return features of shape (B, 256)."""
         return self.finish(self.project(stochastic_call(self.encoder, x, generator)))
+
+
+def image_layers(
+    shape: tuple[int, ...],
+    *,
+    kind: EncoderKind = "auto",
+    dropout: float = 0.2,
+    factory: EncoderFactory | None = None,
+    dropout_kind: DropoutKind = "feature",
+) -> list[Sequence]:
+    """Build the image path with the FC 256 and ReLU on top, cut into its layers.
+
+    Each layer has one convolution or product, and what follows it up to the next one: batch norm,
+    pool, ReLU, dropout. A user's encoder is one layer. Arguments and errors as for
+    :class:`Features`.
+    """
+    encoder = _encoder(shape, kind, dropout, factory, dropout_kind)
+    path = [encoder] if isinstance(encoder, CustomEncoder) else [*encoder.children()]
+    top = [nn.Linear(_feature_count(encoder, shape), WIDTH), nn.ReLU()]
+    weighted = nn.Conv2d | nn.Linear | CustomEncoder
+    layers: list[list[nn.Module]] = [[]]
+    for module in [*path, *top]:
+        if isinstance(module, weighted) and any(isinstance(m, weighted) for m in layers[-1]):
+            layers.append([])
+        layers[-1].append(module)
+    return [Sequence(*layer) for layer in layers]
 
 
 def _encoder(

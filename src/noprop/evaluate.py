@@ -39,6 +39,7 @@ __all__ = [
 
 MODES = ("single", "samples", "path", "path-fitted", "mean", "mean-path-fitted")
 PATHLESS = ("single", "samples", "mean")
+NOISELESS = ("single", "path-fitted")  # the second with a path
 
 
 @runtime_checkable
@@ -105,6 +106,8 @@ def choose_weights(model: Trained, validation: Examples) -> None:
 
 def modes_of(model: Trained) -> tuple[str, ...]:
     """Return the ways of predicting that the method has."""
+    if not model.method.has_noise:
+        return NOISELESS[:1] if model.method.path_weights is None else NOISELESS
     return PATHLESS if model.method.path_weights is None else MODES
 
 
@@ -112,8 +115,10 @@ def default_mode(model: Trained) -> str:
     """Return the default way of predicting.
 
     It is the fitted path average, over K chains (DT) or of the mean chain (CT, FM). Methods without
-    a path average K chains.
+    a path average K chains, or run the only one if there is no noise.
     """
+    if not model.method.has_noise:
+        return modes_of(model)[-1]
     if model.method.path_weights is None:
         return "samples"
     return "path-fitted" if model.method.noise_by_default else "mean-path-fitted"
@@ -135,7 +140,7 @@ def evaluate(model: Trained, examples: Examples) -> dict[str, Any]:
     Raises:
         TrainingError: If the predictions are not finite.
     """
-    runs = model.config.evaluation.runs
+    runs = model.config.evaluation.runs if model.method.has_noise else 1
     scores = {mode: Score() for mode in modes_of(model)}
     steps: list[Tensor] = []
     alone: list[float] = []

@@ -35,6 +35,9 @@ BEST: dict[str, dict[str, Any]] = {
     "ct": {"method.objective": "cross-entropy", "method.weighting": "uniform", "method.eta": 10.0},
     "fm": {"method.anchor": "always"},
 }
+# Not in the paper: other training without full back-propagation, on Fig. 5's image path.
+STACKS = ("greedy", "dfa")
+STACK_EPOCHS = {"digits": 20, "mnist": 20, "fashion-mnist": 20, "cifar10": 50, "cifar100": 50}
 # Not in the paper: NoProp-DT in minutes (docs/findings.md).
 FAST: dict[str, Any] = {
     "method.num_blocks": 4,
@@ -101,6 +104,11 @@ def _fast(dataset: str, epochs: int) -> RunConfig:
     return _recipe(f"{dataset}-fast", dataset, "dt", epochs, **FAST, **CROPS[dataset])
 
 
+def _stacks(dataset: str, epochs: int) -> list[RunConfig]:
+    layers = {"method.num_layers": 3} if dataset == "digits" else {}
+    return [_recipe(f"{dataset}-{m}", dataset, m, epochs, **layers) for m in STACKS]
+
+
 def _digits() -> list[RunConfig]:
     family = _family("digits", DIGITS_EPOCHS)
     changes: dict[str, dict[str, Any]]
@@ -114,6 +122,7 @@ def _digits() -> list[RunConfig]:
 _ALL = [
     *_digits(),
     *(recipe for name, epochs in EPOCHS.items() for recipe in _family(name, epochs)),
+    *(recipe for name, epochs in STACK_EPOCHS.items() for recipe in _stacks(name, epochs)),
     *(_fast(name, epochs) for name, epochs in FAST_EPOCHS.items()),
 ]
 
@@ -122,7 +131,8 @@ RECIPES: dict[str, RunConfig] = {config.recipe: config for config in _ALL}
 RECIPE_NAMES = (
     f"DATASET-METHOD or DATASET-METHOD-KIND, of {', '.join(['digits', *EPOCHS])}; "
     f"{', '.join(DIGITS_EPOCHS)}; d20, prototype (not adjoint), best (dt, ct, fm), and radial, "
-    f"d20-radial, prototype-radial (dt); or DATASET-fast, of {', '.join(FAST_EPOCHS)}"
+    f"d20-radial, prototype-radial (dt); or DATASET-fast, of {', '.join(FAST_EPOCHS)}; "
+    f"or DATASET-{' and DATASET-'.join(STACKS)}, of {', '.join(STACK_EPOCHS)}"
 )
 
 

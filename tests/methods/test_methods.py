@@ -11,7 +11,7 @@ import tools
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
-from noprop.methods.base import Method
+from noprop.methods.base import Method, Unit
 from tools import rng
 
 LEARNED = {**tools.LEARNED, "method.dim": 6}
@@ -22,9 +22,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "fm": {"method.steps": 5},
     "backprop": {"method.num_blocks": 3},
     "adjoint": {"method.steps": 5},
+    "greedy": {"method.num_layers": 3},
+    "dfa": {"method.num_layers": 3},
 }
+STACKS = ("greedy", "dfa")
+CHAINS = [name for name in SMALL if name not in STACKS]
 KINDS: dict[str, dict[str, Any]] = {"one-hot": {}, "learned": LEARNED, "prototype": PROTOTYPE}
-CASES = [(method, kind) for method in SMALL for kind in KINDS]
+CASES = [(method, kind) for method in CHAINS for kind in KINDS]
+CASES += [(method, "one-hot") for method in STACKS]
 EXACT = {"method.evidence": "exact"}
 KINDS |= {"exact": EXACT, "exact-learned": EXACT | LEARNED}
 KINDS |= {"x-alone": EXACT | {"method.network_reads": "x"}}
@@ -40,6 +45,11 @@ def make(name: str, kind: str = "one-hot", **changes: Any) -> tuple[Method, Tens
     return method, torch.empty(24, 1, 8, 8).normal_(generator=rng()), torch.arange(24) % 10
 
 
+def loss_of(method: Method, unit: Unit, x: Tensor, y: Tensor, seed: int = 0) -> Tensor:
+    """The loss of a unit, of a stack on a forward pass of its own."""
+    return unit.loss(method.signals(x, y, rng(seed), unit.phase), y, rng(seed)).total
+
+
 def quiet(method: Method) -> None:
     for unit in method.units:
         unit.module.eval()
@@ -52,7 +62,7 @@ def test_a_loss_reaches_its_own_unit_and_what_is_shared(name, kind):
     for unit in method.units:
         for p in method.parameters():
             p.grad = None
-        unit.loss(x, y, rng()).total.backward()
+        loss_of(method, unit, x, y).backward()
         reached = {id(p) for p in method.parameters() if p.grad is not None}
         assert reached == {id(p) for p in (*unit.parameters, *method.shared_parameters)}
     weight = method.embedding.weight
@@ -105,7 +115,8 @@ def test_prediction_is_a_function_of_x_and_the_generator_alone(name, kind):
     torch.set_rng_state(state)
     assert torch.equal(first.latents, again.latents)
     assert torch.equal(first.probabilities, again.probabilities)
-    assert not torch.equal(first.latents, method.predict(x, rng(2)).latents)
+    other = method.predict(x, rng(2))
+    assert torch.equal(first.latents, other.latents) == (not method.has_noise)
     still = method.predict(x, rng(1), noise=False)
     assert torch.equal(still.latents, method.predict(x, rng(2), noise=False).latents)
 
@@ -113,18 +124,18 @@ def test_prediction_is_a_function_of_x_and_the_generator_alone(name, kind):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_loss_is_a_function_of_its_batch_and_the_generator_alone(name):
     """Noise, times and dropout come from the generator, also in training mode."""
-    method, x, y = make(name, "prototype")
+    method, x, y = make(name, "one-hot" if name in STACKS else "prototype")
     for unit in method.units:
         unit.module.train()
         state = torch.get_rng_state()
-        first = unit.loss(x, y, rng(1)).total
+        first = loss_of(method, unit, x, y, 1)
         assert torch.equal(state, torch.get_rng_state())
-        assert torch.equal(first, unit.loss(x, y, rng(1)).total)
+        assert torch.equal(first, loss_of(method, unit, x, y, 1))
         if unit.name != "readout":
-            assert not torch.equal(first, unit.loss(x, y, rng(2)).total)
+            assert not torch.equal(first, loss_of(method, unit, x, y, 2))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", CHAINS)
 def test_features_are_computed_once_whatever_the_chains_and_steps(name):
     """Sixteen chains cost one pass of convolutions a block; prepared features change no bit."""
     method, x, _ = make(name)
@@ -161,7 +172,7 @@ def test_the_parts_of_a_prediction_are_what_they_say(name, kind):
     assert torch.equal(one.single, one.probabilities)
     assert len(one.times) == len(one.steps) == len(one.latents)
     assert one.times[0] == 0
-    assert one.evaluations == SMALL[name].get("method.steps", 3)
+    assert one.evaluations == (1 if name in STACKS else SMALL[name].get("method.steps", 3))
     averaged = [one.probabilities]
     if method.path_weights is None:
         assert one.path is None
@@ -182,7 +193,7 @@ def test_the_parts_of_a_prediction_are_what_they_say(name, kind):
         method.predict(x, rng(1), samples=0)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", CHAINS)
 def test_the_mean_over_chains_is_that_of_the_single_ones(name):
     """K chains as one batch: chain 1 is the single one, and the mean is over chains, not rows."""
     method, x, _ = make(name)
@@ -193,3 +204,21 @@ def test_the_mean_over_chains_is_that_of_the_single_ones(name):
     alike = x[:1].repeat(24, 1, 1, 1)  # 24 answers for one image differ by their noise alone
     few, more = (method.predict(alike, rng(1), samples=k).probabilities for k in (1, 40))
     assert (more - more.mean(0)).abs().mean() < 0.5 * (few - few.mean(0)).abs().mean()
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_predicts_in_one_pass(name):
+    """It draws no noise: one pass through each layer and one chain, whatever is asked for."""
+    method, x, _ = make(name)
+    quiet(method)
+    counts: list[str] = []
+    for unit in method.units:
+        layer = next(m for m in unit.module.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        layer.register_forward_hook(lambda *_, name=unit.name: counts.append(name))
+    many = method.predict(x, rng(1), samples=3)
+    assert counts == [unit.name for unit in method.units]
+    assert torch.equal(many.single, many.probabilities)
+    assert torch.equal(many.single, method.predict(x, rng(2)).single)
+    assert torch.equal(many.single, method.predict(x, rng(2), noise=False).single)
+    assert many.latents[0].count_nonzero() == 0
+    assert torch.equal(many.steps[-1], many.single.argmax(dim=1))

@@ -94,7 +94,9 @@ def test_each_unit_has_the_whole_schedule_whatever_the_order(order, shared):
 
 def test_an_update_has_the_given_rate_and_no_longer_gradient_than_allowed():
     p = nn.Parameter(torch.zeros(4))
-    optimizer = make_optimizer(TrainConfig(optimizer="sgd", lr=9.0, weight_decay=0), [p])
+    optimizer = make_optimizer(
+        TrainConfig(optimizer="sgd", lr=9.0, weight_decay=0), [{"params": [p]}]
+    )
     for clip, norm in ((0.0, 2.0), (3.0, 2.0), (0.5, 0.5)):
         p.data.zero_()
         p.grad = torch.ones(4)

@@ -319,7 +319,7 @@ def test_an_optimizer_is_torch_s_of_that_name(name, kind):
     """Adam's decay joins the gradient, AdamW's the weight: after three steps they differ."""
     settings = {"train.optimizer": name, "train.lr": 0.1, "train.weight_decay": 0.2}
     mine, theirs = (torch.linspace(-1, 2, 6).requires_grad_() for _ in range(2))
-    made = make_optimizer(replace(RunConfig(), settings).train, [mine])
+    made = make_optimizer(replace(RunConfig(), settings).train, [{"params": [mine]}])
     plain = kind([theirs], lr=0.1, weight_decay=0.2)
     for _ in range(3):
         for p, optimizer in ((mine, made), (theirs, plain)):

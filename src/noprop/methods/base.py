@@ -4,6 +4,9 @@ A *unit* is an independently trainable part. *Shared parameters* receive gradien
 of several units: W_Embed when it is learned, nothing when it is fixed. Training knows only these;
 placing units on processes or machines only partitions them. ``predict`` gets x and a generator,
 never y.
+
+The units of a *stack* (:mod:`noprop.methods.stack`) read each other's outputs: then the method
+computes what they read once for each mini-batch, in :meth:`Method.signals`.
 """
 
 from abc import ABC, abstractmethod
@@ -45,6 +48,8 @@ class Unit(ABC):
         beside: Whether the unit takes a step with every step of the others on the same mini-batch,
             if parameters are shared, as the readout does in Algorithm 1.
         reads_images: Whether the loss reads x; if not, x may be empty.
+        phase: Part of an epoch in which a stack trains the unit: every mini-batch for the units of
+            phase 0, then every one for those of phase 1, ….
     """
 
     name: str
@@ -53,17 +58,29 @@ class Unit(ABC):
     passes: int = 1
     beside: bool = False
     reads_images: bool = True
+    phase: int = 0
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The unit's own parameters, which no other unit's loss reaches."""
         return tuple(self.module.parameters())
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters in the groups of an optimizer.
+
+        A group may have a ``weight_decay`` of its own, and a ``rate``: a factor of ``train.lr``.
+        """
+        return [{"params": list(self.parameters)}]
+
     @abstractmethod
-    def loss(
-        self, x: Float[Tensor, "images ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
-    ) -> LossTerms:
-        """Return the loss of a batch; all noise and dropout come from the generator."""
+    def loss(self, x: Any, y: Int64[Tensor, " batch"], generator: torch.Generator) -> LossTerms:
+        """Return the loss of a batch; all noise and dropout come from the generator.
+
+        Args:
+            x: What :meth:`Method.signals` returned: inputs, shape (B, ...), except in a stack.
+            y: Labels.
+            generator: Source of all randomness.
+        """
 
 
 @dataclass(frozen=True)
@@ -108,9 +125,11 @@ class Method(ABC):
             uniform until they are fitted; None for a method without a path.
         noise_by_default: Whether the default prediction averages chains with noise, or runs the
             mean chain alone; decided on validation splits (docs/findings.md).
+        has_noise: Whether chains can draw noise; without it one chain is run, whatever is asked.
     """
 
     noise_by_default: bool = True
+    has_noise: bool = True
 
     def __init__(
         self,
@@ -136,6 +155,26 @@ class Method(ABC):
         """Every parameter of the method."""
         own = (p for unit in self.units for p in unit.parameters)
         return (*own, *self.shared_parameters)
+
+    def signals(
+        self,
+        x: Float[Tensor, "images ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        phase: int = 0,
+    ) -> Any:
+        """Return what the losses of a mini-batch read: x, unless units read each other's outputs.
+
+        In a stack it is computed once for all units of a phase. No gradient of a unit's loss may
+        pass through it to another unit, whose weights have changed by then.
+
+        Args:
+            x: Inputs, shape (B, ...).
+            y: Labels.
+            generator: Source of all randomness.
+            phase: Phase of the units that read it.
+        """
+        return x
 
     @abstractmethod
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Any:
@@ -201,7 +240,7 @@ class Method(ABC):
         average = self.check(samples, average)
         if prepared is None:
             prepared = self.prepare(x)
-        samples, source = (samples, generator) if noise else (1, None)
+        samples, source = (samples, generator) if noise and self.has_noise else (1, None)
         weight = self.embedding.weight
         z = initial_latent(samples * x.shape[0], weight.shape[1], source, x.device)
         stretches = 0 if self.path_weights is None else len(self.path_weights)

@@ -73,8 +73,8 @@ def _settings(cell: Cell, config: RunConfig) -> str:
     ours = {"T": m.chain_length, "eta": getattr(m, "eta", None)}
     ours |= {name: getattr(config.train, name, None) for name in paper if name not in ours}
     others = [f"{n} {ours[n]} for {v}" for n, v in paper.items() if ours[n] != v]
-    if m.readout_start != "random":
-        others.append(f"readout from the {m.readout_start} start for torch's default")
+    if (start := getattr(m, "readout_start", "random")) != "random":
+        others.append(f"readout from the {start} start for torch's default")
     if m.dropout != 0.2:
         others.append(f"dropout {m.dropout} for 0.2")
     if config.train.crop_padding or config.train.flip or config.train.cutout:

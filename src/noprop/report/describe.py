@@ -11,7 +11,7 @@ from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
 from noprop.methods.adjoint import SolverUnit
-from noprop.methods.base import Unit
+from noprop.methods.base import LossTerms, Method, Unit
 
 __all__ = ["describe"]
 
@@ -40,15 +40,16 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
     sizes = [sum(p.numel() for p in unit.parameters) for unit in method.units]
     sizes = [sizes[0]] * (len(names) - len(sizes)) + sizes
     depths = []
+    # The units of a stack are trained together, on what one forward pass leaves in memory.
+    together = method.units if config.method.stack else method.units[:1]
     for unit in method.units:
         if isinstance(unit, SolverUnit):
             depths.append(_depth_of_solver(unit, shape, steps))
         else:
-            x, y = torch.zeros(2, *shape), torch.arange(2) % classes
-            loss = unit.loss(x, y, torch.Generator().manual_seed(0)).total
+            loss = _loss(method, unit, shape, classes).total
             depths.append(_local_depth(loss, unit.parameters))
     depths = [depths[0]] * (len(names) - len(depths)) + depths
-    activations = _activations(method.units[0], shape, classes, config.train.batch_size)
+    activations = _activations(method, together, shape, classes, config.train.batch_size)
     return {
         "recipe": config.recipe,
         "method": config.method.name,
@@ -59,9 +60,10 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
             {"name": name, "parameters": size, "local_depth": depth}
             for name, size, depth in zip(names, sizes, depths, strict=True)
         ],
+        "stack": config.method.stack,
         "shared_parameters": sum(p.numel() for p in method.shared_parameters),
         # Weights, gradients and two moments, four bytes each, and the activations.
-        "unit_memory_mb": (16 * sizes[0] + activations) / 1e6,
+        "unit_memory_mb": (16 * sum(sizes[: len(together)]) + activations) / 1e6,
         "schedule": method.schedule_table(),
     }
 
@@ -111,7 +113,15 @@ def _depth_of_solver(unit: SolverUnit, shape: tuple[int, ...], steps: int) -> in
     return found[0] + (steps - 1) * (found[1] - found[0])
 
 
-def _activations(unit: Unit, shape: tuple[int, ...], classes: int, batch: int) -> int:
+def _loss(method: Method, unit: Unit, shape: tuple[int, ...], classes: int) -> LossTerms:
+    """Return the loss of a unit on a batch of two."""
+    x, y, draws = torch.zeros(2, *shape), torch.arange(2) % classes, torch.Generator()
+    return unit.loss(method.signals(x, y, draws.manual_seed(0), unit.phase), y, draws)
+
+
+def _activations(
+    method: Method, units: Sequence[Unit], shape: tuple[int, ...], classes: int, batch: int
+) -> int:
     """Return the bytes that a forward pass of a batch keeps for the backward pass, in float32."""
     kept: dict[int, int] = {}
 
@@ -121,8 +131,9 @@ def _activations(unit: Unit, shape: tuple[int, ...], classes: int, batch: int) -
         return tensor
 
     alive = []  # a freed storage's address would be used again, and counted once for two
-    x, y = torch.zeros(2, *shape), torch.arange(2) % classes
+    x, y, draws = torch.zeros(2, *shape), torch.arange(2) % classes, torch.Generator()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        alive.append(unit.loss(x, y, torch.Generator().manual_seed(0)))
-    parameters = {p.untyped_storage().data_ptr() for p in unit.parameters}
+        alive.append(signals := method.signals(x, y, draws.manual_seed(0), units[0].phase))
+        alive += [u.loss(signals, y, draws) for u in units if u.phase == units[0].phase]
+    parameters = {p.untyped_storage().data_ptr() for u in units for p in u.parameters}
     return sum(n for pointer, n in kept.items() if pointer not in parameters) * batch // 2

@@ -12,7 +12,7 @@ from noprop.errors import ConfigError, RunError
 from noprop.files import read_object, write_whole
 from noprop.model import Model
 from noprop.report.pictures import Picture, draw, marker, whole_ticks
-from noprop.report.tables import MODE_NAMES
+from noprop.report.tables import mode_name
 
 __all__ = ["write_page"]
 
@@ -93,11 +93,7 @@ def _results(content: dict[str, Any], results: dict[str, Any], reason: str) -> d
         return {"results": {}, "no_results": reason}
     classes = len(content["classes"])
     steps = draw("steps", lambda figure: _steps(figure, results, classes))
-    samples = str(results.get("samples", "?"))
-    names = {
-        mode: str(MODE_NAMES.get(mode, mode)).replace("{samples}", samples)
-        for mode in results.get("modes", ())
-    }
+    names = {mode: mode_name(mode, results) for mode in results.get("modes", ())}
     pictures = content["pictures"] | {steps.name: steps}
     return {"results": results, "no_results": "", "names": names, "pictures": pictures}
 

@@ -8,13 +8,13 @@ from noprop.terminal import printable
 
 __all__ = [
     "FACT_NAMES",
-    "MODE_NAMES",
     "accuracy_text",
     "description_text",
     "duration",
     "evaluation_text",
     "grid_text",
     "mean_text",
+    "mode_name",
     "table",
 ]
 
@@ -26,6 +26,11 @@ MODE_NAMES = {
     "path-fitted": "path average, fitted weights",
     "mean": "mean chain (no noise)",
     "mean-path-fitted": "mean chain, path average, fitted weights",
+}
+# Names of the ways to predict without noise.
+NOISELESS_NAMES = {
+    "single": "the last answer",
+    "path-fitted": "mean of all answers, fitted weights",
 }
 # Names of the numbers that a method reports after an epoch.
 FACT_NAMES = {
@@ -74,21 +79,29 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def mode_name(mode: str, results: Mapping[str, Any]) -> str:
+    """Return the name of a way to predict, for an evaluation."""
+    names = MODE_NAMES if "samples" in results["modes"] else NOISELESS_NAMES
+    return str(names.get(mode, mode)).replace("{samples}", str(results.get("samples", "?")))
+
+
 def evaluation_text(results: Mapping[str, Any]) -> str:
     """Return an evaluation as text, without the parts that its method does not have."""
     rows = []
     for mode, score in results["modes"].items():
-        name = MODE_NAMES[mode].format(samples=results["samples"])
+        name = mode_name(mode, results)
         name += " *" if mode == results["default"] else ""
         rows.append([name, _mean_of(score, "accuracy"), _mean_of(score, "log_loss", 4)])
     steps, times = (" ".join(f"{v:.3g}" for v in results[k]) for k in ("steps", "times"))
+    has_chains = "samples" in results["modes"]
+    chain = "one chain by the nearest embedding" if has_chains else "each answer, 0 for none"
     lines = [
         f"{results['examples']} {results['part']} examples, "
         f"mean ± standard error of {results['runs']} runs",
         "",
         table(["prediction (* is the default)", "accuracy %", "log-loss nats"], rows),
         "",
-        f"accuracy % of one chain by the nearest embedding: {steps}",
+        f"accuracy % of {chain}: {steps}",
         f"  at t = {times}",
         f"network evaluations in a chain: {results['evaluations']:.4g}",
         f"calibration error of the default: {100 * results['calibration_error']:.2f} %",
@@ -128,6 +141,10 @@ def description_text(about: Mapping[str, Any]) -> str:
     units = [[u["name"], f"{u['parameters']:,}", str(u["local_depth"])] for u in about["units"]]
     shared = about["shared_parameters"]
     none = "nothing, so units train independently" if len(units) > 1 else "nothing"
+    what = "one unit"
+    if about["stack"]:
+        what = "the units"
+        none = "nothing, but units read each other's outputs, so they train together"
     lines = [
         f"{about['recipe']}: {about['method']} on {printable(about['dataset'])}, "
         f"inputs {about['shape']}, {about['classes']} classes",
@@ -136,7 +153,7 @@ def description_text(about: Mapping[str, Any]) -> str:
         f"shared (W_Embed): {shared:,}" if shared else f"shared: {none}",
         "",
         "local depth: layers with weights that one gradient crosses",
-        f"memory of training one unit: about {about['unit_memory_mb']:.0f} MB "
+        f"memory of training {what}: about {about['unit_memory_mb']:.0f} MB "
         f"(weights, gradients, optimizer, activations of a batch)",
     ]
     if about["schedule"]:

@@ -164,7 +164,7 @@ def _work(
     if layout is None or store is None:
         work_on(job, groups, pipe.send)
         return
-    with local_mesh(layout, rank, store, coupled=job.config.method.learned) as mesh:
+    with local_mesh(layout, rank, store, coupled=job.config.method.coupled) as mesh:
         work_on(job, groups, pipe.send, mesh)
 
 

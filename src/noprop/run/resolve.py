@@ -98,8 +98,8 @@ def _with_counts(config: RunConfig, shards: int, threads: int = 0) -> RunConfig:
 def thread_count(config: RunConfig) -> int:
     """Return the threads of each training process: as many as asked for.
 
-    Otherwise one, since blocks over processes use all cores better. A method of one unit has
-    nothing to spread; it gets as many as torch would take, divided among its shards.
+    Otherwise one, since blocks over processes use all cores better. A method of one unit and a
+    stack have nothing to spread; they get as many as torch would take, divided among shards.
     """
-    alone = len(config.method.unit_names) == 1
+    alone = len(config.method.unit_names) == 1 or config.method.stack
     return config.train.threads or (threads_per_process(config.train.shards) if alone else 1)

@@ -222,7 +222,7 @@ class Run:
 
         def listen(event: Event) -> None:
             if isinstance(event, Trained):
-                own.update([COUPLED] if self.config.method.learned else event.units)
+                own.update([COUPLED] if self.config.method.coupled else event.units)
             emit(event)
 
         with engine.opened(self.config):

@@ -93,7 +93,7 @@ class TorchrunEngine(Engine):
         return self._layout(config, groups).size
 
     def _layout(self, config: RunConfig, groups: Sequence[str]) -> Layout:
-        units = config.method.unit_names if config.method.learned else groups
+        units = config.method.unit_names if config.method.coupled else groups
         shards = config.train.shards or 1
         return choose_layout(
             config, self.place.world, units or config.method.unit_names[:1], shards=shards
@@ -108,8 +108,8 @@ class TorchrunEngine(Engine):
         """
         layout, place = self._agreed_layout(job, groups), self.place
         job = replace_fields(job, config=_own_device(job.config, place))
-        learned, device = job.config.method.learned, choose_device(job.config.train.device)
-        alone = layout.size == 1 or (not learned and layout.data == 1)
+        coupled, device = job.config.method.coupled, choose_device(job.config.train.device)
+        alone = layout.size == 1 or (not coupled and layout.data == 1)
         tell = place.teller(emit)
         if place.rank < layout.size:
             share = share_of_groups(job.config, layout, place.rank)
@@ -119,10 +119,10 @@ class TorchrunEngine(Engine):
             else:
                 _check_own_gpu(device, place)
                 with connected_mesh(
-                    layout, place.rank, place.store, coupled=learned, device=device
+                    layout, place.rank, place.store, coupled=coupled, device=device
                 ) as mesh:
                     work_on(job, share, tell, mesh)
-        self._wait_for_all(job, tell if alone and not learned else None, emit)
+        self._wait_for_all(job, tell if alone and not coupled else None, emit)
 
     def _agreed_layout(self, job: Job, groups: Sequence[str]) -> Layout:
         """Return the mesh that rank 0 has chosen for the groups that it found untrained."""

@@ -1,6 +1,7 @@
 """The groups of units of a run: their names, their folders, and how far each is trained.
 
-A group is what can be trained separately: a unit, or all units when W_Embed is learned.
+A group is what can be trained separately: a unit, or all units when W_Embed is learned or the units
+read each other's outputs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,12 +33,12 @@ COUPLED = "all"  # name of the group of all units
 
 def groups_of(config: RunConfig) -> list[str]:
     """Return the names of the groups of a run, in the order of its units."""
-    return [COUPLED] if config.method.learned else config.method.unit_names
+    return [COUPLED] if config.method.coupled else config.method.unit_names
 
 
 def share_of_groups(config: RunConfig, layout: Layout, rank: int) -> list[str]:
     """Return the groups that a process of a mesh trains with others."""
-    return [COUPLED] if config.method.learned else list(layout.share(rank))
+    return [COUPLED] if config.method.coupled else list(layout.share(rank))
 
 
 def group_folder(folder: Path, group: str) -> Path:
@@ -52,7 +53,7 @@ def group_lock(folder: Path, group: str) -> Path:
 
 @dataclass(frozen=True)
 class UnitState:
-    """Progress of a group: one unit, or ``all`` of them where W_Embed is learned.
+    """Progress of a group: one unit, or ``all`` of them where they are coupled.
 
     Attributes:
         name: Name of the group.
@@ -103,12 +104,14 @@ def choose_groups(config: RunConfig, wanted: Iterable[str]) -> list[str]:
         chosen |= set(names[low : high + 1])
     if not chosen:
         raise ConfigError(f"units: none is named; there are {condensed(names)}")
-    if config.method.learned and len(chosen) < len(names):
+    if config.method.coupled and len(chosen) < len(names):
+        why = "method.learned ties all units together by W_Embed"
+        if config.method.stack:
+            why = f"those of {config.method.name} read each other's outputs"
         raise ConfigError(
-            f"units: method.learned ties all units together by W_Embed, so {condensed(names)} are "
-            "trained together; name all of them"
+            f"units: {why}, so {condensed(names)} are trained together; name all of them"
         )
-    return groups_of(config) if config.method.learned else [n for n in names if n in chosen]
+    return groups_of(config) if config.method.coupled else [n for n in names if n in chosen]
 
 
 def condensed(names: Sequence[str]) -> str:

@@ -4,9 +4,12 @@ A mini-batch divided into shards (``train.shards``) has the gradient of their me
 data-parallel training each shard is batch-normalised separately; the running statistics are the
 mean over shards. Each shard draws its own noise. So the result depends on the number of shards,
 never on the number of processes that compute them.
+
+The units of a stack read the signals of one forward pass, which is computed once a mini-batch.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 from noprop.config import TrainConfig
 from noprop.data import Examples, Normalization, augment
 from noprop.layers import channels_last
-from noprop.methods.base import LossTerms, Unit
+from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.mesh import Mesh, Requests
 
@@ -31,6 +34,7 @@ class Gradients:
         normalization: Normalization of inputs.
         bf16: Whether convolutions and products run in bf16.
         mesh: The processes that compute the shards.
+        stack: Method whose units read each other's outputs; None for any other.
     """
 
     def __init__(
@@ -41,18 +45,37 @@ class Gradients:
         *,
         bf16: bool,
         mesh: Mesh,
+        stack: Method | None = None,
     ):
+        self.stack = stack
+        self._read: tuple[tuple[int, int], Any, Tensor] | None = None  # of the last mini-batch
         self.c, self.examples, self.normalization = train, examples, normalization
         self.bf16, self.mesh = bf16, mesh
         self.num_shards = max(1, train.shards)
 
     def loss(self, unit: Unit, x: Tensor, y: Tensor, draws: torch.Generator) -> LossTerms:
         """Return a unit's loss on raw inputs; only units that read images receive them."""
-        x = self.normalization.apply(x if unit.reads_images else x[:0])
-        if self.c.channels_last and x.ndim == 4:
-            x = channels_last(x)
+        x = self._normalized(x if unit.reads_images else x[:0])
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             return unit.loss(x, y, draws)
+
+    def signals(self, x: Tensor, y: Tensor, draws: torch.Generator, phase: int) -> Any:
+        """Return what the units of a phase of the stack read of raw inputs."""
+        assert self.stack
+        x = self._normalized(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.stack.signals(x, y, draws, phase)
+
+    def loss_in_stack(
+        self, unit: Unit, signals: Any, y: Tensor, draws: torch.Generator
+    ) -> LossTerms:
+        """Return the loss of a unit of the stack on what :meth:`signals` returned."""
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=self.bf16):
+            return unit.loss(signals, y, draws)
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        x = self.normalization.apply(x)
+        return channels_last(x) if self.c.channels_last and x.ndim == 4 else x
 
     def backward(
         self,
@@ -74,11 +97,25 @@ class Gradients:
         Returns:
             The loss, and the requests of the mesh.
         """
+        if self.stack:
+            terms = self._loss_in_stack(unit, indices, step)
+            terms.total.backward()
+            return terms, requests
         if self.num_shards == 1:
             terms = self.loss(unit, *self._batch(unit, indices, step, unit.name))
             terms.total.backward()
             return terms, requests
         return self._in_shards(unit, shared, indices, step, requests)
+
+    def _loss_in_stack(self, unit: Unit, indices: Int64[Tensor, " batch"], step: int) -> LossTerms:
+        """Return the loss of a unit; the first of a mini-batch computes what all of them read."""
+        key = step, unit.phase
+        if self._read is None or self._read[0] != key:
+            self._read = None  # frees the activations of the mini-batch before
+            x, y, draws = self._batch(unit, indices, step, f"stack/{unit.phase}")
+            self._read = key, self.signals(x, y, draws, unit.phase), y
+        draws = generator(self.c.seed, "step", step, unit.name, indices.device)
+        return self.loss_in_stack(unit, *self._read[1:], draws)
 
     def _batch(
         self, unit: Unit, indices: Int64[Tensor, " batch"], step: int, block: str

@@ -101,7 +101,8 @@ def choose_layout(
     """
     learned, costs = config.method.learned, unit_costs(config)
     left = {name: cost for name, cost in costs.items() if units is None or name in units}
-    together = learned and (config.train.order == "sequential" or len(costs) == 1)
+    stack = config.method.stack  # one process trains it, for its units wait for each other
+    together = stack or (learned and (config.train.order == "sequential" or len(costs) == 1))
 
     def layout(data: int) -> tuple[float, Layout]:
         rows = 1 if together else max(1, processes // data)
@@ -110,6 +111,6 @@ def choose_layout(
         return slowest, Layout(shares, data, shards or data)
 
     most = min(-(-processes // (1 if together else len(left))), config.train.batch_size // 2)
-    most = 1 if config.train.offload else most
+    most = 1 if config.train.offload or stack else most
     widths = [n for n in range(1, most + 1) if shards % n == 0]
     return min(map(layout, widths), key=lambda found: (round(found[0], 9), found[1].data))[1]

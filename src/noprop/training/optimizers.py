@@ -23,12 +23,18 @@ __all__ = [
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
-def make_optimizer(config: TrainConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of one unit, fused into one pass over the weights."""
+def make_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return the optimizer of one unit, fused into one pass over the weights.
+
+    Args:
+        config: Configuration of training.
+        groups: The parameters, as :meth:`noprop.methods.base.Unit.parameter_groups` returns them.
+    """
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
+    devices = {p.device.type for group in groups for p in group["params"]}
+    fused = devices <= {"cpu", "cuda", "mps"}
     return kind[config.optimizer](
-        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused
+        groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused
     )
 
 
@@ -57,9 +63,10 @@ def descend(optimizer: torch.optim.Optimizer, lr: float, clip: float) -> None:
         clip: Greatest norm of the gradient; 0 for no limit.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
-        if clip:
-            torch.nn.utils.clip_grad_norm_(group["params"], clip)
+        group["lr"] = lr * group.get("rate", 1.0)
+    if clip:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

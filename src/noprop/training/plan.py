@@ -6,6 +6,10 @@ Eq. 61, block t's loss and the readout's on one mini-batch, for without the read
 embeddings apart (nor does a readout that tells the classes from its start; see
 :func:`noprop.build.resolve_auto`). ``parallel`` shows each mini-batch to every unit, and moves
 shared parameters once a mini-batch, by the gradient of Eq. 8 (blocks weighted 1/T, the readout 1).
+
+A stack, whose units read each other's outputs, has an order of its own in place of these two:
+``stack`` shows each mini-batch to every unit of a phase, and the whole epoch to one phase after the
+other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +20,9 @@ import numpy as np
 
 from noprop.methods.base import Unit
 
-__all__ = ["Plan", "Update"]
+__all__ = ["Order", "Plan", "Update"]
+
+Order = Literal["sequential", "parallel", "stack"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,18 @@ class Update:
 
 
 def epoch_of(
-    units: Sequence[Unit], order: Literal["sequential", "parallel"], batches: int, shared: bool
+    units: Sequence[Unit], order: Order, batches: int, shared: bool
 ) -> Iterable[Sequence[tuple[int, int, int]]]:
     """Return the mini-batches of an epoch, each a list of updates (unit, pass, batch)."""
     blocks = [i for i, unit in enumerate(units) if not unit.beside]
     beside = [i for i, unit in enumerate(units) if unit.beside]
+    if order == "stack":
+        phases = sorted({unit.phase for unit in units})
+        return (
+            [(i, 0, b) for i, unit in enumerate(units) if unit.phase == phase]
+            for phase in phases
+            for b in range(batches)
+        )
     if order == "parallel":
         return ([(i, 0, b) for i in range(len(units))] for b in range(batches))
     if shared and blocks:
@@ -53,7 +66,7 @@ class Plan:
 
     Args:
         units: The group. Of each, only how it takes part in an epoch is read.
-        order: ``sequential`` or ``parallel``, see above.
+        order: ``sequential``, ``parallel`` or ``stack``, see above.
         epochs: Epochs of the training.
         batches: Mini-batches of one pass over the training set.
         shared: Whether the units share parameters.
@@ -63,7 +76,7 @@ class Plan:
         self,
         units: Sequence[Unit],
         *,
-        order: Literal["sequential", "parallel"],
+        order: Order,
         epochs: int,
         batches: int,
         shared: bool,

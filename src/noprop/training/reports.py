@@ -77,8 +77,19 @@ class Reports:
             )
         )
 
-    def epoch(self, update: Update, losses: Tensor, terms: LossTerms) -> None:
-        """Emit a unit's losses in an epoch and on the validation part, and the method's facts."""
+    def epochs(self, ended: Sequence[tuple[Update, Tensor, LossTerms]]) -> None:
+        """Emit units' losses in an epoch and on the validation part, and the method's facts.
+
+        Args:
+            ended: The last update of each unit, its losses in the epoch, and the terms of the last.
+        """
+        validation = self._validation_losses([self.state.units[u.unit] for u, _, _ in ended])
+        for (update, losses, terms), loss in zip(ended, validation, strict=True):
+            self._epoch(update, losses, terms, loss)
+
+    def _epoch(
+        self, update: Update, losses: Tensor, terms: LossTerms, validation: float | None
+    ) -> None:
         unit = self.state.units[update.unit]
         embedding = None
         if self.method.embedding.learned:
@@ -94,7 +105,7 @@ class Reports:
                 epoch=update.epoch + 1,
                 loss=losses.mean().item(),
                 terms={name: value.item() for name, value in terms.terms.items()},
-                validation_loss=self._validation_loss(unit),
+                validation_loss=validation,
                 lr=learning_rate(self.c, self.plan.progress(update)),
                 embedding=embedding,
                 facts=self.method.facts() or None,
@@ -124,14 +135,23 @@ class Reports:
             self.emit(event)
 
     @torch.no_grad()
-    def _validation_loss(self, unit: Unit) -> float | None:
-        """Return the unit's loss on the validation part, with the same noise after every epoch."""
+    def _validation_losses(self, units: Sequence[Unit]) -> list[float | None]:
+        """Return units' losses on the validation part, with the same noise after every epoch."""
         if len(self.validation) < 2:
-            return None
-        unit.module.eval()
-        draws = generator(self.c.seed, "validation", 0, unit.name, self.validation.x.device)
-        total = 0.0
+            return [None] * len(units)
+        stack, seed = self.gradients.stack, self.c.seed
+        evaluated = stack.units if stack else units
+        for unit in evaluated:
+            unit.module.eval()
+        device = self.validation.x.device
+        draws = {u.name: generator(seed, "validation", 0, u.name, device) for u in units}
+        of_stack = generator(seed, "validation", 0, f"stack/{units[0].phase}", device)
+        totals = [0.0] * len(units)
         for x, y in zip(self.validation.x.split(1000), self.validation.y.split(1000), strict=True):
-            total += self.gradients.loss(unit, x, y, draws).total.item() * len(y)
-        unit.module.train()
-        return total / len(self.validation)
+            read = self.gradients.signals(x, y, of_stack, units[0].phase) if stack else x
+            loss = self.gradients.loss_in_stack if stack else self.gradients.loss
+            for i, unit in enumerate(units):
+                totals[i] += loss(unit, read, y, draws[unit.name]).total.item() * len(y)
+        for unit in evaluated:
+            unit.module.train()
+        return [total / len(self.validation) for total in totals]

@@ -102,7 +102,9 @@ class GroupState:
         self.optimizers = [self._optimizer(unit) for unit in units]
         self.averages = [self._average(unit.module) for unit in units]
         shared = method.shared_parameters
-        self.shared_optimizer = make_optimizer(self.c, shared) if shared else None
+        self.shared_optimizer = (
+            make_optimizer(self.c, [{"params": list(shared)}]) if shared else None
+        )
         self.shared_average = self._average(method.shared) if shared else {}
         self.files: dict[str, Part] = {}
         self.changed = {SHARED} | {unit.name for unit in units if not isinstance(unit, Parked)}
@@ -120,7 +122,7 @@ class GroupState:
         return None
 
     def _optimizer(self, unit: Unit) -> torch.optim.Optimizer | None:
-        return None if isinstance(unit, Parked) else make_optimizer(self.c, unit.parameters)
+        return None if isinstance(unit, Parked) else make_optimizer(self.c, unit.parameter_groups())
 
     def _average(self, module: nn.Module) -> dict[str, Tensor]:
         if not self.c.ema:

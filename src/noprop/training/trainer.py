@@ -1,9 +1,9 @@
 """Training one group of units, resumable at any mini-batch.
 
 A *group* is what must be trained together: a single unit when nothing is shared, all of them when
-W_Embed is learned. Its work is a numbered list of updates (:mod:`noprop.training.plan`); its state
-after update n is a function of n, whichever process makes the updates. So a checkpoint is weights,
-optimizer state and n.
+W_Embed is learned or the units read each other's outputs. Its work is a numbered list of updates
+(:mod:`noprop.training.plan`); its state after update n is a function of n, whichever process makes
+the updates. So a checkpoint is weights, optimizer state and n.
 """
 
 import time
@@ -85,10 +85,12 @@ class Trainer:
         self.state = GroupState(
             self.c, method, units, folder=folder, fingerprint=fingerprint, build=build, mesh=mesh
         )
-        self.gradients = Gradients(self.c, train, normalization, bf16=bf16, mesh=mesh)
+        self.is_stack = config.method.stack
+        stack = method if self.is_stack else None
+        self.gradients = Gradients(self.c, train, normalization, bf16=bf16, mesh=mesh, stack=stack)
         self.plan = Plan(
             units,
-            order=self.c.order,
+            order="stack" if self.is_stack else self.c.order,
             epochs=self.c.epochs,
             batches=max(1, len(train) // self.c.batch_size),
             shared=bool(self.shared),
@@ -129,6 +131,7 @@ class Trainer:
         self.started = self.saved = time.monotonic()
         reported = 0.0
         running: dict[str, list[Tensor]] = {unit.name: [] for unit in self.units}
+        ended: list[tuple[Update, Tensor, LossTerms]] = []
         with self._saved_when_stopped():
             while not self.is_finished:
                 update, terms = self.step()
@@ -141,8 +144,11 @@ class Trainer:
                     reported = now
                     self.reports.progress(update, self.position, running)
                 if ends:
-                    self.reports.epoch(update, torch.stack(losses), terms)
+                    ended.append((update, torch.stack(losses), terms))
                     losses.clear()
+                if ended and (is_whole or not self.is_stack):  # a stack's units end together
+                    self.reports.epochs(ended)
+                    ended.clear()
                 keep = self._epoch_to_keep() if is_whole else None
                 if due or keep:
                     self.save(keep_as_epoch=keep)

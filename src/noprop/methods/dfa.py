@@ -1,0 +1,137 @@
+r"""Direct feedback alignment (Nøkland 2016): the output's error sent straight to every layer.
+
+Layer l computes $h_l = f_l(h_{l-1})$, its weights with its nonlinearity, pool and dropout. The
+error of the output $e = \partial L / \partial o = (\mathrm{softmax}(o) - y) / B$ reaches it by a
+fixed random matrix, $\delta_l = e B_l$, in place of $\partial L / \partial h_l$. Its gradient goes
+through its own nonlinearity alone: that of $\langle h_l, \delta_l \rangle$ with $h_{l-1}$ and
+$\delta_l$ held fixed. The output layer has the true gradient.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from noprop.embeddings import Embedding
+from noprop.layers import stochastic_call
+from noprop.methods.base import LossTerms, Unit
+from noprop.methods.stack import Stack, with_gradient_of
+
+__all__ = ["FeedbackLayer", "FeedbackSignals", "FeedbackStack", "OutputLayer", "random_feedback"]
+
+
+@dataclass(frozen=True)
+class FeedbackSignals:
+    """One forward pass of a mini-batch.
+
+    Attributes:
+        outputs: $h_l$ of every hidden layer, whose gradient reaches this layer alone.
+        logits: o, whose gradient reaches the output layer alone.
+        error: e, the gradient of the mean cross-entropy with respect to the logits.
+        cross_entropy: The loss of the network, in nats.
+    """
+
+    outputs: Sequence[Float[Tensor, "batch ..."]]
+    logits: Float[Tensor, "batch classes"]
+    error: Float[Tensor, "batch classes"]
+    cross_entropy: Float[Tensor, ""]
+
+
+def random_feedback(
+    classes: int, features: int, generator: torch.Generator
+) -> Float[Tensor, "classes features"]:
+    """Return a feedback matrix with entries N(0, 1/m)."""
+    return torch.randn(classes, features, generator=generator) / classes**0.5
+
+
+class FeedbackLayer(Unit):
+    """A hidden layer. Its one term ``classification`` is the network's cross-entropy.
+
+    The value is the network's; the gradient is that of the feedback.
+
+    Args:
+        number: l, from 1.
+        layer: The layer, with its nonlinearity, pool and dropout.
+        feedback: $B_l$, shape (m, F) for an output of F numbers. No file holds it, since the seed
+            of the run gives it again.
+    """
+
+    def __init__(self, number: int, layer: nn.Module, feedback: Float[Tensor, "classes features"]):
+        self.name, self.number = f"layer-{number}", number
+        self.module = self.layer = layer
+        layer.register_buffer("feedback", feedback, persistent=False)
+
+    @property
+    def feedback(self) -> Float[Tensor, "classes features"]:
+        """$B_l$."""
+        return self.layer.get_buffer("feedback")
+
+    def loss(
+        self, x: FeedbackSignals, y: Int64[Tensor, " batch"], generator: torch.Generator
+    ) -> LossTerms:
+        """Return the network's cross-entropy with this layer's gradient."""
+        output = x.outputs[self.number - 1].flatten(1)
+        with torch.autocast(output.device.type, enabled=False):
+            surrogate = (output.to(x.error.dtype) * (x.error @ self.feedback)).sum()
+        return LossTerms({"classification": with_gradient_of(surrogate, x.cross_entropy)})
+
+
+class OutputLayer(Unit):
+    """The linear classifier of the last hidden layer, trained by the true gradient.
+
+    Args:
+        layer: Linear layer from the last hidden layer's output to m logits.
+    """
+
+    name = "output"
+
+    def __init__(self, layer: nn.Linear):
+        self.module = self.layer = layer
+
+    def loss(
+        self, x: FeedbackSignals, y: Int64[Tensor, " batch"], generator: torch.Generator
+    ) -> LossTerms:
+        """Return the cross-entropy."""
+        return LossTerms({"classification": x.cross_entropy})
+
+
+class FeedbackStack(Stack):
+    """Hidden layers and the output layer; only the output answers.
+
+    Args:
+        layers: The hidden layers, from the input.
+        output: The output layer.
+        embedding: One-hot embeddings.
+    """
+
+    def __init__(self, layers: Sequence[FeedbackLayer], output: OutputLayer, embedding: Embedding):
+        super().__init__([*layers, output], embedding)
+        self.layers, self.output = layers, output
+
+    def signals(
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator | None,
+        phase: int = 0,
+    ) -> FeedbackSignals:
+        """Return the outputs of all layers and the output's error."""
+        outputs = []
+        for unit in self.layers:
+            x = stochastic_call(unit.layer, x.detach(), generator)
+            outputs.append(x)
+        logits = self.output.layer(x.detach().flatten(1))
+        logits = logits.to(self.output.layer.weight.dtype)  # from bf16
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = F.cross_entropy(logits, y)
+            error = (logits.detach().softmax(dim=1) - F.one_hot(y, logits.shape[1])) / len(y)
+        return FeedbackSignals(outputs, logits, error, loss)
+
+    def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
+        """Return the probabilities of the output."""
+        for unit in self.layers:
+            x = stochastic_call(unit.layer, x, None)
+        return [self.output.layer(x.flatten(1)).float().softmax(dim=1)]

@@ -1,0 +1,81 @@
+"""Greedy layerwise training: each layer with an auxiliary head of its own (Belilovsky et al. 2019).
+
+Layer l reads the current output of layer l-1 without gradient, and is trained by the cross-entropy
+of a linear classifier on its own output. All layers are trained at the same time, as in decoupled
+greedy learning (Belilovsky et al. 2020), on the image path of Fig. 5.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from noprop.embeddings import Embedding
+from noprop.layers import stochastic_call
+from noprop.methods.base import LossTerms, Unit
+from noprop.methods.stack import Stack
+
+__all__ = ["GreedyStack", "HeadedLayer"]
+
+
+class HeadedLayer(Unit):
+    """A layer and its classifier. Its one term is ``classification``, the cross-entropy.
+
+    Args:
+        number: l, from 1.
+        layer: The layer, with its nonlinearity, pool and dropout.
+        head: Linear classifier of the flattened output.
+    """
+
+    def __init__(self, number: int, layer: nn.Module, head: nn.Module):
+        self.name, self.number = f"layer-{number}", number
+        self.layer, self.head = layer, head
+        self.module = nn.ModuleDict({"layer": layer, "head": head})
+
+    def loss(
+        self,
+        x: Sequence[Float[Tensor, "batch ..."]],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+    ) -> LossTerms:
+        """Return the cross-entropy of the head on this layer's output, of the outputs of all."""
+        logits = self.head(x[self.number - 1].flatten(1))
+        with torch.autocast(logits.device.type, enabled=False):
+            return LossTerms({"classification": F.cross_entropy(logits.float(), y)})
+
+
+class GreedyStack(Stack):
+    """Layers with heads; the heads' answers are intermediate predictions, which can be averaged.
+
+    Args:
+        layers: The units, from the input to the output.
+        embedding: One-hot embeddings.
+    """
+
+    def __init__(self, layers: Sequence[HeadedLayer], embedding: Embedding):
+        super().__init__(layers, embedding, steps=len(layers), guesses=True)
+        self.layers = layers
+
+    def signals(
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator | None,
+        phase: int = 0,
+    ) -> list[Float[Tensor, "batch ..."]]:
+        """Return every layer's output, whose gradient reaches this layer alone."""
+        outputs = []
+        for unit in self.layers:
+            x = stochastic_call(unit.layer, x.detach(), generator)
+            outputs.append(x)
+        return outputs
+
+    def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
+        """Return the probabilities of every head."""
+        answers = []
+        for unit in self.layers:
+            x = stochastic_call(unit.layer, x, None)
+            answers.append(unit.head(x.flatten(1)).float().softmax(dim=1))
+        return answers
