@@ -250,7 +250,7 @@ def test_what_is_reported_of_digits_is_true():
 @pytest.mark.parametrize(
     ("module", "extra", "name"),
     [
-        ("sklearn.datasets", "digits", "digits"),
+        ("sklearn", "digits", "digits"),
         ("PIL", "images", "folder"),
         ("pooch", "download", "mnist"),
     ],

@@ -1,6 +1,8 @@
 """From a name to a data set: the search path, and the state of every named data set."""
 
 import difflib
+import gzip
+import importlib.util
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,12 +143,8 @@ def inspect_sources(data_dir: Path | None = None, *, verify: bool = False) -> li
         data_dir: The first folder to search.
         verify: Whether to compare each file with its published digest, which reads all files.
     """
-    try:
-        import sklearn  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError:
-        available, how = False, "pip install 'noprop[digits]'"
-    else:
-        available, how = True, "comes with scikit-learn"
+    available = _digits_file() is not None
+    how = "comes with scikit-learn" if available else "pip install 'noprop[digits]'"
     digits = SourceStatus("digits", (1, 8, 8), 10, (1438, 359), available, None, (), how)
     return [digits, *(_inspect(source, data_dir, verify) for source in SOURCES.values())]
 
@@ -227,14 +225,30 @@ def _matches(path: Path, digest: str) -> bool:
 
 
 def _read_digits() -> Dataset:
-    """Return scikit-learn's 1797 digits, 8x8 pixels; 0..16 becomes 0..240, exact in uint8."""
+    """Return scikit-learn's 1797 digits, 8x8 pixels; 0..16 becomes 0..240, exact in uint8.
+
+    scikit-learn is not imported, which takes seconds: its file has 64 pixels and the label a line.
+    """
+    if (path := _digits_file()) is None:
+        raise DataError("digits needs scikit-learn: pip install 'noprop[digits]'")
     try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("digits needs scikit-learn: pip install 'noprop[digits]'") from error
-    images, target = load_digits(return_X_y=True)
-    x = torch.from_numpy(images * 15).to(torch.uint8).view(-1, 1, 8, 8)
-    return split_off_test("digits", Examples(x, torch.from_numpy(target).long()), DIGITS)
+        with gzip.open(path, "rt", encoding="ascii") as file:
+            rows = [[int(float(value)) for value in line.split(",")] for line in file]
+        table = torch.tensor(rows)
+        x = (table[:, :64] * 15).to(torch.uint8).view(-1, 1, 8, 8)
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return split_off_test("digits", Examples(x, table[:, 64].clone()), DIGITS)
+
+
+def _digits_file() -> Path | None:
+    """Return the file of digits of an installed scikit-learn, or None."""
+    found = importlib.util.find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            return path
+    return None
 
 
 def _unknown(name: str, path: Path) -> DataError:
