@@ -129,6 +129,7 @@ def train(config: RunConfig, data_dir: Path | None = None) -> Scored:
     """
     data = load_data(config, data_dir)
     data = replace(data, test=data.validation)
+    config = noprop.config.replace(config, {"evaluation.budget": "full"})
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
         model = noprop.train(config, folder=folder, data=data)

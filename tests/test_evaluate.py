@@ -11,7 +11,7 @@ import torch
 from known_blocks import Bayes, known
 from noprop import api
 from noprop import evaluate as evaluating
-from noprop.averaging import calibration_error
+from noprop.averaging import calibration_error, wilson_interval
 from noprop.build import RunData, Task
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
@@ -114,7 +114,8 @@ def test_only_training_batches_are_augmented(tmp_path, monkeypatch):
     trained(tmp_path / "r", **{"train.flip": True, "train.crop_padding": 2})
     assert rows(*given) == rows(TRAIN.x)
     whole = [TASK.normalization.apply(part.x) for part in (TRAIN, VALIDATION, TEST)]
-    assert rows(*read[False]) == rows(*whole[1:])
+    counted = rows(torch.zeros(1, 1, 8, 8))  # whose cost sizes the evaluation
+    assert rows(*read[False]) - counted == rows(*whole[1:])
     assert rows(*read[True]) - rows(*whole)
 
 
@@ -146,12 +147,27 @@ def test_calibration_error_by_brute_force(bins):
 
 def test_standard_errors_by_hand():
     """Of 90, 92 and 94: a deviation of 2 with two degrees of freedom, so 2/√3. Of one run: none."""
-    summary = Score([90.0, 92.0, 94.0], [0.5, 0.5, 0.2]).summary()
+    summary = Score([90.0, 92.0, 94.0], [0.5, 0.5, 0.2]).summary(100)
     assert summary["accuracy"] == pytest.approx(92)
     assert summary["accuracy_se"] == pytest.approx(2 / math.sqrt(3))
     assert summary["log_loss"] == pytest.approx(0.4)
     assert summary["log_loss_se"] == pytest.approx(0.1)
-    assert Score([90.0], [0.5]).summary()["accuracy_se"] == 0
+    assert Score([90.0], [0.5]).summary(100)["accuracy_se"] is None
+
+
+@pytest.mark.parametrize(("right", "examples"), [(0, 5), (5, 5), (359, 359), (70, 100)])
+def test_the_interval_over_examples_is_that_of_the_score_test(right, examples):
+    """Wilson: the shares p for which the observed one lies 1.96 deviations √(p(1-p)/n) from p."""
+    share = right / examples
+    low, high = wilson_interval(share, examples)
+    assert 0 <= low <= share <= high <= 1
+    assert high - low > 0.009
+    for p in (low, high):
+        if 0 < p < 1:
+            z = abs(share - p) / math.sqrt(p * (1 - p) / examples)
+            assert z == pytest.approx(1.96)
+    summary = Score([100 * share], [0.5]).summary(examples)
+    assert summary["accuracy_interval"] == pytest.approx([100 * low, 100 * high])
 
 
 def test_the_class_of_a_label_that_is_ruled_out_costs_28_nats(model, monkeypatch):
@@ -193,7 +209,7 @@ def test_every_example_counts_once_whatever_the_chunk(model):
     loss = -still[torch.arange(48), TEST.y].log().mean().item()
     assert results["modes"]["mean"]["accuracy"] == pytest.approx(100 * right)
     assert results["modes"]["mean"]["log_loss"] == pytest.approx(loss, abs=1e-5)
-    assert results["modes"]["mean"]["accuracy_se"] == 0
+    assert results["modes"]["mean"]["accuracy_se"] is None
 
 
 @pytest.mark.parametrize("method", ["dt", "ct", "backprop"])
@@ -280,7 +296,7 @@ def test_runs_of_inference_are_independent_samples_of_the_posterior():
     assert 3.2 < (RUNS - 1) * (single["accuracy_se"] * math.sqrt(RUNS) / error) ** 2 < 59
     mode = 100 * p.max(1).values.mean().item()
     assert found["mean"]["accuracy"] == pytest.approx(mode)
-    assert found["mean"]["accuracy_se"] == 0
+    assert found["mean"]["accuracy_se"] is None
     # The readout starts as the nearest embedding, and both are means over the same runs.
     assert found["single"]["accuracy"] == pytest.approx(results["steps"][-1])
 

@@ -1,10 +1,12 @@
 """Recipes: valid, buildable, and the paper's where they say so."""
 
+import json
 from typing import Any
 
 import pytest
 
 from noprop.build import Task, build_embedding, build_method
+from noprop.cli import main
 from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
@@ -134,3 +136,38 @@ def splits(text: str) -> tuple[str, str, str]:
     """The kinds of all methods but the last, of those with a best, and of DT alone."""
     common, rest = text.split("best (dt, ct, fm), ")
     return common, "best", rest.removesuffix(" (dt)")
+
+
+def test_recipes_are_listed_by_words_of_their_names(capsys):
+    assert main(["recipes", "mnist", "dt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == [n for n in RECIPES if n == "mnist-dt" or n.startswith("mnist-dt-")]
+    assert found["mnist-dt"] == {
+        "data": "mnist",
+        "method": "dt",
+        "embedding": "one-hot",
+        "T": 10,
+        "epochs": 100,
+        "lr": 1e-3,
+    }
+    assert main(["recipes"]) == 0
+    assert all(name in capsys.readouterr().out for name in list(RECIPES)[:1])
+    assert main(["recipes", "mnist", "transformer"]) == 1
+    assert "none has 'mnist' and 'transformer' in its name" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_described_as_its_recipe(capsys, tmp_path):
+    """With the number of updates, and all parameters: 10 blocks and the readout."""
+    config = find_recipe("digits-dt")
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    abouts = []
+    for name in ("digits-dt", str(tmp_path)):
+        assert main(["describe", name, "--json"]) == 0
+        abouts.append(json.loads(capsys.readouterr().out))
+    seconds = [about.pop("training_seconds") for about in abouts]
+    assert abouts[0] == abouts[1]
+    assert min(seconds) > 0
+    assert abouts[0]["parameters"] == sum(unit["parameters"] for unit in abouts[0]["units"])
+    assert (abouts[0]["examples"], abouts[0]["updates"]) == (1294, 10 * (1294 // 128))
+    assert main(["describe", str(tmp_path)]) == 0
+    assert "z_t = a û + b z_(t-1) + √c ε" in capsys.readouterr().out

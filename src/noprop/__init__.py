@@ -56,6 +56,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """Return the public names, those included that no one has used yet."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """Import a name when it is first used: ``noprop --help`` must not wait for torch."""
     if name in _HOMES:

@@ -1,13 +1,14 @@
 """The few calls of a script, each a short form of what :class:`noprop.Run` does.
 
 model = noprop.train("digits-dt")
-labels = model.predict(images).argmax(dim=1)
+labels = model.predict_labels(images)
 
 An argument has the same meaning in all of them. :meth:`~noprop.run.run.Run.create` describes those
 of a configuration and its data, :meth:`~noprop.run.run.Run.train` those of training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.model import Model, load, open_run
+from noprop.report.progress import Report
 from noprop.run.assembly import check_trained
 from noprop.run.engine import Engine
 from noprop.run.local import LocalEngine
+from noprop.run.longer import extend
 from noprop.run.resolve import resolve
 from noprop.run.run import Run
 from noprop.run.torchrun import TorchrunEngine
 from noprop.run.units import UnitState, choose_groups
-from noprop.training.events import Created, Emit, print_nothing
+from noprop.training.events import Created, Emit, Event, print_nothing
 
 __all__ = ["assemble", "load", "resume", "train", "train_together", "train_units"]
 
@@ -30,27 +33,57 @@ __all__ = ["assemble", "load", "resume", "train", "train_together", "train_units
 def train(
     recipe: str | RunConfig = "digits-dt",
     *,
+    epochs: int | None = None,
+    lr: float | None = None,
+    workers: int | str | None = None,
+    evaluation: float | str | None = None,
     folder: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     data_dir: Path | str | None = None,
-    data: RunData | None = None,
+    data: RunData | Sequence[Any] | None = None,
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
+    progress: bool = False,
     emit: Emit = print_nothing,
 ) -> Model:
     """Train a recipe from its beginning, and evaluate it on the test part.
 
-    See :meth:`noprop.Run.create` and :meth:`noprop.Run.train` for the arguments.
+    ``epochs``, ``lr``, ``workers`` and ``evaluation`` are short for ``train.epochs``, ``train.lr``,
+    ``train.workers`` and ``evaluation.budget`` of ``overrides``. ``progress`` shows the progress of
+    the command line. See :meth:`noprop.Run.create` and :meth:`noprop.Run.train` for the other
+    arguments.
 
     Raises:
         NoPropError: If an argument is wrong.
     """
-    config, engine = resolve(recipe, overrides, encoder), engine or LocalEngine()
-    with engine.opened(config):
+    short = {
+        "train.epochs": epochs,
+        "train.lr": lr,
+        "train.workers": workers,
+        "evaluation.budget": evaluation,
+    }
+    changes = {**(overrides or {}), **{n: value for n, value in short.items() if value is not None}}
+    config, engine = resolve(recipe, changes, encoder), engine or LocalEngine()
+    with engine.opened(config), _shown(config, emit, progress=progress) as told:
         run = Run.create(config, folder=folder, data=data, data_dir=data_dir, encoder=encoder)
-        emit(Created(str(run.folder)))
-        run.train(engine=engine, emit=emit)
-        return run.assemble(emit)
+        told(Created(str(run.folder)))
+        run.train(engine=engine, emit=told)
+        return run.assemble(told)
+
+
+@contextmanager
+def _shown(config: RunConfig, emit: Emit, *, progress: bool) -> Iterator[Emit]:
+    """Yield ``emit``, or a function that shows the progress as well."""
+    if not progress:
+        yield emit
+        return
+    with closing(Report(config.train.batch_size)) as report:
+
+        def both(event: Event) -> None:
+            report(event)
+            emit(event)
+
+        yield both
 
 
 def train_together(
@@ -59,7 +92,7 @@ def train_together(
     folder: Path | str,
     overrides: Mapping[str, Any] | None = None,
     data_dir: Path | str | None = None,
-    data: RunData | None = None,
+    data: RunData | Sequence[Any] | None = None,
     encoder: EncoderFactory | None = None,
     emit: Emit = print_nothing,
 ) -> Model:
@@ -91,7 +124,7 @@ def train_units(
     *,
     overrides: Mapping[str, Any] | None = None,
     data_dir: Path | str | None = None,
-    data: RunData | None = None,
+    data: RunData | Sequence[Any] | None = None,
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
     emit: Emit = print_nothing,
@@ -122,13 +155,15 @@ def assemble(
     folder: Path | str,
     *,
     data_dir: Path | str | None = None,
-    data: RunData | None = None,
+    data: RunData | Sequence[Any] | None = None,
     encoder: EncoderFactory | None = None,
+    evaluation: float | str | None = None,
     emit: Emit = print_nothing,
 ) -> Model:
     """Assemble a run's trained units, fit the path weights, evaluate, and write the model.
 
-    See :meth:`noprop.Run.open` for the arguments; ``emit`` is called with every event.
+    See :meth:`noprop.Run.open` for the arguments; ``evaluation`` replaces ``evaluation.budget``,
+    and ``emit`` is called with every event.
 
     Raises:
         RunError: If a unit is missing, unfinished, damaged, or trained with other settings or data
@@ -136,27 +171,36 @@ def assemble(
     """
     path = Path(folder)
     check_trained(path, open_run(path))
-    return Run.open(path, data=data, data_dir=data_dir, encoder=encoder).assemble(emit)
+    changes = {} if evaluation is None else {"evaluation.budget": evaluation}
+    run = Run.open(path, overrides=changes, data=data, data_dir=data_dir, encoder=encoder)
+    return run.assemble(emit)
 
 
 def resume(
     folder: Path | str,
     *,
+    epochs: int | None = None,
     workers: int | str | None = None,
     data_dir: Path | str | None = None,
-    data: RunData | None = None,
+    data: RunData | Sequence[Any] | None = None,
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
+    progress: bool = False,
     emit: Emit = print_nothing,
 ) -> Model:
     """Resume a run, wherever it was stopped: the result is that of a run never stopped.
 
-    ``workers`` replaces ``train.workers``. See :meth:`noprop.Run.open` and
-    :meth:`noprop.Run.train` for the other arguments.
+    With ``epochs`` above the run's own it is trained longer, with the same result as if they had
+    been asked for at first; only a constant learning rate allows it. ``workers`` replaces
+    ``train.workers``, and ``progress`` shows the progress of the command line. See
+    :meth:`noprop.Run.open` and :meth:`noprop.Run.train` for the other arguments.
     """
     overrides = {} if workers is None else {"train.workers": workers}
-    config, engine = resolve(open_run(Path(folder)), overrides, encoder), engine or LocalEngine()
-    with engine.opened(config):
+    config = open_run(Path(folder))
+    if epochs is not None:
+        config = extend(Path(folder), config, epochs)
+    config, engine = resolve(config, overrides, encoder), engine or LocalEngine()
+    with engine.opened(config), _shown(config, emit, progress=progress) as told:
         run = Run.join(config, folder, data=data, data_dir=data_dir, encoder=encoder)
-        run.train(engine=engine, emit=emit)
-        return run.assemble(emit)
+        run.train(engine=engine, emit=told)
+        return run.assemble(told)

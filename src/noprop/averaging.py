@@ -1,10 +1,12 @@
-"""Weights for averaging several estimates of p(y|x), and the calibration error."""
+"""Weights for averaging several estimates of p(y|x), calibration error and intervals."""
+
+import math
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["calibration_error", "fit_path_weights"]
+__all__ = ["calibration_error", "fit_path_weights", "wilson_interval"]
 
 
 def fit_path_weights(
@@ -41,3 +43,20 @@ def calibration_error(
     gap = (label == y).cpu().double() - confidence.cpu().double()
     sums = torch.zeros(bins, dtype=torch.float64).index_add(0, index.cpu(), gap)
     return sums.abs().sum().item() / len(y)
+
+
+def wilson_interval(share: float, examples: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's interval of a share of independent examples, by default of 95 %.
+
+    Unlike share ± z standard errors it has a width at 0 and 1: 359 right of 359 tell no more than
+    that at least 98.9 % are.
+
+    Args:
+        share: Share that was found, in 0..1.
+        examples: Number n of examples, at least 1.
+        z: Quantile of the normal distribution.
+    """
+    centre = (share + z * z / (2 * examples)) / (1 + z * z / examples)
+    variance = share * (1 - share) / examples + (z / (2 * examples)) ** 2
+    half = z * math.sqrt(variance) / (1 + z * z / examples)
+    return max(0.0, centre - half), min(1.0, centre + half)

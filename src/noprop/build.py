@@ -24,7 +24,7 @@ from noprop.config import (
     RunConfig,
     replace,
 )
-from noprop.data import Examples, Normalization, hold_out, load_dataset
+from noprop.data import GIVEN, Dataset, Examples, Normalization, hold_out, load_dataset
 from noprop.embeddings import (
     Embedding,
     class_medoids,
@@ -62,6 +62,7 @@ __all__ = [
     "build_method",
     "load_data",
     "resolve_auto",
+    "split_data",
 ]
 
 Block = TypeVar("Block", DiscreteBlock, ContinuousBlock)
@@ -95,7 +96,17 @@ class RunData:
 def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
     """Read, split and measure the data set of a run; pixels stay uint8."""
     c = config.data
-    dataset = load_dataset(c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color)
+    if c.dataset == GIVEN and not Path(GIVEN).exists():
+        raise DataError(f"{GIVEN}: the run was trained on arrays of a script; give them as data")
+    return split_data(
+        config,
+        load_dataset(c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color),
+    )
+
+
+def split_data(config: RunConfig, dataset: Dataset) -> RunData:
+    """Split and measure a data set, as the configuration of the run says."""
+    c = config.data
     sizes = {"train_size": c.train_size, "test_size": c.test_size}
     parts = hold_out(dataset, c.validation, config.train.seed, **sizes)
     dtype = str(parts.train.x.dtype).removeprefix("torch.")

@@ -17,6 +17,7 @@ from noprop.commands import (
     grid,
     plot,
     predict,
+    recipes,
     reproduce,
     train,
 )
@@ -32,7 +33,8 @@ OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's wor
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(train, describe, grid, assemble, evaluate, predict, plot, bench, reproduce, data),
+        *(train, recipes, describe, grid, assemble, evaluate, predict, plot, bench, reproduce),
+        data,
     )
 }
 

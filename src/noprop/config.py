@@ -483,6 +483,9 @@ class TrainConfig:
     """The training of the units."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = option(5, "passes over the training set")
+    extended_from: Annotated[int, Field(ge=1, le=1_000_000)] | None = option(
+        None, "epochs first asked for, of a run that is trained longer; set by --resume --epochs"
+    )
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = option(128, "examples per step")
     order: Literal["sequential", "parallel"] = option(
         "sequential",
@@ -552,6 +555,11 @@ class EvaluationConfig:
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = option(5, "K, chains to average")
     runs: Steps = option(5, "inference runs of each mean ± standard error")
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = option(500, "examples per batch")
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["full", "off"] = option(
+        0.2,
+        "evaluation after training: greatest cost as a fraction of the training's, full for no "
+        "limit, or off; noprop evaluate has no limit",
+    )
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)

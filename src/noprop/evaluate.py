@@ -5,6 +5,8 @@ average and the mean chain estimate p(y|x) itself. All use the same features, co
 """
 
 import math
+import threading
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,18 +14,22 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from noprop.averaging import calibration_error, fit_path_weights
+from noprop.averaging import calibration_error, fit_path_weights, wilson_interval
 from noprop.build import Task
 from noprop.config import RunConfig
-from noprop.data import Examples
+from noprop.data import Examples, stratified
 from noprop.errors import RunError, TrainingError
 from noprop.files import read_object
 from noprop.layers import channels_last
 from noprop.machine import map_in_threads
-from noprop.methods.base import Method
+from noprop.methods.base import Method, Prediction
 from noprop.randomness import generator
+from noprop.training.events import Emit, Evaluating, print_nothing
 
 __all__ = [
+    "CHAINS",
+    "MEAN",
+    "WEIGHT_EXAMPLES",
     "Score",
     "Trained",
     "check_finite",
@@ -40,6 +46,10 @@ __all__ = [
 MODES = ("single", "samples", "path", "path-fitted", "mean", "mean-path-fitted")
 PATHLESS = ("single", "samples", "mean")
 NOISELESS = ("single", "path-fitted")  # the second with a path
+CHAINS = ("samples", "path", "path-fitted")  # those of K chains
+MEAN = ("mean", "mean-path-fitted")  # those of the mean chain
+# Examples to which path weights are fitted: as many numbers as blocks, or ten, need no more.
+WEIGHT_EXAMPLES = 2000
 
 
 @runtime_checkable
@@ -60,16 +70,25 @@ class Score:
     accuracy: list[float] = field(default_factory=list)
     log_loss: list[float] = field(default_factory=list)
 
-    def summary(self) -> dict[str, float]:
-        """Return means and their standard errors over the runs."""
-        a, b = _mean_and_error(self.accuracy), _mean_and_error(self.log_loss)
-        return {"accuracy": a[0], "accuracy_se": a[1], "log_loss": b[0], "log_loss_se": b[1]}
+    def summary(self, examples: int, *, noise: bool = True) -> dict[str, Any]:
+        """Return means, their standard errors over the runs, and an interval over examples.
+
+        The standard error tells how much another run of inference would differ on the same
+        examples, ``accuracy_interval`` (95 %, in percent) how much other examples would. Without
+        ``noise`` all runs are the same, and there is no standard error.
+        """
+        runs = slice(None) if noise else slice(1)
+        a, b = _mean_and_error(self.accuracy[runs]), _mean_and_error(self.log_loss[runs])
+        interval = [100 * end for end in wilson_interval(a[0] / 100, examples)]
+        numbers = {"accuracy": a[0], "accuracy_se": a[1], "log_loss": b[0], "log_loss_se": b[1]}
+        return {**numbers, "accuracy_interval": interval}
 
 
-def _mean_and_error(values: list[float]) -> tuple[float, float]:
+def _mean_and_error(values: list[float]) -> tuple[float, float | None]:
+    """Return the mean and its standard error, None for a single value."""
     mean = sum(values) / len(values)
     if len(values) < 2:
-        return mean, 0.0
+        return mean, None
     variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
 
@@ -93,15 +112,28 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return results
 
 
-def choose_weights(model: Trained, validation: Examples) -> None:
+def choose_weights(
+    model: Trained,
+    validation: Examples,
+    *,
+    at_most: int = WEIGHT_EXAMPLES,
+    emit: Emit = print_nothing,
+) -> None:
     """Fit the weights of the path average on the validation part, from one set of chains.
 
     They stay uniform if the validation part is empty. Methods without a path have no weights.
+
+    Args:
+        model: Trained model, whose weights are set.
+        validation: Validation part.
+        at_most: About how many of its examples are used, stratified.
+        emit: Called with :class:`~noprop.training.events.Evaluating`.
     """
     if len(validation) == 0 or model.method.path_weights is None:
         return
-    path = torch.cat(_paths(model, validation), dim=1)
-    model.method.path_weights = fit_path_weights(path, validation.y.to(path.device)).cpu()
+    some = stratified(validation, at_most)
+    path = torch.cat(_paths(model, some, emit), dim=1)
+    model.method.path_weights = fit_path_weights(path, some.y.to(path.device)).cpu()
 
 
 def modes_of(model: Trained) -> tuple[str, ...]:
@@ -124,29 +156,43 @@ def default_mode(model: Trained) -> str:
     return "path-fitted" if model.method.noise_by_default else "mean-path-fitted"
 
 
-def evaluate(model: Trained, examples: Examples) -> dict[str, Any]:
+def evaluate(
+    model: Trained,
+    examples: Examples,
+    *,
+    runs: int | None = None,
+    modes: Collection[str] | None = None,
+    emit: Emit = print_nothing,
+) -> dict[str, Any]:
     """Return everything that ``noprop evaluate`` prints.
 
     Args:
         model: Trained model.
         examples: Raw examples of the data set, uint8 or float32.
+        runs: Number of inference runs; ``evaluation.runs`` unless given.
+        modes: Ways of predicting, of :func:`modes_of`; all unless given. Chains that none of them
+            needs are not computed.
+        emit: Called with :class:`~noprop.training.events.Evaluating`.
 
     Returns:
-        ``modes``: accuracy and log-loss of each way of predicting, mean and standard error over
-        runs; ``times`` and ``steps``: accuracy at levels of one chain; ``evaluations`` of the
-        network in one chain; ``calibration_error`` of the default. Where the method has them,
-        ``last_block_alone``, ``elbo`` (terms and their sum in nats) and ``path_weights``.
+        ``modes``: accuracy and log-loss of each way of predicting, mean, standard error over runs
+        (None for one run) and interval over examples; ``times`` and ``steps``: accuracy at levels
+        of one chain; ``evaluations`` of the network in one chain; ``calibration_error`` of the
+        default, if it is one of ``modes``. Where the method has them, ``last_block_alone``,
+        ``elbo`` (terms and their sum in nats) and ``path_weights``.
 
     Raises:
         TrainingError: If the predictions are not finite.
     """
-    runs = model.config.evaluation.runs if model.method.has_noise else 1
-    scores = {mode: Score() for mode in modes_of(model)}
+    noise = model.method.has_noise
+    runs = (runs or model.config.evaluation.runs) if noise else 1
+    scores = {mode: Score() for mode in modes_of(model) if modes is None or mode in modes}
+    chosen = default_mode(model)
     steps: list[Tensor] = []
     alone: list[float] = []
     errors: list[float] = []
-    bounds: list[dict[str, float]] = []
-    chunks = _chunks_of_runs(model, examples, runs)
+    bound: dict[str, float] = {}
+    chunks = _chunks_of_runs(model, examples, runs, scores, emit)
     for run in range(runs):
         parts = [chunk[run] for chunk in chunks]
         y = torch.cat([p["y"] for p in parts])
@@ -161,16 +207,14 @@ def evaluate(model: Trained, examples: Examples) -> dict[str, Any]:
         if parts[0]["alone"] is not None:
             guesses = torch.cat([part["alone"] for part in parts])
             alone.append(100 * (guesses == y).cpu().double().mean().item())
-        default = torch.cat([part[default_mode(model)] for part in parts])
-        errors.append(calibration_error(default, y))
+        if chosen in scores:
+            errors.append(calibration_error(torch.cat([part[chosen] for part in parts]), y))
         shares = [len(part["y"]) / len(y) for part in parts]
-        if parts[0]["bound"] is not None:
-            bounds.append(
-                {
-                    k: sum(s * part["bound"][k] for s, part in zip(shares, parts, strict=True))
-                    for k in parts[0]["bound"]
-                }
-            )
+        if parts[0]["bound"] is not None:  # that of the first run: it draws one level an example
+            bound = {
+                k: sum(s * part["bound"][k] for s, part in zip(shares, parts, strict=True))
+                for k in parts[0]["bound"]
+            }
     first = chunks[0][0]
     results: dict[str, Any] = {
         "method": model.config.method.name,
@@ -179,18 +223,20 @@ def evaluate(model: Trained, examples: Examples) -> dict[str, Any]:
         "samples": model.config.evaluation.samples,
         # dopri5 chooses its steps for each batch of chains.
         "evaluations": sum(p["evaluations"] for c in chunks for p in c) / (runs * len(chunks)),
-        "default": default_mode(model),
-        "modes": {mode: score.summary() for mode, score in scores.items()},
+        "default": chosen,
+        "modes": {
+            m: s.summary(len(examples), noise=noise and m not in MEAN) for m, s in scores.items()
+        },
         "times": first["times"],
         "steps": torch.stack(steps).mean(dim=0).tolist(),
-        "calibration_error": sum(errors) / runs,
     }
+    if errors:
+        results["calibration_error"] = sum(errors) / runs
     if alone:
         mean_alone, alone_se = _mean_and_error(alone)
         results["last_block_alone"] = {"accuracy": mean_alone, "accuracy_se": alone_se}
-    if bounds:
-        elbo = {k: _mean_and_error([b[k] for b in bounds])[0] for k in bounds[0]}
-        results["elbo"] = {**elbo, "total": sum(elbo.values())}
+    if bound:
+        results["elbo"] = {**bound, "total": sum(bound.values())}
     if model.method.path_weights is not None:
         results["path_weights"] = model.method.path_weights.tolist()
     return results
@@ -209,51 +255,83 @@ def check_finite(model: Trained, probabilities: Tensor) -> None:
         )
 
 
-def _chunks_of_runs(model: Trained, examples: Examples, runs: int) -> list[list[dict[str, Any]]]:
+def _chunks_of_runs(
+    model: Trained, examples: Examples, runs: int, modes: Collection[str], emit: Emit
+) -> list[list[dict[str, Any]]]:
     """Return for each chunk of the examples one result per run; all runs share the features."""
     size = model.config.evaluation.batch_size
     seed, device, method = model.config.train.seed, model.device, model.method
+    many = method.has_noise and any(m in modes for m in CHAINS)
+    samples = model.config.evaluation.samples if many else 1
+    needs_mean = any(m in modes for m in MEAN)
+    done = _counted(emit, len(examples) * (runs * samples + needs_mean))
 
     def read(chunk: tuple[int, tuple[Tensor, Tensor]]) -> list[dict[str, Any]]:
         index, (x, y) = chunk
         x, y = inputs(model, x), y.to(device)
         prepared = prepare(model, x)
-        still = method.predict(x, generator(0, "unused"), noise=False, prepared=prepared)
-        results = []
-        for run in range(runs):
+        still = None
+        if needs_mean:
+            still = method.predict(x, generator(0, "unused"), noise=False, prepared=prepared)
+            done(len(y))
+
+        def one_run(run: int) -> dict[str, Any]:
             draws = generator(seed, "inference", run, f"batch-{index}", device)
-            p = method.predict(x, draws, samples=model.config.evaluation.samples, prepared=prepared)
-            with torch.autocast(device.type, torch.bfloat16, enabled=model.bf16):
-                bound = results[0]["bound"] if run else method.bound(x, y, draws, prepared=prepared)
-            result: dict[str, Any] = {
+            p = method.predict(x, draws, samples=samples, prepared=prepared)
+            bound = None
+            if run == 0:
+                with torch.autocast(device.type, torch.bfloat16, enabled=model.bf16):
+                    bound = method.bound(x, y, draws, prepared=prepared)
+            result = {
                 "y": y,
-                "single": p.single,
-                "samples": p.probabilities,
-                "mean": still.probabilities,
                 "times": p.times.tolist(),
                 "steps": p.steps,
                 "alone": method.control(draws, prepared),
                 "bound": bound,
                 "evaluations": p.evaluations,
             }
-            if method.path_weights is not None:
-                assert p.path is not None
-                assert still.path is not None
-                weights = method.path_weights.to(p.path)
-                result |= {
-                    "path": p.path.mean(dim=0),
-                    "path-fitted": torch.einsum("t,tbm->bm", weights, p.path),
-                    "mean-path-fitted": torch.einsum("t,tbm->bm", weights, still.path),
-                }
-            results.append(result)
-        return results
+            done(len(y) * samples)
+            return result | _guesses(method, p, still)
+
+        # Threads divide the runs of a small part, which is a single chunk.
+        return map_in_threads(one_run, range(runs), device, one_at_a_time=has_own_code(model))
 
     pairs = zip(examples.x.split(size), examples.y.split(size), strict=True)
     return map_in_threads(read, list(enumerate(pairs)), device, one_at_a_time=has_own_code(model))
 
 
-def _paths(model: Trained, examples: Examples) -> list[Tensor]:
+def _guesses(method: Method, p: Prediction, still: Prediction | None) -> dict[str, Tensor]:
+    """Return the probabilities of each way of predicting: of chains, and of the mean chain."""
+    found = {"single": p.single, "samples": p.probabilities}
+    if still is not None:
+        found["mean"] = still.probabilities
+    if method.path_weights is not None:
+        assert p.path is not None
+        weights = method.path_weights.to(p.path)
+        found["path"] = p.path.mean(dim=0)
+        found["path-fitted"] = torch.einsum("t,tbm->bm", weights, p.path)
+        if still is not None:
+            assert still.path is not None
+            found["mean-path-fitted"] = torch.einsum("t,tbm->bm", weights, still.path)
+    return found
+
+
+def _counted(emit: Emit, total: int) -> Callable[[int], None]:
+    """Return a function that adds to what is done, and emits its share; threads may call it."""
+    lock, done = threading.Lock(), 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            emit(Evaluating(share=done / total))
+
+    return add
+
+
+def _paths(model: Trained, examples: Examples, emit: Emit) -> list[Tensor]:
     """Return the blocks' probabilities, averaged over K chains, for each chunk of the examples."""
+    done = _counted(emit, len(examples))
 
     def read(chunk: tuple[int, Tensor]) -> Tensor:
         index, x = chunk
@@ -263,6 +341,7 @@ def _paths(model: Trained, examples: Examples) -> list[Tensor]:
         samples = model.config.evaluation.samples
         path = model.method.predict(x, draws, samples=samples, prepared=prepared).path
         assert path is not None
+        done(len(x))
         return path
 
     chunks = list(enumerate(examples.x.split(model.config.evaluation.batch_size)))

@@ -63,6 +63,8 @@ def fingerprint(config: RunConfig, train: Examples) -> str:
     assert not any(getattr(c, name) == "auto" for name in c.gamma_over_distance), (
         "auto is unresolved"
     )
+    if first := mapping["train"].pop("extended_from", None):  # the same first updates
+        mapping["train"]["epochs"] = first
     if config.train.shards <= 1:  # as in runs from before shards existed
         del mapping["train"]["shards"]
     for name, _, default, _ in fields_of():

@@ -187,7 +187,8 @@ class _Grid:
             if error is not None:
                 raise error
             opened.assemble(self._emit_of(run))
-            run.results = read_evaluation(run.folder)
+            if run.config.evaluation.budget != "off":
+                run.results = read_evaluation(run.folder)
         except NoPropError as stopped:
             run.error = stopped
         self._report_end(run)

@@ -27,11 +27,18 @@ from noprop.config import (
     to_mapping,
     to_toml,
 )
-from noprop.data import Examples, Normalization
+from noprop.data import Examples, Normalization, as_pixels
 from noprop.data.arrays import MAX_CLASSES
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
-from noprop.evaluate import check_finite, evaluate, has_own_code, inputs, prepare
+from noprop.evaluate import (
+    check_finite,
+    evaluate,
+    has_own_code,
+    inputs,
+    prepare,
+    read_evaluation,
+)
 from noprop.files import check_folder, read_object, write_whole
 from noprop.fingerprint import difference
 from noprop.machine import choose_device, map_in_threads, use_bf16
@@ -45,6 +52,8 @@ from noprop.tensor_files import (
     save_tensors,
     unflatten,
 )
+from noprop.terminal import printable
+from noprop.training.events import Emit, Evaluating, print_nothing
 
 __all__ = [
     "Model",
@@ -56,7 +65,7 @@ __all__ = [
 ]
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """A trained method, and the task that describes its raw inputs.
 
@@ -81,6 +90,29 @@ class Model:
         """Names of the labels."""
         return self.task.class_names
 
+    def __repr__(self) -> str:
+        """Return the recipe, the data, and the accuracy if the run was evaluated."""
+        c, results = self.config, self.results
+        known = f", accuracy {results['accuracy']:.2f} %" if results else ""
+        return (
+            f"<noprop.Model {c.recipe}: {c.method.name} on {printable(c.data.dataset)}, "
+            f"{self.task.num_classes} classes{known}, in {printable(self.folder)}>"
+        )
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What the run's evaluation found; None if there is none.
+
+        ``accuracy`` (percent) and ``log_loss`` (nats) are those of the default prediction, on the
+        test part; ``training`` has times in seconds. See :func:`noprop.evaluate.evaluate` for the
+        others.
+        """
+        if not (self.folder / "evaluation.json").is_file():
+            return None
+        results = read_evaluation(self.folder)
+        best = results["modes"][results["default"]]
+        return {"accuracy": best["accuracy"], "log_loss": best.get("log_loss"), **results}
+
     @property
     def model(self) -> "Model":
         """The model itself, which was an attribute of the object that calls returned."""
@@ -98,8 +130,8 @@ class Model:
         """Return class probabilities, shape (N, m), on the CPU.
 
         Args:
-            x: Raw inputs of the kind that the run was trained on: uint8 images (N, C, H, W), or
-                float32 features (N, …).
+            x: Raw inputs of the kind that the run was trained on: images (N, C, H, W), uint8 or
+                floats in 0..1, or features (N, …), which become float32.
             samples: Number K of chains to average; the run's ``evaluation.samples`` unless given.
                 1 with ``average="readout"`` is the paper's single run, a sample from p(y|x).
             noise: Whether chains draw noise; the mean chain does not. The default is True if
@@ -124,8 +156,8 @@ class Model:
             raise ConfigError(str(error)) from None
         if samples > MAX_SAMPLES:
             raise ConfigError(f"samples must be at most {MAX_SAMPLES}, got {samples}")
-        x = torch.as_tensor(x)
         shape, dtype = self.task.shape, self.task.dtype
+        x = _as_trained_on(torch.as_tensor(x), dtype)
         came = str(x.dtype).removeprefix("torch.")
         if tuple(x.shape[1:]) != shape or came != dtype:
             raise DataError(
@@ -155,12 +187,23 @@ class Model:
         one_at_a_time = has_own_code(self)
         return torch.cat(map_in_threads(answer, chunks, self.device, one_at_a_time=one_at_a_time))
 
-    def evaluate(self, data_dir: Path | str | None = None, part: str = "test") -> dict[str, Any]:
+    def predict_labels(self, x: Tensor | NDArray[Any], **options: Any) -> list[str]:
+        """Return the name of the likeliest class of each input; see :meth:`predict`."""
+        return [self.class_names[label] for label in self.predict(x, **options).argmax(dim=1)]
+
+    def evaluate(
+        self,
+        data_dir: Path | str | None = None,
+        part: str = "test",
+        *,
+        emit: Emit = print_nothing,
+    ) -> dict[str, Any]:
         """Evaluate on a part of the run's own data; see :func:`noprop.evaluate.evaluate`.
 
         Args:
             data_dir: First folder in which to look for the data.
             part: ``test``, ``validation`` or ``train``.
+            emit: Called with :class:`~noprop.training.events.Evaluating`.
 
         Raises:
             ConfigError: If the part does not exist or is empty.
@@ -170,7 +213,8 @@ class Model:
         examples = self.examples(part, data_dir)
         if len(examples) == 0:
             raise ConfigError(f"part: the {part} part of {self.config.data.dataset} is empty")
-        return evaluate(self, examples) | {"part": part}
+        emit(Evaluating(text=f"{len(examples):,} {part} examples"))
+        return evaluate(self, examples, emit=emit) | {"part": part}
 
     def examples(self, part: str, data_dir: Path | str | None = None) -> Examples:
         """Load a part of the run's own data again.
@@ -213,6 +257,18 @@ class Model:
             write_whole(folder / "config.toml", to_toml(self.config).encode())
         save_tensors(folder / "model.safetensors", _weights_of(self.method), header)
         write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
+
+
+def _as_trained_on(x: Tensor, dtype: str) -> Tensor:
+    """Return float features as float32, and floats in 0..1 as pixels where those were trained on.
+
+    Other inputs stay as they are.
+    """
+    if not x.is_floating_point() or x.numel() == 0:
+        return x
+    if dtype == "float32":
+        return x.float()
+    return as_pixels(x) if bool(((x >= 0) & (x <= 1)).all()) else x
 
 
 def _some(names: Sequence[str]) -> str:

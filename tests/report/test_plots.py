@@ -26,6 +26,7 @@ from noprop.report import plots
 from noprop.report.page import write_page
 from noprop.report.pictures import Picture, draw, save_pictures
 from noprop.report.plots import draw_run
+from noprop.report.tables import mean_text
 from noprop.tensor_files import save_tensors
 from tools import IN_PROCESS, LEARNED
 
@@ -210,8 +211,8 @@ def test_the_page_says_what_the_evaluation_says(rendered):
     expected += results["elbo"].values()
     assert page.values == expected
     for m in modes.values():
-        assert f"{m['accuracy']:.2f} ± {m['accuracy_se']:.2f}" in page.text
-        assert f"{m['log_loss']:.4f} ± {m['log_loss_se']:.4f}" in page.text
+        assert mean_text(m["accuracy"], m["accuracy_se"]) in page.text
+        assert mean_text(m["log_loss"], m["log_loss_se"], 4) in page.text
     assert f"{model.config.evaluation.samples} chains averaged" in page.text
     assert to_toml(model.config) in page.text
     assert "<b>me</b>" in page.text  # of environment.json: text, no tag

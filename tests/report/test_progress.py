@@ -100,7 +100,38 @@ def test_a_training_of_one_update_promises_none(clock):
     report = started("block-1")
     clock.now = 1
     tell(report, "block-1", 1, 1)
-    assert report.pace() == "0 examples/s"
+    assert report.pace() == ""
+
+
+def test_the_start_of_the_workers_is_no_part_of_the_pace(clock):
+    """30 s until the first progress: the work of 10 s says that 90 s are left, not 360."""
+    report = started("block-1")
+    clock.now = 30
+    tell(report, "block-1", 0, 100)
+    clock.now = 40
+    tell(report, "block-1", 10, 100)
+    assert report.pace() == "100 examples/s, 1 min 30 s left"
+
+
+def test_the_evaluation_is_part_of_the_time_left_and_then_has_its_own(clock, capsys):
+    """Evaluation of a third of the training's time: after half of 60 s, 30 + 20 s are left."""
+    report = Report()
+    report(Started(["network"], 1, evaluation=1 / 3))
+    tell(report, "network", 0, 100)
+    clock.now = 30
+    tell(report, "network", 50, 100)
+    clock.now = 60
+    tell(report, "network", 100, 100)
+    report(Evaluating(text="100 of 1,000 test examples"))
+    clock.now = 80
+    report(Evaluating(share=0.25))
+    assert capsys.readouterr().err.splitlines() == [
+        "training 1 unit on 1 worker",
+        " 38 %  30 s  network epoch 1  loss 1  50 s left",
+        " 75 %  1 min 0 s  network epoch 1  loss 1  20 s left",
+        "evaluating 100 of 1,000 test examples",
+        " 25 %  1 min 20 s  evaluating  1 min 0 s left",
+    ]
 
 
 # -- several runs ----------------------------------------------------------------------------------
@@ -183,8 +214,8 @@ def test_a_grid_is_told_in_lines(clock, capsys):
         "training 3 runs; 2 are already finished",
         "b: a file is damaged; resuming from the one before it, update 3 of 4",
         "b: block-1: its worker was lost; resuming from its last checkpoint on elsewhere",
-        " 11 %  [0/3] a training 45 %, b training 0 %",
-        " 22 %  [0/3] a evaluating 90 %, b training 0 %  3 min 27 s left",
+        " 11 %  10 s  [0/3] a training 45 %, b training 0 %",
+        " 22 %  30 s  [0/3] a evaluating 90 %, b training 0 %  2 min 18 s left",
         "[1/3] a: accuracy 97.50 %, one chain 96.25 %",
         r"[2/3] b: failed: no\nsuch data",
         "the time is over with 1 run left; resume with the same command",
@@ -193,7 +224,7 @@ def test_a_grid_is_told_in_lines(clock, capsys):
 
 def test_a_single_run_is_told_in_lines(clock, capsys):
     report = Report(100)
-    report(Started(["block-1", "block-2"], 2, shards=3, quick=["readout"]))
+    report(Started(["block-1", "block-2"], 2, shards=3, quick=["readout"], epochs=9))
     report(Found("readout"))
     clock.now = 10
     report(Progress("block-1", 2, 5, 10, 5, 10, 1.25))
@@ -207,8 +238,8 @@ def test_a_single_run_is_told_in_lines(clock, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "training 2 units on 2 workers, mini-batches in 3 shards",
         "readout is already trained",
-        " 25 %  block-1 epoch 2  loss 1.25  0 examples/s",
-        " 35 %  block-1 epoch 3  loss 1.25  10 examples/s, 2 min 10 s left",
+        " 25 %  10 s  block-1 epoch 2/9  loss 1.25",
+        " 35 %  20 s  block-1 epoch 3/9  loss 1.25  20 examples/s, 1 min 5 s left",
         "epoch 3, block-1: ᾱ(0) 0.1; embeddings at least 0.5 apart, 0.25 to 1 long",
         "block-1 trained in 1.0 s, loss 1.25",
         "evaluating",
@@ -221,9 +252,9 @@ def test_steps_of_a_benchmark_are_told_in_lines(clock, capsys):
         clock.now = 10.0 * number
         report(Step(f"step {number}", number, 4))
     assert capsys.readouterr().err.splitlines() == [
-        " 25 %  step 1  30 s left",
-        " 50 %  step 2  20 s left",
-        " 75 %  step 3  10 s left",
+        " 25 %  10 s  step 1  30 s left",
+        " 50 %  20 s  step 2  20 s left",
+        " 75 %  30 s  step 3  10 s left",
     ]
 
 

@@ -1,8 +1,5 @@
 """The object that holds a run: made, trained in parts, opened again, assembled."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -54,19 +51,3 @@ def test_a_run_is_joined_by_those_who_want_the_same_training(tmp_path):
         noprop.Run.create("digits-dt", folder=folder, overrides=SMALL)
     with pytest.raises(ConfigError, match="no unit 'block-3'"):
         made.train(["block-3"])
-
-
-def test_a_script_without_a_guard_is_named_as_a_cause(tmp_path):
-    """Each worker imports it, and would train in it again."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import noprop\n"
-        "noprop.train('digits-dt', folder='r', overrides={'train.workers': 2,"
-        " 'data.train_size': 200, 'method.num_blocks': 2})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1
-    assert "or a script trains outside of if __name__" in last

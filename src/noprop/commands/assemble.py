@@ -11,6 +11,7 @@ from noprop.commands.options import (
     named_encoder,
 )
 from noprop.commands.train import show_result
+from noprop.config import parse_value
 
 __all__ = ["HELP", "add_options", "run"]
 
@@ -23,6 +24,9 @@ def add_options(parser: Parser) -> None:
     add_quiet(parser)
     add_data_dir(parser)
     add_encoder(parser)
+    parser.add_argument(
+        "--evaluation", metavar="BUDGET", help="evaluation.budget, such as full [as in the run]"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,10 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop import api
     from noprop.report.progress import Report
 
+    budget = arguments.evaluation
     api.assemble(
         arguments.run,
         data_dir=arguments.data_dir,
         encoder=named_encoder(arguments.encoder),
+        evaluation=budget if budget is None else parse_value("evaluation.budget", budget),
         emit=Report(quiet=arguments.quiet),
     )
     return show_result(arguments, arguments.run)

@@ -1,20 +1,21 @@
-"""``noprop describe``: units, parameters, memory and schedule of a recipe."""
+"""``noprop describe``: units, parameters, memory, time and schedule of a recipe or a run."""
 
 import argparse
+from pathlib import Path
 
-from noprop.commands.options import Parser, configuration
+from noprop.commands.options import Parser, configuration, overrides
 from noprop.commands.train import add_recipe
-from noprop.config import RunConfig
+from noprop.config import RunConfig, replace
 from noprop.terminal import show, show_json
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Show units, parameters, memory and schedule of a recipe."
+HELP = "Show units, parameters, memory, estimated time and schedule of a recipe or a run."
 
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
-    add_recipe(parser)
+    add_recipe(parser, "or a run folder")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,22 +23,34 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop.report.describe import describe
     from noprop.report.tables import description_text
 
-    config = configuration(arguments)
-    about = describe(config, *_shape(config))
+    config = _configuration(arguments)
+    shape, classes, examples = _data(config)
+    about = describe(config, shape, classes, examples=examples)
     show_json(about) if arguments.json else show(description_text(about))
     return 0
 
 
-def _shape(config: RunConfig) -> tuple[tuple[int, ...], int]:
+def _configuration(arguments: argparse.Namespace) -> RunConfig:
+    """Return the configuration of a recipe, a file or a run folder, changed by options."""
+    folder = Path(arguments.recipe or "")
+    if not arguments.recipe or not (folder / "config.toml").is_file():
+        return configuration(arguments)
+    from noprop.model import open_run
+
+    arguments.recipe = None  # it is the name of a field, too
+    return replace(open_run(folder), overrides(arguments))
+
+
+def _data(config: RunConfig) -> tuple[tuple[int, ...], int, int]:
+    """Return the shape of an input, the number of classes and that of training examples."""
     from noprop.data import SOURCES, inspect_sources, load_dataset
 
-    name = config.data.dataset
-    if name in SOURCES:
-        for status in inspect_sources():
-            if status.name == name:
-                return tuple(status.shape), status.num_classes
-    if name == "digits":
-        return (1, 8, 8), 10
     c = config.data
-    dataset = load_dataset(name, image_size=c.image_size, color=c.color)
-    return dataset.shape, dataset.num_classes
+    if c.dataset in SOURCES or c.dataset == "digits":
+        (status,) = (s for s in inspect_sources() if s.name == c.dataset)
+        shape, classes, count = tuple(status.shape), status.num_classes, status.sizes[0]
+    else:
+        dataset = load_dataset(c.dataset, image_size=c.image_size, color=c.color)
+        shape, classes, count = dataset.shape, dataset.num_classes, len(dataset.train)
+    count = round(count * (1 - c.validation))
+    return shape, classes, min(count, c.train_size or count)

@@ -40,7 +40,7 @@ __all__ = [
     "whole_number",
 ]
 
-NO_OPTION = {"recipe"}  # fields that no option sets
+NO_OPTION = {"recipe", "train.extended_from"}  # fields that no option sets
 DEFAULT_RECIPE = "digits-dt"
 
 
@@ -146,7 +146,7 @@ def option_names() -> dict[str, str]:
     """Return options by dotted field: its last part, with the table's name if it is ambiguous."""
     names = [n for n, *_ in fields_of() if n not in NO_OPTION]
     count = Counter(n.rpartition(".")[2] for n in names)
-    options = {"method.name": "--method"}
+    options = {"method.name": "--method", "evaluation.budget": "--evaluation"}
     for name in names:
         if name in options:
             continue

@@ -21,6 +21,7 @@ from noprop.commands.options import (
     encoder_or_field,
     overrides,
     path,
+    whole_number,
 )
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
@@ -29,6 +30,8 @@ from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
 
+# What may change when a run is resumed; more epochs train it longer.
+CHANGEABLE = ("train.workers", "train.epochs", "evaluation.budget")
 HELP = "Train a recipe in a run folder, and evaluate it."
 
 
@@ -38,7 +41,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--run", "--run-dir", type=path, metavar="DIR", help="run folder [runs/RECIPE]"
     )
-    parser.add_argument("--resume", type=path, metavar="RUN", help="resume a run")
+    how = "resume a run; with --epochs N, train it longer"
+    parser.add_argument("--resume", type=path, metavar="RUN", help=how)
     parser.add_argument(
         "--units",
         metavar="LIST",
@@ -54,6 +58,9 @@ def add_options(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
+    encoder = encoder_or_field(arguments)
+    config = _configuration(arguments)
+    _start_server(arguments, config)
     from noprop.report.progress import Report
     from noprop.run.local import LocalEngine
     from noprop.run.rendezvous import started_by_torchrun
@@ -63,8 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop.run.units import choose_groups
     from noprop.training.signals import Terminated, answered_between_updates
 
-    encoder, folder = encoder_or_field(arguments), arguments.resume or arguments.run
-    config = resolve(_configuration(arguments), encoder=encoder)
+    folder = arguments.resume or arguments.run
+    config = resolve(config, encoder=encoder)
     together = started_by_torchrun()
     if together:
         _check_torchrun(arguments)
@@ -108,6 +115,19 @@ def run(arguments: argparse.Namespace) -> int:
     return show_result(arguments, folder)
 
 
+def _start_server(arguments: argparse.Namespace, config: RunConfig) -> None:
+    """Start the process that workers are forked from, if there will probably be several.
+
+    It imports torch, as this process does afterwards: on two cores both take the time of one.
+    """
+    from noprop.run.processes import start_server
+
+    several = config.train.workers != 1 and len(config.method.unit_names) > 1
+    here = arguments.engine == "local" and "RANK" not in os.environ
+    if here and several and config.train.device in ("auto", "cpu") and (os.cpu_count() or 1) > 1:
+        start_server()
+
+
 def _configuration(arguments: argparse.Namespace) -> RunConfig:
     """Return the configuration of the run to resume, or that of a recipe and options.
 
@@ -121,9 +141,14 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
         if arguments.recipe or arguments.config or arguments.set or arguments.run:
             raise ConfigError("--resume keeps the run's configuration: give no recipe or fields")
         changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]
-        if others := [n for n in changed if n != "train.workers"]:
-            raise ConfigError(f"--resume: only train.workers can change, got {others[0]}")
-        return replace(config, overrides(arguments))
+        if others := [n for n in changed if n not in CHANGEABLE]:
+            raise ConfigError(f"--resume: only {', '.join(CHANGEABLE)} can change, got {others[0]}")
+        changes = overrides(arguments)
+        if epochs := changes.pop("train.epochs", None):
+            from noprop.run.longer import extend
+
+            config = extend(arguments.resume, config, whole_number(str(epochs)))
+        return replace(config, changes)
     config = configuration(arguments)
     for option in ("units", "no_wait"):
         if getattr(arguments, option) and not arguments.run:
@@ -132,13 +157,14 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def add_recipe(parser: Parser) -> None:
-    """Add a recipe or a file, and options for fields."""
+def add_recipe(parser: Parser, more: str = "") -> None:
+    """Add a recipe or a file, and options for fields; ``more`` is what a recipe may be as well."""
+    names = f"{RECIPE_NAMES}, {more}" if more else RECIPE_NAMES
     parser.add_argument(
         "recipe",
         nargs="?",
         metavar="RECIPE",
-        help=f"{RECIPE_NAMES} [{DEFAULT_RECIPE}; the defaults below are its values]",
+        help=f"{names} [{DEFAULT_RECIPE}; the defaults below are its values]",
     )
     parser.add_argument("--config", type=path, metavar="FILE", help="a TOML file of fields")
     add_set(parser, "set any field")
@@ -172,12 +198,18 @@ def show_result(arguments: argparse.Namespace, folder: Path) -> int:
     """Print the stored evaluation of a run."""
     from noprop.report.tables import evaluation_text
 
-    results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    file, place = folder / "evaluation.json", printable(folder)
+    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if arguments.json:
-        show_json({"run": str(folder), **results})
+        show_json({"run": str(folder), **(results or {})})
         return 0
-    place = printable(folder)
+    if results is None:
+        show(f"the run is in {place}, not evaluated and with uniform path weights; see also:")
+        show(f"noprop assemble {place} --evaluation full")
+        return 0
     show(evaluation_text(results))
+    if "protocol" in results:
+        show(f"\nsized to the training (--evaluation); the full protocol: noprop evaluate {place}")
     show(f"\nthe run is in {place}; see also: noprop plot {place}")
     return 0
 

@@ -7,8 +7,9 @@ does with one. :mod:`~noprop.data.formats`, :mod:`~noprop.data.numpy_files`,
 a name to a data set.
 """
 
-from noprop.data.arrays import Dataset, Examples, Splits, hold_out, stratified_split
+from noprop.data.arrays import Dataset, Examples, Splits, hold_out, stratified, stratified_split
 from noprop.data.batches import Normalization, augment, batch_indices
+from noprop.data.given import GIVEN, as_pixels, dataset_of
 from noprop.data.images import read_inputs
 from noprop.data.loading import (
     FileStatus,
@@ -21,6 +22,7 @@ from noprop.data.loading import (
 from noprop.data.sources import SOURCES
 
 __all__ = [
+    "GIVEN",
     "SOURCES",
     "Dataset",
     "Examples",
@@ -28,13 +30,16 @@ __all__ = [
     "Normalization",
     "SourceStatus",
     "Splits",
+    "as_pixels",
     "augment",
     "batch_indices",
+    "dataset_of",
     "hold_out",
     "inspect_sources",
     "absolute_name",
     "load_dataset",
     "read_inputs",
     "search_path",
+    "stratified",
     "stratified_split",
 ]

@@ -22,6 +22,7 @@ __all__ = [
     "Splits",
     "hold_out",
     "split_off_test",
+    "stratified",
     "stratified_split",
 ]
 
@@ -212,11 +213,19 @@ def hold_out(
     if train_size is not None and train_size < len(train):
         _, chosen = stratified_split(train.y, train_size / len(train), seed)
         train = train.take(chosen.to(device))
-    test = dataset.test
-    if test_size is not None and test_size < len(test):
-        _, chosen = stratified_split(test.y, test_size / len(test), TEST_SEED)
-        test = test.take(chosen.to(device))
+    test = dataset.test if test_size is None else stratified(dataset.test, test_size)
     return Splits(train, validation, test)
+
+
+def stratified(examples: Examples, count: int) -> Examples:
+    """Return about ``count`` of the examples with the same class proportions, the same ones always.
+
+    All of them, if there are no more.
+    """
+    if count >= len(examples):
+        return examples
+    _, chosen = stratified_split(examples.y, count / len(examples), TEST_SEED)
+    return examples.take(chosen.to(examples.y.device))
 
 
 def split_off_test(name: str, whole: Examples, class_names: Sequence[str]) -> Dataset:

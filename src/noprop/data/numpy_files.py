@@ -27,7 +27,15 @@ from noprop.data.formats import open_data
 from noprop.errors import DataError
 from noprop.files import may_unpack
 
-__all__ = ["array_names", "name_some", "read_arrays", "read_npz", "to_examples", "to_inputs"]
+__all__ = [
+    "array_names",
+    "name_some",
+    "numbered",
+    "read_arrays",
+    "read_npz",
+    "to_examples",
+    "to_inputs",
+]
 
 NPY_MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 1 << 16  # of an array; NumPy itself reads 10,000
@@ -48,10 +56,10 @@ def read_npz(path: Path) -> Dataset:
         arrays = read_arrays(path, parts)
         train = to_examples(path, arrays, "x_train", "y_train")
         test = to_examples(path, arrays, "x_test", "y_test")
-        return Dataset(str(path), train, test, _numbered(path, train))
+        return Dataset(str(path), train, test, numbered(path, train))
     if "x" in held and "y" in held and not any(key in held for key in parts):
         whole = to_examples(path, read_arrays(path, ("x", "y")), "x", "y")
-        return split_off_test(str(path), whole, _numbered(path, whole))
+        return split_off_test(str(path), whole, numbered(path, whole))
     raise DataError(
         f"{path}: holds the arrays {name_some(held)}; "
         f"wanted x and y, or x_train, y_train, x_test and y_test"
@@ -226,7 +234,7 @@ def name_some(names: Sequence[str]) -> str:
     return (", ".join(shown) or "(none)") + (f", … ({len(names)})" if len(names) > 10 else "")
 
 
-def _numbered(path: Path, examples: Examples) -> tuple[str, ...]:
+def numbered(path: Path, examples: Examples) -> tuple[str, ...]:
     """Return class names "0", "1", ..., as many as the labels of the training part need."""
     highest = int(examples.y.max())
     if highest >= len(examples):  # some class has no example; do not make a billion names to say so

@@ -19,7 +19,7 @@ STARTS = {"random-image": "random", "orthogonal-image": "orthogonal"}
 # The paper does not state the readout's initial value: every cell uses torch's default.
 PAPER = {"method.readout_start": "random"}
 # One thread per cell, so that weights do not depend on the machine, and several train at a time.
-ALONE = {"train.threads": 1, "train.workers": 1, "train.shards": 1}
+ALONE: dict[str, Any] = {"train.threads": 1, "train.workers": 1, "train.shards": 1}
 # Methods of Fig. 4, and the number of points of a curve.
 FOLLOWED = ("ct", "fm", "adjoint")
 POINTS = 10
@@ -76,7 +76,7 @@ class Cell:
     def config(self, scale: Scale, seed: int) -> RunConfig:
         """Return the configuration at a scale, with a seed."""
         config = scale.applied(self.recipe, SOURCES[self.dataset].sizes[0])
-        changes: dict[str, Any] = {**ALONE, "train.seed": seed}
+        changes: dict[str, Any] = {**ALONE, "train.seed": seed, "evaluation.budget": "full"}
         if self.method in FOLLOWED and self.embedding == "one-hot":
             changes["train.keep_every"] = max(1, config.train.epochs // POINTS)
         return replace(config, changes)

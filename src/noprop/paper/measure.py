@@ -163,7 +163,7 @@ def _test(folder: Path, config: RunConfig, data: RunData, model: Model) -> dict[
     there = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     e = config.evaluation
     as_much = (there["examples"], there["runs"], there["samples"])
-    same_chain = open_run(folder).method == config.method
+    same_chain = open_run(folder).method == config.method and "protocol" not in there
     if same_chain and as_much == (len(data.test), e.runs, e.samples):
         return {k: v for k, v in there.items() if k != "training"}
     return evaluate(model, data.test) | {"part": "test"}
@@ -176,7 +176,8 @@ def _train(folder: Path, config: RunConfig, data: RunData) -> dict[str, Any]:
     chosen = torch.randperm(len(data.train), generator=draws)[:count].sort().values
 
     def score() -> dict[str, Any]:
-        found = evaluate(_read(folder, config, samples=1), data.train.take(chosen))
+        model = _read(folder, config)
+        found = evaluate(model, data.train.take(chosen), modes=["single"])
         return {"examples": count, "runs": found["runs"], **found["modes"]["single"]}
 
     return _once(folder / "scores" / "train.json", score)

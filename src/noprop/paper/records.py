@@ -140,14 +140,14 @@ class Summary:
             score = test["modes"].get(test["default"] if mode == "default" else mode)
             if score is None:
                 return None
-            found.append((score["accuracy"], score["accuracy_se"], test["runs"]))
+            found.append((score["accuracy"], score["accuracy_se"] or 0.0, test["runs"]))
         return found
 
     @property
     def train_accuracy(self) -> Number:
         """Accuracy of single chains on training images, in %."""
         parts = [record["train"] for record in self.records]
-        return pooled([(p["accuracy"], p["accuracy_se"], p["runs"]) for p in parts])
+        return pooled([(p["accuracy"], p["accuracy_se"] or 0.0, p["runs"]) for p in parts])
 
     def mean(self, *path: str) -> float | None:
         """Return the mean of a field over the records, or None if a record lacks it."""

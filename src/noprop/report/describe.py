@@ -1,5 +1,6 @@
 """A run before it is trained: its units, parameters, memory and schedule."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +17,16 @@ from noprop.methods.base import LossTerms, Method, Unit
 __all__ = ["describe"]
 
 
-def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+def describe(
+    config: RunConfig, shape: tuple[int, ...], classes: int, *, examples: int = 0
+) -> dict[str, Any]:
     """Return what ``noprop describe`` prints; no data are read.
 
     Args:
         config: The configuration of the run.
         shape: Shape of one input.
         classes: Number m of classes.
+        examples: Number of training examples, for the estimated time.
 
     Raises:
         ConfigError: If the networks cannot be built on this machine.
@@ -49,6 +53,11 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
             loss = _loss(method, unit, shape, classes).total
             depths.append(_local_depth(loss, unit.parameters))
     depths = [depths[0]] * (len(names) - len(depths)) + depths
+    updates = config.train.epochs * max(1, examples // config.train.batch_size)
+    seconds = _seconds_of_update(method, together, shape, classes, config.train.batch_size)
+    if config.method.trains_chain and not config.method.keeps_chain:
+        seconds *= steps / config.method.chain_length
+    costs = 1.0 if config.method.stack else sum(config.method.unit_costs.values())
     activations = _activations(method, together, shape, classes, config.train.batch_size)
     return {
         "recipe": config.recipe,
@@ -62,10 +71,37 @@ def describe(config: RunConfig, shape: tuple[int, ...], classes: int) -> dict[st
         ],
         "stack": config.method.stack,
         "shared_parameters": sum(p.numel() for p in method.shared_parameters),
+        "parameters": sum(sizes) + sum(p.numel() for p in method.shared_parameters),
+        "examples": examples,
+        "updates": updates,
+        "training_seconds": seconds * updates * costs,
         # Weights, gradients and two moments, four bytes each, and the activations.
         "unit_memory_mb": (16 * sum(sizes[: len(together)]) + activations) / 1e6,
         "schedule": method.schedule_table(),
     }
+
+
+def _seconds_of_update(
+    method: Method, units: Sequence[Unit], shape: tuple[int, ...], classes: int, batch: int
+) -> float:
+    """Return the time of a forward and a backward pass on this machine, with one thread."""
+    x, y = torch.rand(batch, *shape), torch.arange(batch) % classes
+    threads, seconds = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for seed in range(3):
+            began, draws = time.perf_counter(), torch.Generator().manual_seed(seed)
+            for phase in sorted({unit.phase for unit in units}):
+                signals = method.signals(x, y, draws, phase)
+                for unit in units:
+                    if unit.phase == phase:
+                        unit.loss(signals, y, draws).total.backward()
+            seconds.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+        for parameter in method.parameters():
+            parameter.grad = None
+    return min(seconds)
 
 
 WEIGHTED = {"ConvolutionBackward0", "AddmmBackward0", "MmBackward0"}

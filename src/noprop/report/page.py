@@ -12,7 +12,7 @@ from noprop.errors import ConfigError, RunError
 from noprop.files import read_object, write_whole
 from noprop.model import Model
 from noprop.report.pictures import Picture, draw, marker, whole_ticks
-from noprop.report.tables import mode_name
+from noprop.report.tables import mean_text, mode_name
 
 __all__ = ["write_page"]
 
@@ -54,6 +54,7 @@ def write_page(run: Path, model: Model, pictures: list[Picture], path: Path) -> 
         raise ConfigError("the page needs jinja2: pip install 'noprop[plots]'") from None
     jinja = Environment(autoescape=True, undefined=StrictUndefined)
     jinja.filters |= {"fixed": lambda v, n: f"{v:.{n}f}", "short": lambda v: f"{v:.4g}"}
+    jinja.filters["spread"] = lambda error, n: mean_text(0.0, error, n).removeprefix(f"{0.0:.{n}f}")
     source = (files("noprop.report") / "page.html.jinja").read_text(encoding="utf-8")
     template, content = jinja.from_string(source), _content(run, model, pictures)
     results, reason = _read(run / "evaluation.json")
@@ -117,7 +118,8 @@ def _steps(figure: Any, results: dict[str, Any], classes: int) -> None:
     axis = figure.subplots()
     axis.plot(times, steps, marker=marker(steps), label="class nearest to z_t")
     if alone:
-        low, high = (alone["accuracy"] + sign * alone["accuracy_se"] for sign in (-1, 1))
+        error = alone["accuracy_se"] or 0.0
+        low, high = (alone["accuracy"] + sign * error for sign in (-1, 1))
         axis.axhspan(low, high, color="C1", alpha=0.25, linewidth=0)
         name = "last step alone, on noise"
         axis.axhline(alone["accuracy"], color="C1", linestyle="--", label=name)

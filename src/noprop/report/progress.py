@@ -18,6 +18,7 @@ from noprop.training.events import (
     Damaged,
     Deadline,
     Epoch,
+    Evaluated,
     Evaluating,
     Event,
     Failed,
@@ -35,7 +36,8 @@ from noprop.training.events import (
 
 __all__ = ["Report"]
 
-TRAINING = 0.9  # share of training in the time of one run of several; the rest evaluates it
+TRAINING = 0.9  # share of training in the time of a run that has not begun
+EVALUATING = "evaluating"
 NAMED = 4  # runs in progress that a line names
 
 
@@ -57,6 +59,9 @@ class _Run:
         groups: Its groups by name; None until one is heard of.
         quick: Names of units whose updates take almost no time.
         doing: What it does now; empty before and after.
+        epochs: Number of its epochs; 0 if it is not known.
+        training: Share of training in its time, the rest evaluates it; None if it is not known.
+        evaluated: Share of its evaluation that is done.
         ended: Whether it has finished or failed.
     """
 
@@ -64,6 +69,9 @@ class _Run:
     groups: dict[str, _Group | None] = field(default_factory=dict)
     quick: Sequence[str] = ()
     doing: str = ""
+    epochs: int = 0
+    training: float | None = None
+    evaluated: float = 0.0
     ended: bool = False
 
     def group_of(self, unit: str) -> str:
@@ -101,7 +109,8 @@ class Report:
         quiet: bool = False,
     ):
         self.batch_size, self.result, self.quiet = batch_size, result, quiet
-        self.started, self.printed = time.monotonic(), 0.0
+        self.created, self.printed = time.monotonic(), 0.0
+        self.clock: float | None = None  # when the first work was done: starting takes seconds
         self.runs: dict[str, _Run] = {}
         self.several = False
         self.note = ""  # the last news of a single run
@@ -146,6 +155,8 @@ class Report:
                 self._trained(event)
             case Evaluating():
                 self._evaluating(event)
+            case Evaluated():
+                self._evaluated(event)
             case Finished() | Failed():
                 self._ended(event)
             case Timing():
@@ -169,7 +180,9 @@ class Report:
         run = self._run(event)
         run.groups |= dict.fromkeys(event.groups)
         run.quick = event.quick
-        run.doing = "training"
+        run.doing, run.epochs = "training", event.epochs
+        if event.evaluation is not None:
+            run.training = 1 / (1 + event.evaluation)
         units = _count(len(event.groups), "unit")
         if event.engine == "ray":
             room = f"{event.workers} at a time" if event.workers else "waiting for a free machine"
@@ -186,8 +199,10 @@ class Report:
         known = run.groups.get(name)
         first = known.first if known else event.work
         run.groups[name] = _Group(first, event.work, event.total_work)
+        self.clock = time.monotonic() if self.clock is None else self.clock
         self.losses[event.unit] = event.loss
-        note = f"epoch {event.epoch}  loss {event.loss:.4g}"
+        of = f"/{run.epochs}" if run.epochs else ""
+        note = f"epoch {event.epoch}{of}  loss {event.loss:.4g}"
         self.note = f"{event.unit} {note}"
         if self.several:
             self._bar(event.run, self._shares_of(run)[1], run.doing)
@@ -220,13 +235,21 @@ class Report:
 
     def _evaluating(self, event: Evaluating) -> None:
         run = self._run(event)
-        run.doing = "evaluating"
+        first, run.doing, run.evaluated = run.doing != EVALUATING, EVALUATING, event.share
         if self.several:
-            self._bar(event.run, TRAINING, run.doing)
-            self._show()
-        else:
+            self._bar(event.run, self._shares_of(run)[1], run.doing)
+        elif first:
+            self.close()  # the bars of the units
+            self.clock, run.groups, run.training = time.monotonic(), {}, 0.0
+            self.note, self.batch_size = EVALUATING, 0
+            self._line(f"evaluating {event.text}".rstrip())
+            return
+        self._show()
+
+    def _evaluated(self, event: Evaluated) -> None:
+        self._run(event).evaluated = 1.0
+        if not self.several:
             self.close()
-            self._line("evaluating")
 
     def _ended(self, event: Finished | Failed) -> None:
         run = self._run(event)
@@ -252,21 +275,26 @@ class Report:
         return first, now
 
     def _shares_of(self, run: _Run) -> tuple[float, float]:
-        first, now = (share * (TRAINING if self.several else 1.0) for share in run.shares())
+        training = run.training
+        if training is None:
+            training = TRAINING if self.several else 1.0
+        first, now = (share * training for share in run.shares())
+        now += (1 - training) * run.evaluated
         if run.ended:  # by an earlier command, if nothing was heard of its groups
             return first if run.groups else 1.0, 1.0
         return first, now
 
     def pace(self) -> str:
         """Return the examples a second of a single run, and the time left."""
-        elapsed, told = time.monotonic() - self.started, []
-        if self.batch_size and not self.several:
+        told, now = [], time.monotonic()
+        elapsed = now - (self.created if self.clock is None else self.clock)
+        if self.batch_size and not self.several and elapsed:
             groups = [group for run in self.runs.values() for group in run.counted if group]
-            updates = sum(group.now - group.first for group in groups)
-            told.append(f"{updates * self.batch_size / elapsed:,.0f} examples/s")
-        first, now = self.shares()
-        if now - first > 0.02 * (1 - first):  # what was done before took no time of this command
-            told.append(f"{duration(elapsed * (1 - now) / (now - first))} left")
+            if updates := sum(group.now - group.first for group in groups):
+                told.append(f"{updates * self.batch_size / elapsed:,.0f} examples/s")
+        first, share = self.shares()
+        if share - first > 0.02 * (1 - first):  # what was done before took no time of this command
+            told.append(f"{duration(elapsed * (1 - share) / (share - first))} left")
         return ", ".join(told)
 
     def _count_ended(self) -> str:
@@ -292,9 +320,10 @@ class Report:
             return
         now = time.monotonic()
         # Seldom in a run of hours, whose log a person reads.
-        if now - self.printed > max(5.0, (now - self.started) / 100):
+        if now - self.printed > max(5.0, (now - self.created) / 100):
             news = self._in_progress() if self.several else self.note
-            self._line(f"{100 * self.shares()[1]:3.0f} %  {news}  {self.pace()}".rstrip())
+            share, since = f"{100 * self.shares()[1]:3.0f} %", duration(now - self.created)
+            self._line(f"{share}  {since}  {news}  {self.pace()}".rstrip())
 
     @property
     def _shows_bars(self) -> bool:

@@ -1,7 +1,7 @@
 """Results as text for a terminal: evaluations, grids, descriptions of a run, tables."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noprop.terminal import printable
@@ -58,11 +58,17 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def mean_text(mean: float | None, error: float | None, digits: int = 2) -> str:
-    """Return a mean with its standard error, where it has one: ``97.31 ± 0.02``, or ``–``."""
+    """Return a mean with its standard error, where it has one: ``97.31 ± 0.02``, or ``–``.
+
+    A small error is never rounded to a certainty: ``97.31 ± <0.01``.
+    """
     if mean is None:
         return "–"
-    known = error is not None and not math.isnan(error)
-    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
+    text = f"{mean:.{digits}f}"
+    if error is None or math.isnan(error) or error == 0:  # without spread it tells nothing
+        return text
+    least = 10**-digits
+    return f"{text} ± {error:.{digits}f}" if error >= least / 2 else f"{text} ± <{least:.{digits}f}"
 
 
 def _mean_of(values: Mapping[str, Any], name: str, digits: int = 2) -> str:
@@ -81,7 +87,8 @@ def duration(seconds: float) -> str:
 
 def mode_name(mode: str, results: Mapping[str, Any]) -> str:
     """Return the name of a way to predict, for an evaluation."""
-    names = MODE_NAMES if "samples" in results["modes"] else NOISELESS_NAMES
+    noisy = "samples" in results["modes"] or "mean" in results["modes"]
+    names = MODE_NAMES if noisy else NOISELESS_NAMES
     return str(names.get(mode, mode)).replace("{samples}", str(results.get("samples", "?")))
 
 
@@ -91,32 +98,62 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
     for mode, score in results["modes"].items():
         name = mode_name(mode, results)
         name += " *" if mode == results["default"] else ""
-        rows.append([name, _mean_of(score, "accuracy"), _mean_of(score, "log_loss", 4)])
+        row = [name, _mean_of(score, "accuracy"), _mean_of(score, "log_loss", 4)]
+        rows.append([*row, _interval_text(score.get("accuracy_interval"))])
+    heads = ["prediction (* is the default)", "accuracy %", "log-loss nats"]
     steps, times = (" ".join(f"{v:.3g}" for v in results[k]) for k in ("steps", "times"))
     has_chains = "samples" in results["modes"]
     chain = "one chain by the nearest embedding" if has_chains else "each answer, 0 for none"
     lines = [
-        f"{results['examples']} {results['part']} examples, "
-        f"mean ± standard error of {results['runs']} runs",
+        _extent_text(results),
         "",
-        table(["prediction (* is the default)", "accuracy %", "log-loss nats"], rows),
+        table([*heads, "95 % interval of accuracy"], rows),
         "",
         f"accuracy % of {chain}: {steps}",
         f"  at t = {times}",
         f"network evaluations in a chain: {results['evaluations']:.4g}",
-        f"calibration error of the default: {100 * results['calibration_error']:.2f} %",
     ]
+    if (error := results.get("calibration_error")) is not None:
+        lines.append(f"calibration error of the default: {100 * error:.2f} %")
     if alone := results.get("last_block_alone"):
         lines.append(f"control, last step alone on noise: {_mean_of(alone, 'accuracy')} %")
     if elbo := results.get("elbo"):
         terms = " + ".join(f"{k} {v:.4g}" for k, v in elbo.items() if k != "total")
         lines.append(f"bound on -log p(y|x), nats: {elbo['total']:.4g} = {terms}")
     if training := results.get("training"):
-        lines.append(
-            f"training took {duration(training['seconds'])}; peak memory "
-            f"{training['peak_memory_mb']:.0f} MB ({printable(training['memory_counter'])})"
-        )
+        lines.append(_cost_text(training))
     return "\n".join(lines)
+
+
+def _interval_text(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _extent_text(results: Mapping[str, Any]) -> str:
+    """Return what was evaluated, and how much more the full protocol has."""
+    full, runs = results.get("protocol", {}), results["runs"]
+    of = f" of {full['examples']:,}" if "examples" in full else ""
+    text = f"{results['examples']:,}{of} {results['part']} examples, "
+    text += f"mean ± standard error of {runs} runs" if runs > 1 else "1 inference run"
+    text += f" of {full['runs']}" if "runs" in full else ""
+    missing = [m for m in full.get("modes", ()) if m not in results["modes"]]
+    names = [mode_name(mode, results) for mode in missing]
+    return f"{text}\nleft out: {'; '.join(names)}" if names else text
+
+
+def _cost_text(training: Mapping[str, Any]) -> str:
+    """Return the time and the memory of a run."""
+    workers, wall = training.get("workers") or 1, training.get("wall_seconds")
+    took = duration(training["seconds"] if wall is None else wall)
+    if wall is not None and workers > 1:
+        took += f" on {workers} workers ({duration(training['seconds'])} of worker time)"
+    if (seconds := training.get("evaluation_seconds")) is not None:
+        took += f", evaluation {duration(seconds)}"
+    each = " of the largest worker" if workers > 1 else ""
+    return (
+        f"training took {took}; peak memory{each} {training['peak_memory_mb']:.0f} MB "
+        f"({printable(training['memory_counter'])})"
+    )
 
 
 def accuracy_text(results: Mapping[str, Any]) -> str:
@@ -151,15 +188,23 @@ def description_text(about: Mapping[str, Any]) -> str:
         "",
         table(["unit", "parameters", "local depth"], units),
         f"shared (W_Embed): {shared:,}" if shared else f"shared: {none}",
+        f"parameters in all: {about['parameters']:,}",
         "",
         "local depth: layers with weights that one gradient crosses",
         f"memory of training {what}: about {about['unit_memory_mb']:.0f} MB "
         f"(weights, gradients, optimizer, activations of a batch)",
     ]
+    if about["examples"]:
+        lines.append(
+            f"updates of a unit: {about['updates']:,} ({about['examples']:,} examples); all units: "
+            f"about {duration(about['training_seconds'])} of one core of this machine as it is now"
+        )
     if about["schedule"]:
         keys = list(about["schedule"][0])
         levels = [[_level_text(key, level[key]) for key in keys] for level in about["schedule"]]
         lines += ["", table([LEVEL_NAMES.get(key) or key for key in keys], levels)]
+        if "a" in keys:
+            lines.append("a, b, c of the step to t: z_t = a û + b z_(t-1) + √c ε (Eq. 3)")
     return "\n".join(lines)
 
 

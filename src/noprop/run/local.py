@@ -14,6 +14,7 @@ from noprop.errors import ConfigError, NoPropError, TrainingError
 from noprop.machine import choose_device, core_count
 from noprop.run.engine import Engine
 from noprop.run.folder import workplace
+from noprop.run.guard import check_main_script
 from noprop.run.processes import Child, ProcessLostError, start_server, stop, when_asked
 from noprop.run.units import COUPLED, groups_of, share_of_groups
 from noprop.run.worker import Job, work_on
@@ -34,8 +35,13 @@ class LocalEngine(Engine):
 
     @contextmanager
     def opened(self, config: RunConfig) -> Iterator[None]:
-        """Start the process that workers are forked from, if there will be several."""
+        """Start the process that workers are forked from, if there will be several.
+
+        Raises:
+            ConfigError: If they cannot import the main script.
+        """
         if local_layout(config, groups_of(config)).size > 1:
+            check_main_script()
             start_server()
         yield
 

@@ -102,11 +102,16 @@ def follow(folder: Path) -> Callable[[], list[Event]]:
 
 
 def training_cost(folder: Path) -> dict[str, Any]:
-    """Return the cost of training: seconds of all groups, and the peak memory of the largest.
+    """Return the cost of training: ``seconds``, ``wall_seconds``, ``workers`` and peak memory.
 
-    Each group's seconds are those of all the processes that had it; empty without such events.
+    ``seconds`` are summed over the groups, each with those of all the processes that had it;
+    ``wall_seconds`` passed while any trained. ``workers`` are the most that were started at once,
+    and the peak memory is that of the largest process. Empty without such events.
     """
-    events = [e for e in read_metrics(folder) if e["event"] == "trained"]
+    every = read_metrics(folder)
+    # The last event of a group counts: its seconds include those of a shorter training before.
+    ends = {str(e.get("units")): e for e in every if e["event"] == "trained"}
+    events = list(ends.values())
     numbers = [e.get(name) for e in events for name in ("seconds", "peak_memory_mb")]
     told = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
     if not events or not told or not all(isinstance(e.get("memory_counter"), str) for e in events):
@@ -114,6 +119,29 @@ def training_cost(folder: Path) -> dict[str, Any]:
     largest = max(events, key=lambda e: e["peak_memory_mb"])
     return {
         "seconds": sum(e["seconds"] for e in events),
+        **_wall_time(every),
         "peak_memory_mb": largest["peak_memory_mb"],
         "memory_counter": largest["memory_counter"],
     }
+
+
+def _wall_time(events: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Return the time from each start of training to the last event before the next start.
+
+    Empty for a run whose events do not tell it.
+    """
+    first = last = None
+    total, workers = 0.0, 0
+    for event in events:
+        now = event.get("time")
+        if not isinstance(now, int | float) or not math.isfinite(now):
+            return {}
+        if event["event"] == "started":
+            if first is not None and last is not None:
+                total += last - first
+            first, count = now, event.get("workers")
+            workers = max(workers, count if isinstance(count, int) else 0)
+        last = now
+    if first is None or last is None:
+        return {}
+    return {"wall_seconds": round(total + last - first, 3), "workers": workers}

@@ -3,15 +3,22 @@
 A new run is resolved from its data. One that joins an existing run takes the values from that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from noprop.build import RunData, build_embedding, build_method, load_data, resolve_auto
+from noprop.build import (
+    RunData,
+    build_embedding,
+    build_method,
+    load_data,
+    resolve_auto,
+    split_data,
+)
 from noprop.config import RunConfig, replace
-from noprop.data import absolute_name
+from noprop.data import GIVEN, absolute_name, dataset_of
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError
@@ -39,9 +46,9 @@ def resolve(
 
 
 def with_data(
-    config: RunConfig, data: RunData | None, data_dir: Path | str | None
+    config: RunConfig, data: RunData | Sequence[Any] | None, data_dir: Path | str | None
 ) -> tuple[RunConfig, RunData]:
-    """Return the configuration and its data.
+    """Return the configuration and its data, which may be given as arrays.
 
     Raises:
         NoPropError: If there are no such data, or they cannot be trained on so.
@@ -50,6 +57,13 @@ def with_data(
     if data is None:
         data = load_data(config, Path(data_dir) if data_dir else None)
         config = replace(config, {"data.dataset": absolute_name(config.data.dataset)})
+    elif not isinstance(data, RunData):
+        if not isinstance(data, tuple | list):
+            raise DataError(
+                f"data: wanted arrays (x, y) or (x, y, x_test, y_test), got {type(data).__name__}"
+            )
+        config = replace(config, {"data.dataset": GIVEN})
+        data = split_data(config, dataset_of(data))
     if len(data.train) < 2:
         raise DataError(
             f"{config.data.dataset}: wanted at least two examples to train on, for batch norm, "

@@ -7,6 +7,7 @@ model = run.assemble()
 Any number of processes can train one run at the same time, each the groups that no other holds.
 """
 
+import dataclasses
 import json
 import shutil
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from noprop.build import RunData
 from noprop.config import RunConfig
+from noprop.data import stratified
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.evaluate import choose_weights, evaluate
@@ -25,6 +27,7 @@ from noprop.fingerprint import fingerprint
 from noprop.model import Model, open_run
 from noprop.run.assembly import assemble_model
 from noprop.run.engine import Engine
+from noprop.run.extent import Extent, choose_extent
 from noprop.run.folder import (
     SLURM_PLACE,
     clear_places,
@@ -35,6 +38,7 @@ from noprop.run.folder import (
 )
 from noprop.run.local import LocalEngine
 from noprop.run.locks import hold_assembly, is_free, remove_half_written
+from noprop.run.longer import lengthen_commits
 from noprop.run.metrics import recorder, training_cost
 from noprop.run.resolve import resolve, resolve_from, resolve_new, with_data
 from noprop.run.units import (
@@ -99,7 +103,7 @@ class Run:
         *,
         folder: Path | str | None = None,
         overrides: Mapping[str, Any] | None = None,
-        data: RunData | None = None,
+        data: RunData | Sequence[Any] | None = None,
         data_dir: Path | str | None = None,
         encoder: EncoderFactory | None = None,
     ) -> "Run":
@@ -109,7 +113,8 @@ class Run:
             recipe: A name of ``noprop.RECIPES``, or a configuration.
             folder: The run folder; ``runs/<recipe>`` unless given, with a number if that exists.
             overrides: Fields to change, such as ``{"train.epochs": 2}``.
-            data: The data, in place of reading ``data.dataset``.
+            data: The data, in place of reading ``data.dataset``: arrays ``(x, y)`` or
+                ``(x, y, x_test, y_test)``, see :func:`noprop.data.given.dataset_of`.
             data_dir: The first place to look for data.
             encoder: The user's own encoder: a function that makes an ``nn.Module``
                 x → features (B, F), which replaces the convolutions. It is called once a block, or
@@ -131,7 +136,7 @@ class Run:
         folder: Path | str,
         *,
         overrides: Mapping[str, Any] | None = None,
-        data: RunData | None = None,
+        data: RunData | Sequence[Any] | None = None,
         data_dir: Path | str | None = None,
         encoder: EncoderFactory | None = None,
     ) -> "Run":
@@ -154,7 +159,7 @@ class Run:
         folder: Path | str,
         *,
         overrides: Mapping[str, Any] | None = None,
-        data: RunData | None = None,
+        data: RunData | Sequence[Any] | None = None,
         data_dir: Path | str | None = None,
         encoder: EncoderFactory | None = None,
     ) -> "Run":
@@ -173,7 +178,10 @@ class Run:
         else:
             config, embedding = resolve_new(config, data, encoder)
         join_run(path, config, embedding)
-        return cls(path, config, data, encoder)
+        run = cls(path, config, data, encoder)
+        if config.train.extended_from:
+            lengthen_commits(path, config, data, run.fingerprint, encoder)
+        return run
 
     @cached_property
     def job(self) -> Job:
@@ -189,6 +197,11 @@ class Run:
             embedding=embedding.weight.detach(),
             encoder=self.encoder,
         )
+
+    @cached_property
+    def extent(self) -> Extent:
+        """What the evaluation after training computes, see :mod:`noprop.run.extent`."""
+        return choose_extent(self.config, self.data, self.encoder)
 
     def states(self) -> list[UnitState]:
         """Return how far each group is, those included that other processes train.
@@ -230,15 +243,8 @@ class Run:
             clear_places(self.folder)
             record = recorder(self.folder, emit) if engine.reports else print_nothing
             left = self._unfinished(groups, record)
-            record(
-                Started(
-                    left,
-                    engine.workers(self.config, left),
-                    engine="" if engine.name == "local" else engine.name,
-                    shards=self.config.train.shards,
-                    quick=self.config.method.quick_units or (),
-                )
-            )
+            if engine.reports:
+                record(self._start(engine, left))
             while left:
                 engine.run(self.job, left, listen)
                 if not engine.waits:
@@ -250,6 +256,19 @@ class Run:
                         "else is left to do here; when all units are trained: noprop assemble "
                         f"{self.folder}"
                     )
+
+    def _start(self, engine: Engine, groups: Sequence[str]) -> Started:
+        workers, off = engine.workers(self.config, groups), self.config.evaluation.budget == "off"
+        return Started(
+            groups,
+            workers,
+            engine="" if engine.name == "local" else engine.name,
+            shards=self.config.train.shards,
+            quick=self.config.method.quick_units or (),
+            epochs=self.config.train.epochs,
+            # One process evaluates, after as many as this have trained.
+            evaluation=0.0 if off else self.extent.cost * max(1, workers),
+        )
 
     def _unfinished(self, groups: Sequence[str], record: Emit) -> list[str]:
         """Return the groups that are not trained to their end, and report the others."""
@@ -281,21 +300,57 @@ class Run:
     def assemble(self, emit: Emit = print_nothing) -> Model:
         """Make the model of the trained units, fit its path weights, evaluate it, and write it.
 
+        How much is evaluated depends on ``evaluation.budget``; with ``off`` the path weights stay
+        uniform, and the run has no ``evaluation.json``.
+
         Raises:
             RunError: If a unit is missing, unfinished or damaged; nothing is written then.
         """
         with hold_assembly(self.folder):
             remove_half_written(self.folder, "evaluation.json", "model.safetensors", "model.json")
             clear_places(self.folder)
-            model = self.model()
-            emit(Evaluating())
-            choose_weights(model, self.data.validation)
-            results = evaluate(model, self.data.test) | {"part": "test"}
-            if training := training_cost(self.folder):
-                results["training"] = training
-            text = json.dumps(results, indent=1) + "\n"
-            write_whole(self.folder / "evaluation.json", text.encode())
+            model, results = self.model(), {}
+            if self.config.evaluation.budget == "off":
+                (self.folder / "evaluation.json").unlink(missing_ok=True)
+            else:
+                results = self._evaluate(model, emit)
+                text = json.dumps(results, indent=1) + "\n"
+                write_whole(self.folder / "evaluation.json", text.encode())
             model.save(self.folder)
             shutil.rmtree(self.folder / SLURM_PLACE, ignore_errors=True)
         emit(Evaluated(results))
         return model
+
+    def _evaluate(self, model: Model, emit: Emit) -> dict[str, Any]:
+        """Fit the path weights of a model, and return its results on the test part."""
+        began, extent = time.monotonic(), self.extent
+        test, whole = stratified(self.data.test, extent.examples), len(self.data.test)
+        of = f" of {whole:,}" if len(test) < whole else ""
+        emit(Evaluating(text=f"{len(test):,}{of} test examples"))
+        weights = extent.weights_cost / extent.cost
+        choose_weights(
+            model,
+            self.data.validation,
+            at_most=extent.weights,
+            emit=_between(emit, 0.0, weights),
+        )
+        results = evaluate(
+            model, test, runs=extent.runs, modes=extent.modes, emit=_between(emit, weights, 1.0)
+        )
+        results["part"] = "test"
+        if extent.protocol:
+            results["protocol"] = extent.protocol
+        if training := training_cost(self.folder):
+            seconds = time.monotonic() - began
+            results["training"] = {**training, "evaluation_seconds": round(seconds, 3)}
+        return results
+
+
+def _between(emit: Emit, first: float, last: float) -> Emit:
+    """Return a function that emits a part of the evaluation as the share from first to last."""
+
+    def part(event: Event) -> None:
+        assert isinstance(event, Evaluating)
+        emit(dataclasses.replace(event, share=first + (last - first) * event.share))
+
+    return part

@@ -67,7 +67,7 @@ class TorchrunEngine(Engine):
         self,
         config: RunConfig,
         folder: Path,
-        data: RunData | None = None,
+        data: RunData | Sequence[Any] | None = None,
         data_dir: Path | str | None = None,
         encoder: EncoderFactory | None = None,
     ) -> Run:

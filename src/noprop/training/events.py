@@ -82,6 +82,9 @@ class Started(Event):
         engine: Name of the engine, where it is not the local one.
         shards: Number of shards of each mini-batch.
         quick: Names of the run's units whose updates take almost no time.
+        epochs: Number of epochs of each unit.
+        evaluation: Estimated time of the evaluation, as a multiple of the training's; None if it
+            is not known.
     """
 
     groups: Sequence[str]
@@ -89,6 +92,8 @@ class Started(Event):
     engine: str = ""
     shards: int = 1
     quick: Sequence[str] = ()
+    epochs: int = 0
+    evaluation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,15 @@ class Trained(Event):
 
 @dataclass(frozen=True)
 class Evaluating(Event):
-    """The model is assembled, and its accuracy is about to be measured."""
+    """The model is assembled, and its accuracy is measured.
+
+    Attributes:
+        share: Share of the evaluation that is done, 0 to 1.
+        text: What is evaluated; only in the first of these events.
+    """
+
+    share: float = 0.0
+    text: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""Arrays of a script to data sets: ``data=(x, y)`` or ``data=(x, y, x_test, y_test)``."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noprop.data.arrays import Dataset, split_off_test
+from noprop.data.numpy_files import numbered, to_examples
+from noprop.errors import DataError
+
+__all__ = ["GIVEN", "as_pixels", "dataset_of"]
+
+GIVEN = "arrays"  # the name of a data set that a script gave
+NAMES = ("x", "y", "x_test", "y_test")
+
+
+def dataset_of(data: Sequence[Any]) -> Dataset:
+    """Return the data set of arrays or tensors.
+
+    With two of them the test part is one fifth, the same in every run. Images are uint8, or floats
+    in 0..1, which are multiplied by 255 and rounded; see :func:`~noprop.data.numpy_files.to_inputs`
+    for the shapes. All other numbers are features.
+
+    Args:
+        data: ``(x, y)`` or ``(x, y, x_test, y_test)``.
+
+    Raises:
+        DataError: If there are neither two nor four, or they are not a data set.
+    """
+    if len(data) not in (2, 4):
+        raise DataError(f"data: wanted (x, y) or (x, y, x_test, y_test), got {len(data)} arrays")
+    arrays = {name: _array(name, value) for name, value in zip(NAMES, data, strict=False)}
+    images = [name for name in arrays if name[0] == "x" and _looks_like_pixels(arrays[name])]
+    if len(images) == len(data) // 2:
+        _warn("data")
+        arrays |= {name: as_pixels(arrays[name]) for name in images}
+    place = Path("data")
+    whole = to_examples(place, arrays, "x", "y")
+    if len(data) == 2:
+        return split_off_test(GIVEN, whole, numbered(place, whole))
+    test = to_examples(place, arrays, "x_test", "y_test")
+    return Dataset(GIVEN, whole, test, numbered(place, whole))
+
+
+def as_pixels(x: Any) -> Any:
+    """Return floats in 0..1 as uint8 in 0..255, a tensor or an array as it came."""
+    scaled = x * 255
+    if isinstance(x, Tensor):
+        return scaled.round().to(torch.uint8)
+    return scaled.round().astype(np.uint8)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"data: {name} is of type {array.dtype}, wanted numbers")
+    return array
+
+
+def _looks_like_pixels(x: np.ndarray) -> bool:
+    """Return whether an array has the shape of images, and floats in 0..1."""
+    image = x.ndim == 3 or (x.ndim == 4 and (x.shape[1] in (1, 3)) != (x.shape[3] in (1, 3)))
+    return bool(image and x.dtype.kind == "f" and x.size and x.min() >= 0 and x.max() <= 1)
+
+
+def _warn(name: str) -> None:
+    warnings.warn(
+        f"{name}: floats in 0..1 are taken as images; they are multiplied by 255 and rounded",
+        stacklevel=5,
+    )

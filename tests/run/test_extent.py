@@ -1,0 +1,156 @@
+"""The evaluation after training is sized to the training, and says what it leaves out."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from noprop import api
+from noprop.build import RunData, Task
+from noprop.config import RunConfig, replace
+from noprop.data import Examples, Normalization
+from noprop.evaluate import modes_of
+from noprop.model import empty_model
+from noprop.run import extent as extents
+from noprop.run.extent import choose_extent, count_products
+from noprop.training.events import Evaluated, Evaluating, Event, Started
+from tools import IN_PROCESS
+
+
+def some(n: int) -> Examples:
+    g = torch.Generator().manual_seed(n)
+    x = torch.randint(256, (n, 1, 8, 8), generator=g, dtype=torch.uint8)
+    return Examples(x, torch.arange(n) % 4)
+
+
+PARTS = some(64), some(48), some(1000)
+TASK = Task((1, 8, 8), tuple("abcd"), Normalization.of(PARTS[0].x))
+DATA = RunData(TASK, *PARTS)
+BASE: dict[str, Any] = {**IN_PROCESS, "method.encoder": "mlp", "method.readout_start": "random"}
+CT: dict[str, Any] = {"method.name": "ct", "method.steps": 20, "method.gamma_noise": 6.0}
+
+
+def configured(**changes: Any) -> RunConfig:
+    return replace(RunConfig(), BASE | (changes if "method.name" in changes else CT | changes))
+
+
+@pytest.mark.parametrize("name", ["dt", "ct", "fm", "backprop", "adjoint"])
+@pytest.mark.parametrize("encoder", ["mlp", "small"])
+def test_products_are_counted_as_torch_counts_them(name, encoder):
+    changes: dict[str, Any] = {"method.name": name, "method.encoder": encoder}
+    if name in ("ct", "fm", "adjoint"):
+        changes["method.steps"] = 20
+    if name == "ct":
+        changes = CT | changes
+    method = empty_model(configured(**changes), TASK).method
+    for unit in method.units:
+        unit.module.eval()
+    x, draws = torch.rand(3, 1, 8, 8), torch.Generator()
+    with count_products() as ours:
+        method.predict(x, draws)
+    with FlopCounterMode(display=False) as theirs:
+        method.predict(x, draws)
+    assert ours.total == theirs.get_total_flops() / 2 > 0
+
+
+def test_averages_of_chains_go_first_then_runs_then_examples(monkeypatch):
+    """With ever smaller budgets; the budget is kept until the least number of examples is left."""
+    left, costs = [], []
+    for least in (1e12, 4e10, 1e10, 4e9, 1.0):
+        monkeypatch.setattr(extents, "LEAST_COST", least)
+        extent = choose_extent(configured(**{"evaluation.budget": 0.0}), DATA)
+        left.append((extent.examples, extent.runs, len(extent.modes), set(extent.protocol)))
+        costs.append(extent.cost)
+    assert costs == sorted(costs, reverse=True)
+    assert left[0] == (1000, 5, 6, set())
+    assert left[1] == (1000, 5, 3, {"modes"})
+    assert left[2] == (1000, 1, 3, {"modes", "runs"})
+    assert left[3][1:] == (1, 3, {"modes", "runs", "examples"})
+    assert 200 < left[3][0] < 1000
+    assert left[4][0] == 200
+
+
+def test_methods_that_predict_by_chains_keep_them(monkeypatch):
+    monkeypatch.setattr(extents, "LEAST_COST", 1.0)
+    changes = {"method.name": "dt", "evaluation.budget": 0.0}
+    extent = choose_extent(configured(**changes), DATA)
+    assert len(extent.modes) == 6
+    assert set(extent.protocol) == {"runs", "examples"}
+
+
+def test_a_longer_training_pays_for_more(monkeypatch):
+    monkeypatch.setattr(extents, "LEAST_COST", 1.0)
+    costs = [choose_extent(configured(**{"train.epochs": n}), DATA) for n in (1, 100, 10_000)]
+    assert [c.protocol.keys() for c in costs][-1] == set()
+    assert costs[0].examples < costs[-1].examples
+    assert costs[-1].cost < 0.2
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run whose evaluation leaves out all that can be left out, and its events."""
+    events: list[Event] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extents, "LEAST_COST", 1.0)
+        model = api.train(
+            configured(**{"train.epochs": 1}),
+            folder=tmp_path_factory.mktemp("runs") / "run",
+            data=DATA,
+            emit=events.append,
+        )
+    return model, events
+
+
+def test_a_run_says_what_its_evaluation_left_out(small_run):
+    model, events = small_run
+    results = json.loads((model.folder / "evaluation.json").read_text())
+    assert (results["examples"], results["runs"]) == (200, 1)
+    assert list(results["modes"]) == ["single", "mean", "mean-path-fitted"]
+    assert results["protocol"] == {"examples": 1000, "runs": 5, "modes": list(modes_of(model))}
+    assert results["modes"]["single"]["accuracy_se"] is None
+    training = results["training"]
+    assert training["workers"] == 1
+    assert 0 < training["wall_seconds"] < 60
+    assert 0 < training["evaluation_seconds"] < 60
+    (started,) = (e for e in events if isinstance(e, Started))
+    assert started.epochs == 1
+    assert started.evaluation is not None
+    assert started.evaluation > 0.2
+
+
+def test_the_share_of_an_evaluation_rises_to_all(small_run):
+    _, events = small_run
+    shares = [e.share for e in events if isinstance(e, Evaluating)]
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert len(shares) > 3
+    assert isinstance(events[-1], Evaluated)
+
+
+def test_the_full_protocol_remains(small_run):
+    """By ``Model.evaluate`` and by a budget of ``full``, whatever the training was."""
+    model, _ = small_run
+    api.assemble(model.folder, data=DATA, evaluation="full")
+    results = json.loads((model.folder / "evaluation.json").read_text())
+    assert (results["examples"], results["runs"]) == (1000, 5)
+    assert list(results["modes"]) == list(modes_of(model))
+    assert "protocol" not in results
+
+
+def test_no_evaluation_leaves_a_model_and_no_results(tmp_path):
+    events: list[Event] = []
+    config = configured(**{"train.epochs": 1, "evaluation.budget": "off"})
+    model = api.train(config, folder=tmp_path / "run", data=DATA, emit=events.append)
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    assert not any(isinstance(e, Evaluating) for e in events)
+    weights = model.method.path_weights
+    assert weights is not None
+    assert weights.unique().numel() == 1
+    loaded = api.load(tmp_path / "run")
+    assert torch.equal(loaded.predict(PARTS[2].x[:5]), model.predict(PARTS[2].x[:5]))
+    with_results = api.assemble(tmp_path / "run", data=DATA, evaluation=0.2)
+    assert (tmp_path / "run" / "evaluation.json").exists()
+    assert with_results.method.path_weights is not None
