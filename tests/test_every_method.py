@@ -274,7 +274,10 @@ def test_the_evaluation_has_what_the_method_has(run):
 def test_the_cost_of_training_is_told(run):
     """Seconds summed over the groups, one peak and its counter; progress is no part of a record."""
     cost = run.results["training"]
-    assert set(cost) == {"seconds", "peak_memory_mb", "memory_counter"}
+    times = {"seconds", "wall_seconds", "evaluation_seconds"}
+    assert set(cost) == {*times, "workers", "peak_memory_mb", "memory_counter"}
+    assert all(cost[name] > 0 for name in times)
+    assert cost["workers"] >= 1
     trained = [e for e in read_metrics(run.folder) if e["event"] == "trained"]
     assert len(trained) == len(groups_of(run.config))
     assert cost["seconds"] == pytest.approx(sum(e["seconds"] for e in trained))
