@@ -52,7 +52,7 @@ def test_a_model_says_what_it_is_and_how_good(trained):
     assert (results["accuracy"], results["log_loss"]) == (best["accuracy"], best["log_loss"])
     assert results["training"]["wall_seconds"] > 0
     assert repr(model) == (
-        f"<noprop.Model digits-dt: dt on arrays, 3 classes, accuracy {best['accuracy']:.2f} %, "
+        f"<noprop.Model arrays-dt: dt on arrays, 3 classes, accuracy {best['accuracy']:.2f} %, "
         f"in {model.folder}>"
     )
     assert repr(noprop.load(model.folder)) == repr(model)

@@ -10,7 +10,8 @@ from noprop.cli import main
 from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
-from noprop.recipes import RECIPE_NAMES, RECIPES, find_recipe
+from noprop.grid import train_grid
+from noprop.recipes import RECIPE_NAMES, RECIPES, find_recipe, named_after_data
 
 SHAPES = {
     "digits": ((1, 8, 8), 10),
@@ -171,3 +172,36 @@ def test_a_run_folder_is_described_as_its_recipe(capsys, tmp_path):
     assert (abouts[0]["examples"], abouts[0]["updates"]) == (1294, 10 * (1294 // 128))
     assert main(["describe", str(tmp_path)]) == 0
     assert "z_t = a û + b z_(t-1) + √c ε" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "expected"),
+    [
+        ("digits-dt", {}, "digits-dt"),
+        ("digits-dt", {"data.dataset": "mnist"}, "mnist-dt"),
+        ("mnist-dt-d20", {"data.dataset": "/home/me/cells.v2.npz"}, "cells.v2-dt-d20"),
+        ("digits-dt", {"data.dataset": "a.csv", "method.name": "ct"}, "a-ct"),
+        ("digits-dt", {"data.dataset": "../.my (own) photos?.npz"}, "my-own-photos-dt"),
+        ("digits-dt", {"data.dataset": "/"}, "data-dt"),
+        ("digits-dt", {"data.dataset": "a" * 99}, f"{'a' * 60}-dt"),
+        ("digits-dt", {"data.dataset": "mnist", "recipe": "mine"}, "mine"),
+    ],
+)
+def test_a_recipe_on_other_data_is_named_after_them(recipe, changes, expected):
+    config = replace(find_recipe(recipe), changes)
+    assert named_after_data(config).recipe == expected
+
+
+def test_the_whole_name_of_a_folder_is_in_the_name_of_the_recipe(tmp_path):
+    """A folder has no suffix to leave out."""
+    (tmp_path / "photos.2024").mkdir()
+    config = replace(find_recipe("digits-dt"), {"data.dataset": str(tmp_path / "photos.2024")})
+    assert named_after_data(config).recipe == "photos.2024-dt"
+
+
+def test_the_runs_of_a_grid_are_named_after_their_data(tmp_path):
+    """Before any data are read: these are absent."""
+    with pytest.raises(ConfigError, match="cells-dt-seed-0 is named twice"):
+        train_grid(
+            ["digits-dt", "mnist-dt"], [0], folder=tmp_path, overrides={"data.dataset": "cells.npz"}
+        )

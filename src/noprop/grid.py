@@ -19,7 +19,7 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError
 from noprop.evaluate import read_evaluation
 from noprop.model import open_run
-from noprop.recipes import find_recipe
+from noprop.recipes import find_recipe, named_after_data
 from noprop.run.engine import Engine
 from noprop.run.folder import join_run
 from noprop.run.local import LocalEngine
@@ -107,12 +107,13 @@ def _planned(
     numbers = list(seeds)
     for recipe in recipes:
         config = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        config = named_after_data(replace(config, overrides or {}))
         for seed in numbers:
             name = f"{config.recipe}-seed-{seed}"
             if name in runs:
                 raise ConfigError(f"grid: {name} is named twice; recipes and seeds must differ")
-            changes = {**(overrides or {}), "train.seed": seed}
-            runs[name] = GridRun(config.recipe, seed, folder / name, replace(config, changes))
+            seeded = replace(config, {"train.seed": seed})
+            runs[name] = GridRun(config.recipe, seed, folder / name, seeded)
     if not runs:
         raise ConfigError("grid: wanted a recipe and a seed at least")
     return list(runs.values())

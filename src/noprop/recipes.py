@@ -1,13 +1,24 @@
 """Recipes: named configurations, among them the paper's (Table 4)."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
 
-__all__ = ["BEST", "CROPS", "EMBEDDINGS", "RECIPE_NAMES", "RECIPES", "find_recipe"]
+__all__ = [
+    "BEST",
+    "CROPS",
+    "EMBEDDINGS",
+    "RECIPE_NAMES",
+    "RECIPES",
+    "find_recipe",
+    "named_after_data",
+]
+
+MAX_STEM_LENGTH = 60  # of the part of a recipe's name that tells the data
 
 # Epochs of Table 4. It lacks Fashion-MNIST and Tiny ImageNet, which have the epochs of the most
 # similar data set.
@@ -151,3 +162,21 @@ def find_recipe(name: str) -> RunConfig:
     if (Path(name) / "config.toml").is_file():
         hint = f", a run folder; did you mean --resume {name}, or --config {name}/config.toml?"
     raise ConfigError(f"unknown recipe {name!r}{hint} A recipe is {RECIPE_NAMES}")
+
+
+def named_after_data(config: RunConfig) -> RunConfig:
+    """Return a recipe that was given other data under a name that tells them.
+
+    ``digits-dt`` on ``shop/photos`` becomes ``photos-dt``, and ``cells-ct`` on ``cells.npz`` with
+    the method ``ct``. Names that are not those of a recipe are kept.
+    """
+    recipe = RECIPES.get(config.recipe)
+    if recipe is None or recipe.data.dataset == config.data.dataset:
+        return config
+    kind = config.recipe.removeprefix(recipe.data.dataset)
+    if config.method.name != recipe.method.name:
+        kind = f"-{config.method.name}"
+    place = Path(config.data.dataset)
+    name = place.name if place.is_dir() else place.stem
+    stem = re.sub(r"[^\w.-]+", "-", name)[:MAX_STEM_LENGTH].strip(".-")
+    return replace(config, {"recipe": f"{stem or 'data'}{kind}"})

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import struct
+import sys
 import zlib
 from contextlib import suppress
 from functools import partial
@@ -264,3 +265,10 @@ def test_inputs_that_do_not_fit_the_model_are_refused(tmp_path, write_image):
         read_inputs([image, array], (1, 8, 8))
     with pytest.raises(DataError, match="no file"):
         read_inputs([], (1, 8, 8))
+
+
+def test_without_pillow_the_extra_is_named(tmp_path, write_image, monkeypatch):
+    write_image(tmp_path / "a.png", 8, 8)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(DataError, match=r"image files need Pillow: pip install 'noprop\[images\]'"):
+        read_inputs([tmp_path / "a.png"], (1, 8, 8))

@@ -6,6 +6,7 @@ from pathlib import Path
 from noprop.commands.options import Parser, configuration, overrides
 from noprop.commands.train import add_recipe
 from noprop.config import RunConfig, replace
+from noprop.recipes import named_after_data
 from noprop.terminal import show, show_json
 
 __all__ = ["HELP", "add_options", "run"]
@@ -25,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = _configuration(arguments)
     shape, classes, examples = _data(config)
+    config = named_after_data(config)
     about = describe(config, shape, classes, examples=examples)
     show_json(about) if arguments.json else show(description_text(about))
     return 0

@@ -93,22 +93,22 @@ def read_image(
     Raises:
         DataError: If the file is missing, empty, damaged, animated, too large or no image.
     """
+    pillow = _pillow()
     from PIL import ImageOps
-    from PIL.Image import Resampling
 
     with _open(path) as opened:
         try:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8, not scale them
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
-                image = _pillow().fromarray(grey)
+                image = pillow.fromarray(grey)
             elif image.mode in ("I", "F"):
                 raise ValueError(f"pixels of mode {image.mode} have no known range")
             elif image.mode == "P":  # a palette may hold transparency that RGB cannot
                 image = image.convert("RGBA")
             image = image.convert("L" if channels == 1 else "RGB")
             if size is not None and image.size != (size[1], size[0]):
-                image = image.resize((size[1], size[0]), Resampling.BILINEAR)
+                image = image.resize((size[1], size[0]), pillow.Resampling.BILINEAR)
             pixels = torch.from_numpy(np.array(image))
         except (
             Exception

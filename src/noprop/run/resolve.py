@@ -23,7 +23,7 @@ from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError
 from noprop.machine import choose_device, threads_per_process
-from noprop.recipes import find_recipe
+from noprop.recipes import find_recipe, named_after_data
 
 __all__ = ["resolve", "resolve_from", "resolve_new", "thread_count", "with_data"]
 
@@ -50,6 +50,8 @@ def with_data(
 ) -> tuple[RunConfig, RunData]:
     """Return the configuration and its data, which may be given as arrays.
 
+    A recipe that is given other data than its own is named after them.
+
     Raises:
         NoPropError: If there are no such data, or they cannot be trained on so.
     """
@@ -75,7 +77,7 @@ def with_data(
                 f"train.{field}: only images are augmented, and {config.data.dataset} has features "
                 f"of shape {data.task.shape}"
             )
-    return config, data
+    return named_after_data(config), data
 
 
 def resolve_new(
