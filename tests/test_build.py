@@ -207,11 +207,17 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "step": ("label", {}),
     "mixing": (0.2, {}),
     "gradient": ("autograd", {}),
+    "negatives": ("hybrids", {"method.inference": "softmax"}),
+    "num_layers": (2, {}),
+    "width": (7, {}),
+    "peer_normalization": (0.3, {}),
+    "inference": ("softmax", {}),
 }
 SHORT: dict[str, dict[str, Any]] = {
     **{method: {"method.num_blocks": 2} for method in ("dt", "backprop")},
     **{method: {"method.steps": 2} for method in ("ct", "fm", "adjoint")},
     **{method: {"method.num_layers": 3} for method in ("greedy", "dfa")},
+    "ff": {"method.width": 30},
 }
 
 
@@ -238,7 +244,7 @@ def doings(method: str, *changes: tuple[str, Any]) -> tuple[float, ...]:
 @pytest.mark.parametrize(
     ("method", "name"),
     [(m, f.name) for m, kind in METHODS.items() for f in dataclasses.fields(kind)
-     if f.name not in ("name", "num_layers")],  # the number of layers follows from the encoder
+     if f.name != "name" and (f.name != "num_layers" or m == "ff")],  # else the encoder's number
 )  # fmt: skip
 def test_every_setting_changes_what_the_method_does(method, name):
     """One that is not handed on changes no loss, no gradient and no prediction."""

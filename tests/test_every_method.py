@@ -32,8 +32,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "adjoint": {"method.steps": 4},
     "greedy": {"method.num_layers": 3},
     "dfa": {"method.num_layers": 3},
+    "ff": {"method.width": 30},
 }
-STACKS = ("greedy", "dfa")
+STACKS = ("greedy", "dfa", "ff")
 KINDS: dict[str, dict[str, Any]] = {
     "learned": {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 20},
     "one-hot": {},
@@ -59,7 +60,7 @@ SMALL = {
 }
 BATCHES = 9
 PATHLESS = {"single", "samples", "mean"}
-NOISELESS = {"dfa": {"single"}, "greedy": {"single", "path-fitted"}}
+NOISELESS = {"dfa": {"single"}, "ff": {"single"}, "greedy": {"single", "path-fitted"}}
 MODES = PATHLESS | {"path", "path-fitted", "mean-path-fitted"}
 COMMON = {
     "method", "examples", "runs", "samples", "evaluations", "default", "modes", "times", "steps",
@@ -73,6 +74,7 @@ OWN = {
     "adjoint": set(),
     "greedy": {"path_weights"},
     "dfa": set(),
+    "ff": set(),
 }
 
 
@@ -115,7 +117,8 @@ def test_training_leaves_a_whole_run(run):
     epochs = [e for e in read_metrics(run.folder) if e["event"] == "epoch"]
     layers = ["layer-1", "layer-2", "layer-3"]
     units = {
-        "dt": ["block-1", "block-2", "readout"], "greedy": layers, "dfa": [*layers, "output"]
+        "dt": ["block-1", "block-2", "readout"], "greedy": layers, "dfa": [*layers, "output"],
+        "ff": [*layers, "softmax"],
     }.get(run.method, ["network"])  # fmt: skip
     assert [e["unit"] for e in epochs] == units
     for e in epochs:
@@ -124,7 +127,7 @@ def test_training_leaves_a_whole_run(run):
         assert ("embedding" in e) == (run.kind == "learned")
         assert ("facts" in e) == (run.method in ("ct", "backprop"))
     # Of dt, two blocks, and the readout once for each.
-    passes = {"dt": 2 + 2, "greedy": 3, "dfa": 4}.get(run.method, 1)
+    passes = {"dt": 2 + 2, "greedy": 3, "dfa": 4, "ff": 4}.get(run.method, 1)
     commits = [commit_of(run.folder, group) for group in groups_of(run.config)]
     assert sum(commit.total for commit in commits) == passes * BATCHES
     assert all(commit.is_last for commit in commits)
@@ -133,7 +136,7 @@ def test_training_leaves_a_whole_run(run):
 def test_a_stop_and_a_resumption_change_no_bit(run, monkeypatch, tmp_path):
     """Stopped inside the epoch and resumed: weights, optimizer state and answers are the same."""
     monkeypatch.setattr(trainer, "time", Clock())
-    at, positions = (8 if run.method == "dfa" else 6 if run.method == "greedy" else 4), []
+    at, positions = {"dfa": 8, "ff": 8, "greedy": 6}.get(run.method, 4), []
 
     def stop(event):
         if isinstance(event, Progress):
@@ -177,22 +180,26 @@ def test_training_moved_every_part(run):
 
 def test_how_a_method_is_read_is_free_after_training_and_what_it_is_is_not(run):
     """Steps and sampler of CT and FM change no weight: the same run answers with others."""
-    free = {"evaluation.runs": 1, "evaluation.samples": 2}
+    free: dict[str, Any] = {"evaluation.runs": 1, "evaluation.samples": 2}
     wanted = 2
+    if run.method == "ff":
+        free |= {"method.inference": "softmax"}
+        wanted = 1
     if run.method in ("ct", "fm"):
         free |= {"method.steps": 3, "method.sampler": "heun"}
         wanted = 6
     other = noprop.load(run.folder, overrides=free)
     results = other.evaluate()
-    if run.method in ("ct", "fm"):
+    if run.method in ("ct", "fm", "ff"):
         assert results["evaluations"] == wanted
+    if run.method in ("ct", "fm"):
         assert results["path_weights"] == pytest.approx([1 / 3] * 3)  # fitted ones are of others
     for new, old in zip(other.method.parameters(), run.trained.method.parameters(), strict=True):
         assert torch.equal(new, old)
     config = replace(run.config, free)
     data = load_data(config)
     assert fingerprint(config, data.train) == fingerprint(run.config, data.train)
-    fixed = ["train.lr", "method.dropout"]
+    fixed = ["train.lr", "method.width" if run.method == "ff" else "method.dropout"]
     fixed += [] if run.method in ("ct", "fm") else ["method.num_layers"]
     fixed += [] if run.method in STACKS else ["method.embedding"]
     for name in fixed:
@@ -245,14 +252,15 @@ def test_the_evaluation_has_what_the_method_has(run):
     wanted = NOISELESS.get(run.method, PATHLESS if pathless else MODES)
     assert set(results["modes"]) == wanted
     default = {"dt": "path-fitted", "ct": "mean-path-fitted", "fm": "mean-path-fitted"}
-    default |= {"greedy": "path-fitted", "dfa": "single"}
+    default |= {"greedy": "path-fitted", "dfa": "single", "ff": "single"}
     assert results["default"] == default.get(run.method, "samples")
     assert results["method"] == run.method
     assert (results["examples"], results["part"]) == (359, "test")
     steps = run.config.method.chain_length
-    assert results["evaluations"] == (1 if run.method in STACKS else steps)
+    passes = 11 if run.method == "ff" else 1  # one for each label, and the softmax's
+    assert results["evaluations"] == (passes if run.method in STACKS else steps)
     assert len(results["times"]) == len(results["steps"]) == steps + 1
-    discrete = run.method in ("dt", "backprop", "greedy")
+    discrete = run.method in ("dt", "backprop", "greedy", "ff")
     assert results["times"][-1] == (steps if discrete else 1)
     for mode in results["modes"].values():
         assert 0 <= mode["accuracy"] <= 100

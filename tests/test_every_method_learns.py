@@ -27,6 +27,7 @@ LESS: dict[str, dict[str, Any]] = {
     "adjoint": {"method.steps": 10, "train.epochs": 8},
     "greedy": {"train.epochs": 8},
     "dfa": {},
+    "ff": {"train.epochs": 10},
 }
 
 

@@ -58,7 +58,8 @@ TABLE_4 = {"mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
 PAPERS = [
     n
     for n, c in RECIPES.items()
-    if c.data.dataset in TABLE_4 and not n.endswith(("-best", "-fast", "-greedy", "-dfa"))
+    if c.data.dataset in TABLE_4
+    and not n.endswith(("-best", "-fast", "-greedy", "-dfa", "-ff", "-unsupervised"))
 ]
 
 
@@ -118,7 +119,7 @@ def test_recipes_can_be_changed_without_changing_them():
 
 def test_the_names_that_are_told_are_those_there_are():
     """What --help and an error say of recipes: every one of them is there, and no other."""
-    datasets, methods, kinds, fast, stacks = RECIPE_NAMES.partition(" of ")[2].split("; ")
+    datasets, methods, kinds, fast, stacks, ff = RECIPE_NAMES.partition(" of ")[2].split("; ")
     told = {f"{d}-{m}" for d in datasets.split(", ") for m in methods.split(", ")}
     groups = kinds.replace("and ", "").replace("prototype (not adjoint)", "prototype")
     all_but_adjoint, best, radial = (g.strip(", ").split(", ") for g in splits(groups))
@@ -129,6 +130,11 @@ def test_the_names_that_are_told_are_those_there_are():
     told |= {f"{d}-fast" for d in fast.partition(" of ")[2].split(", ")}
     told |= {
         f"{d}-{m}" for d in stacks.rpartition(" of ")[2].split(", ") for m in ("greedy", "dfa")
+    }
+    told |= {
+        f"{d}-{kind}"
+        for d in ff.rpartition(" of ")[2].split(", ")
+        for kind in ("ff", "ff-unsupervised")
     }
     assert told == set(RECIPES)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from noprop.config import (
     CTConfig,
     DFAConfig,
     DTConfig,
+    EncoderConfig,
+    FFConfig,
     FMConfig,
     GreedyConfig,
     ImagePathConfig,
@@ -42,6 +45,7 @@ from noprop.methods.base import Method
 from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
 from noprop.methods.dfa import FeedbackLayer, FeedbackStack, OutputLayer, random_feedback
 from noprop.methods.dt import DiscreteNoProp
+from noprop.methods.ff import ForwardForwardStack, GoodnessLayer, SoftmaxUnit
 from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.methods.greedy import GreedyStack, HeadedLayer
 from noprop.networks import ContinuousBlock, DiscreteBlock, Reads
@@ -354,6 +358,27 @@ def _dfa(c: DFAConfig, parts: "_Parts") -> FeedbackStack:
     return FeedbackStack(units, output, parts.embedding)
 
 
+def _forward_forward(c: FFConfig, parts: "_Parts") -> ForwardForwardStack:
+    shape, m, seed = parts.task.shape, parts.task.num_classes, parts.config.train.seed
+    features = torch.Size(shape).numel()
+    if c.negatives == "hybrids" and len(shape) != 3:
+        raise ConfigError(f"method.negatives: hybrids are made of images, got features of {shape}")
+    if c.negatives == "labels" and features < m:
+        raise ConfigError(
+            f"method.negatives: a label takes the first {m} numbers of an input, which has "
+            f"{features}; use hybrids"
+        )
+    sizes = [features, *[c.width] * c.num_layers]
+    layers = [
+        GoodnessLayer(n, i, o, generator(seed, "init", 0, f"layer-{n}"), peer=c.peer_normalization)
+        for n, (i, o) in enumerate(pairwise(sizes), start=1)
+    ]
+    softmax = SoftmaxUnit(c.width * len(layers[1:] or layers), m)
+    return ForwardForwardStack(
+        layers, softmax, parts.embedding, negatives=c.negatives, inference=c.inference
+    )
+
+
 BUILDERS: Mapping[type[MethodConfig], Callable[[Any, "_Parts"], Method]] = {
     DTConfig: _discrete,
     CTConfig: _continuous,
@@ -362,6 +387,7 @@ BUILDERS: Mapping[type[MethodConfig], Callable[[Any, "_Parts"], Method]] = {
     AdjointConfig: _adjoint,
     GreedyConfig: _greedy,
     DFAConfig: _dfa,
+    FFConfig: _forward_forward,
 }
 
 
@@ -399,6 +425,7 @@ class _Parts:
 
     def _network(self, kind: Callable[..., Block], name: str, **options: Any) -> Block:
         c = self.config.method
+        assert isinstance(c, EncoderConfig)
         with seeded(derive_seed(self.config.train.seed, "init", block=name)):
             return kind(
                 self.task.shape,

@@ -33,7 +33,9 @@ __all__ = [
     "DFAConfig",
     "DTConfig",
     "DataConfig",
+    "EncoderConfig",
     "EvaluationConfig",
+    "FFConfig",
     "FMConfig",
     "GreedyConfig",
     "ImagePathConfig",
@@ -88,7 +90,7 @@ def option(default: Any, text: str, *, inference: bool = False) -> Any:
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class MethodConfig:
-    """Settings of every method: the networks' image path.
+    """Settings of every method.
 
     Attributes:
         one_network: Whether one network serves every step of a chain.
@@ -106,15 +108,6 @@ class MethodConfig:
     stack: ClassVar[bool] = False
 
     name: str = option("", "the method")
-    encoder: Literal["auto", "conv", "conv-bn", "small", "mlp", "custom"] = option(
-        "auto",
-        "image path: convolutions of Fig. 5, five with batch norm, small ones, MLP, or a function "
-        "given as encoder",
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "probability of dropping a feature")
-    dropout_kind: Literal["feature", "channel"] = option(
-        "feature", "dropout of convolutions: single features, or whole channels of an image"
-    )
 
     @property
     def unit_costs(self) -> dict[str, float]:
@@ -151,9 +144,34 @@ class MethodConfig:
         """Whether a chain of inference draws noise after z_0."""
         return False
 
+    @property
+    def has_own_code(self) -> bool:
+        """Whether the networks have an encoder that the user wrote."""
+        return False
+
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
-class LatentConfig(MethodConfig):
+class EncoderConfig(MethodConfig):
+    """Method whose networks have an image path."""
+
+    encoder: Literal["auto", "conv", "conv-bn", "small", "mlp", "custom"] = option(
+        "auto",
+        "image path: convolutions of Fig. 5, five with batch norm, small ones, MLP, or a function "
+        "given as encoder",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.2, "probability of dropping a feature")
+    dropout_kind: Literal["feature", "channel"] = option(
+        "feature", "dropout of convolutions: single features, or whole channels of an image"
+    )
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether the networks have an encoder that the user wrote."""
+        return self.encoder == "custom"
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class LatentConfig(EncoderConfig):
     """Method with a chain of latents: embeddings of the classes, and a readout."""
 
     embedding: Literal["one-hot", "orthogonal", "random", "prototype"] = option(
@@ -405,13 +423,14 @@ class StackConfig(MethodConfig):
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
-class ImagePathConfig(StackConfig):
+class ImagePathConfig(EncoderConfig, StackConfig):
     """Method that trains the image path of Fig. 5, layer by layer."""
 
     num_layers: Blocks = option(
         4,
-        "hidden layers with weights, the FC 256 included: 4 of Fig. 5's image path, 5 from 48 "
-        "pixels a side, 3 of the small one and the MLP, 6 of conv-bn, 2 of your own encoder",
+        "hidden layers with weights. ff: 3 unless given. greedy, dfa: those of the encoder, the FC "
+        "256 included: 4 of Fig. 5's image path, 5 from 48 pixels a side, 3 of the small one and "
+        "the MLP, 6 of conv-bn, 2 of your own",
     )
 
     @property
@@ -446,8 +465,54 @@ class DFAConfig(ImagePathConfig):
         return super().unit_costs | {"output": 1.0}
 
 
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class FFConfig(StackConfig):
+    """Forward-Forward (Hinton 2022)."""
+
+    name: Literal["ff"] = option("ff", "the method")
+    negatives: Literal["labels", "hybrids"] = option(
+        "labels",
+        "negative examples: the image with a wrong label in its first pixels, drawn from the "
+        "softmax, or hybrids of two images, without labels",
+    )
+    num_layers: Blocks = option(3, "hidden layers")
+    width: Dimension = option(1000, "units of each hidden layer; also the threshold of goodness")
+    peer_normalization: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
+        0.03, "strength of the pull of each unit's mean activity towards that of its layer"
+    )
+    inference: Literal["goodness", "softmax"] = option(
+        "goodness",
+        "prediction: the label with the greatest goodness of m passes, or a softmax in one",
+        inference=True,
+    )
+
+    def __post_init__(self) -> None:
+        if self.negatives == "hybrids" and self.inference != "softmax":
+            raise ConfigError(
+                "method.inference: without labels in the images (method.negatives=hybrids) it must "
+                f"be softmax, got {self.inference}"
+            )
+
+    @property
+    def unit_costs(self) -> dict[str, float]:
+        """``layer-1`` … ``layer-L`` and ``softmax``."""
+        return {f"layer-{n}": 1.0 for n in range(1, self.num_layers + 1)} | {"softmax": 1.0}
+
+    @property
+    def chain_length(self) -> int:
+        """The answer of the softmax, and that of the goodness."""
+        return 2 if self.inference == "goodness" else 1
+
+
 AnyMethod = (
-    DTConfig | CTConfig | FMConfig | BackpropConfig | AdjointConfig | GreedyConfig | DFAConfig
+    DTConfig
+    | CTConfig
+    | FMConfig
+    | BackpropConfig
+    | AdjointConfig
+    | GreedyConfig
+    | DFAConfig
+    | FFConfig
 )
 METHODS = {cls.name: cls for cls in typing.get_args(AnyMethod)}
 
@@ -494,10 +559,13 @@ class TrainConfig:
     )
     optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer of each unit")
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(1e-3, "learning rate")
-    schedule: Literal["constant", "cosine", "one-cycle"] = option(
+    momentum: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0, "sgd: factor per update of the sum of earlier gradients"
+    )
+    schedule: Literal["constant", "cosine", "one-cycle", "constant-linear"] = option(
         "constant",
-        "learning rate of a unit: constant, half a cosine to 0, or a linear rise and then half a "
-        "cosine",
+        "learning rate of a unit: constant, half a cosine to 0, a linear rise and then half a "
+        "cosine, or constant for half of the updates and then linear to 0",
     )
     warmup: Annotated[float, Field(gt=0, lt=1)] = option(
         0.25, "one-cycle: fraction of a unit's updates in which the learning rate rises"
@@ -580,6 +648,11 @@ class RunConfig:
             raise ConfigError(
                 f"train.shards: each of {self.train.shards} needs at least two examples, but "
                 f"train.batch_size is {self.train.batch_size}"
+            )
+        if self.train.momentum and self.train.optimizer != "sgd":
+            raise ConfigError(
+                f"train.momentum: is for train.optimizer=sgd, got {self.train.momentum} with "
+                f"{self.train.optimizer}"
             )
         if self.train.label_smoothing and getattr(self.method, "objective", "") != "cross-entropy":
             raise ConfigError(

@@ -350,7 +350,7 @@ def _paths(model: Trained, examples: Examples, emit: Emit) -> list[Tensor]:
 
 def has_own_code(model: Trained) -> bool:
     """Return whether the model has a user's encoder, which may keep state or draw noise."""
-    return model.config.method.encoder == "custom"
+    return model.config.method.has_own_code
 
 
 def prepare(model: Trained, x: Tensor) -> Any:

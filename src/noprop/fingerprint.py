@@ -26,6 +26,7 @@ YOUNGER = (
     "train.cutout",
     "train.ema",
     "train.label_smoothing",
+    "train.momentum",
     "train.schedule",
     "train.warmup",
 )

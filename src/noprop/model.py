@@ -315,7 +315,7 @@ def load(
     """
     folder = Path(folder)
     config = open_run(folder)
-    if config.method.encoder == "custom" and encoder is None:
+    if config.method.has_own_code and encoder is None:
         raise RunError(f"{folder}: was trained with an encoder of its own; give it as encoder")
     path, weights_path = folder / "model.json", folder / "model.safetensors"
     if not path.exists():

@@ -16,7 +16,14 @@ from noprop.run.local import LocalEngine
 from noprop.tensor_files import load_tensors
 from noprop.training import trainer
 from noprop.training.events import Epoch, Event, Progress
-from noprop.training.optimizers import descend, follow, learning_rate, make_optimizer
+from noprop.training.optimizers import (
+    descend,
+    follow,
+    learning_rate,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+)
 from noprop.training.plan import Plan
 from tools import Clock, Killed, assert_same, commit_of, files_of
 
@@ -61,6 +68,14 @@ def test_a_cosine_falls_from_the_rate_to_nothing():
             assert found[i // 2] == pytest.approx(torch_s.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         torch_s.step()
+
+
+def test_a_constant_rate_falls_linearly_in_the_second_half():
+    """In each of E epochs its mean is the one of Hinton's script, (1 + 2 (E - e)) / E."""
+    found = rates("constant-linear")
+    assert set(found[:500]) == {0.1}
+    means = [sum(found[i : i + 100]) / 100 for i in range(500, 1000, 100)]
+    assert means == pytest.approx([0.1 * (1 + 2 * (10 - e)) / 10 for e in range(6, 11)])
 
 
 def test_one_cycle_rises_for_the_warm_up_and_then_falls():
@@ -122,6 +137,28 @@ def test_the_average_follows_weights_and_statistics_and_counts_stay_as_they_are(
     torch.testing.assert_close(average["weight"], by_hand)
     torch.testing.assert_close(average["running_var"], by_hand)
     assert by_hand[0] == pytest.approx(39 - 0.8 / 0.2, rel=0.01)  # the mean lag of a decay of 0.8
+
+
+def test_momentum_is_of_sgd_and_comes_back_from_a_file():
+    """A state without it is that of another optimizer."""
+    with pytest.raises(
+        ConfigError, match=r"train\.momentum: is for train\.optimizer=sgd, got 0\.9"
+    ):
+        replace(RunConfig(), {"train.momentum": 0.9})
+    made = []
+    for momentum in (0.9, 0.0):
+        config = TrainConfig(optimizer="sgd", momentum=momentum)
+        p = nn.Parameter(torch.ones(3))
+        optimizer = make_optimizer(config, [{"params": [p]}])
+        p.grad = torch.ones(3)
+        descend(optimizer, 0.1, 0.0)
+        made.append((optimizer, optimizer_state(optimizer)))
+    (with_it, state), (without, _) = made
+    with pytest.raises(ValueError, match="holds momentum_buffer"):
+        restore_optimizer(without, state)
+    state["0"]["momentum_buffer"] = torch.full((3,), 7.0)
+    restore_optimizer(with_it, state)
+    assert optimizer_state(with_it)["0"]["momentum_buffer"].tolist() == [7, 7, 7]
 
 
 # -- as a run --------------------------------------------------------------------------------------

@@ -312,15 +312,21 @@ def test_the_losses_told_are_means_over_an_epoch_and_over_validation(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)],
+    ("name", "kind", "own"),
+    [
+        ("adamw", torch.optim.AdamW, {}),
+        ("adam", torch.optim.Adam, {}),
+        ("sgd", torch.optim.SGD, {}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.5}),
+    ],
 )
-def test_an_optimizer_is_torch_s_of_that_name(name, kind):
+def test_an_optimizer_is_torch_s_of_that_name(name, kind, own):
     """Adam's decay joins the gradient, AdamW's the weight: after three steps they differ."""
     settings = {"train.optimizer": name, "train.lr": 0.1, "train.weight_decay": 0.2}
+    settings |= {f"train.{option}": value for option, value in own.items()}
     mine, theirs = (torch.linspace(-1, 2, 6).requires_grad_() for _ in range(2))
     made = make_optimizer(replace(RunConfig(), settings).train, [{"params": [mine]}])
-    plain = kind([theirs], lr=0.1, weight_decay=0.2)
+    plain = kind([theirs], lr=0.1, weight_decay=0.2, **own)
     for _ in range(3):
         for p, optimizer in ((mine, made), (theirs, plain)):
             optimizer.zero_grad()

@@ -32,7 +32,12 @@ class Stack(Method):
         steps: Number of answers, the last of which is the prediction.
         guesses: Whether the answers are trained to predict the label, each by itself. Then they are
             the path that is averaged.
+
+    Attributes:
+        evaluations: Number of forward passes of a prediction.
     """
+
+    evaluations = 1
 
     noise_by_default = False
     has_noise = False
@@ -62,7 +67,7 @@ class Stack(Method):
             if self.path_weights is not None:
                 chains.guess(i, p)
             chains.observe(i + 1, p @ weight)
-        return prepared[-1], 1
+        return prepared[-1], self.evaluations
 
 
 def with_gradient_of(surrogate: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -75,8 +75,8 @@ def _settings(cell: Cell, config: RunConfig) -> str:
     others = [f"{n} {ours[n]} for {v}" for n, v in paper.items() if ours[n] != v]
     if (start := getattr(m, "readout_start", "random")) != "random":
         others.append(f"readout from the {start} start for torch's default")
-    if m.dropout != 0.2:
-        others.append(f"dropout {m.dropout} for 0.2")
+    if (dropout := getattr(m, "dropout", 0.2)) != 0.2:
+        others.append(f"dropout {dropout} for 0.2")
     if config.train.crop_padding or config.train.flip or config.train.cutout:
         others.append("images augmented")
     if others:

@@ -31,7 +31,7 @@ def describe(
     Raises:
         ConfigError: If the networks cannot be built on this machine.
     """
-    if config.method.encoder == "custom":
+    if config.method.has_own_code:
         raise ConfigError("method.encoder: describe knows only the encoders of the package")
     labels = tuple(map(str, range(classes)))
     task = Task(shape, labels, Normalization((0.0,) * shape[0], (1.0,) * shape[0]))

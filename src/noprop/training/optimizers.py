@@ -19,8 +19,9 @@ __all__ = [
     "restore_optimizer",
 ]
 
-# What Adam and AdamW keep of a parameter; SGD without momentum keeps nothing.
+# What Adam and AdamW keep of a parameter, and SGD with momentum; without it SGD keeps nothing.
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
+SGD = {"momentum_buffer"}
 
 
 def make_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -31,10 +32,11 @@ def make_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> tor
         groups: The parameters, as :meth:`noprop.methods.base.Unit.parameter_groups` returns them.
     """
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    own = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
     devices = {p.device.type for group in groups for p in group["params"]}
     fused = devices <= {"cpu", "cuda", "mps"}
     return kind[config.optimizer](
-        groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused
+        groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused, **own
     )
 
 
@@ -47,6 +49,8 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     """
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "constant-linear":
+        return config.lr * min(1.0, 2 * (1 - progress))
     if config.schedule == "one-cycle":
         if progress < config.warmup:
             return config.lr * progress / config.warmup
@@ -114,10 +118,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     optimizer.load_state_dict(
         {"state": {int(i): s for i, s in state.items()}, "param_groups": groups}
     )
+    wanted = ADAM
+    if isinstance(optimizer, torch.optim.SGD):
+        wanted = SGD if optimizer.defaults["momentum"] else set()
     # Fused steps walk a weight and its moments side by side: they must lie alike in memory.
     for p, kept in optimizer.state.items():
         moments: dict[str, Tensor] = {n: v for n, v in kept.items() if v is not None}
-        if moments.keys() != (set() if isinstance(optimizer, torch.optim.SGD) else ADAM):
+        if moments.keys() != wanted:
             raise ValueError(f"the optimizer state of a parameter holds {', '.join(moments)}")
         for name, value in moments.items():
             if value.shape == p.shape:
