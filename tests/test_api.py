@@ -96,6 +96,15 @@ def test_arrays_are_split_like_files():
     assert tensors.train.x.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [object, np.str_])
+def test_labels_that_are_text_are_names_of_classes(kind):
+    words = np.array(["owl", "ant", "cat"])[LABELS]
+    dataset = dataset_of((PIXELS, words.astype(kind), PIXELS, words[::-1].tolist()))
+    assert dataset.class_names == ("ant", "cat", "owl")
+    assert [dataset.class_names[i] for i in dataset.train.y] == words.tolist()
+    assert [dataset.class_names[i] for i in dataset.test.y] == words[::-1].tolist()
+
+
 def test_floats_in_0_to_1_are_images_and_it_is_said():
     with pytest.warns(UserWarning, match=r"floats in 0\.\.1 are taken as images"):
         scaled = dataset_of((PIXELS / 255, LABELS, PIXELS[:6] / 255, LABELS[:6]))
@@ -118,7 +127,8 @@ def test_every_pixel_survives_the_way_to_floats_and_back(kind):
     [
         ((PIXELS, LABELS, PIXELS), "wanted (x, y) or (x, y, x_test, y_test), got 3"),
         ((PIXELS, LABELS[:-1]), "x has 60 examples but y has 59"),
-        ((PIXELS, np.array(["a"] * 60)), "y is of type <U1, wanted numbers"),
+        ((PIXELS, LABELS + 0.5), "data: y has the label 0.5, wanted whole numbers or text"),
+        ((PIXELS, LABELS.astype(object)), "data: y is object of shape (60,), wanted whole"),
     ],
 )
 def test_what_is_no_data_set_is_refused_before_a_folder_is_made(tmp_path, data, message):

@@ -199,6 +199,7 @@ def test_rows_of_bytes_are_features(tmp_path):
 
 
 GOOD_X = RNG.normal(size=(20, 6))
+WORDS = np.array(["cat", "bee", "dog", "emu"])[LABELS]
 NOT_A_NUMBER = np.where(np.arange(120).reshape(20, 6) == 77, np.nan, GOOD_X)
 NPZ_FAULTS = {
     "NaN": ({"x": NOT_A_NUMBER, "y": LABELS}, "x holds a NaN"),
@@ -208,21 +209,41 @@ NPZ_FAULTS = {
     "no axis": ({"x": GOOD_X[:, 0], "y": LABELS}, r"wanted \(N, \.\.\.\)"),
     "text": ({"x": GOOD_X.astype(str), "y": LABELS}, "wanted numbers"),
     "complex": ({"x": GOOD_X * 1j, "y": LABELS}, "wanted numbers"),
-    "float labels": ({"x": GOOD_X, "y": LABELS + 0.5}, "y is float64"),
+    "float labels": ({"x": GOOD_X, "y": LABELS + 0.5}, "y has the label 0.5, wanted whole"),
     "column of labels": ({"x": GOOD_X, "y": LABELS[:, None]}, r"shape \(20, 1\)"),
     "fewer labels": ({"x": GOOD_X, "y": LABELS[:-1]}, "x has 20 examples but y has 19"),
-    "negative label": ({"x": GOOD_X, "y": LABELS - 1}, "from -1 to 2"),
     "single class": ({"x": GOOD_X, "y": LABELS * 0}, "has 1 class, wanted 2"),
     "too many classes": (
         {"x": np.zeros((20_002, 1)), "y": np.arange(20_002) // 2},
-        "10001 classes, w",
+        "y has 10001 different labels, w",
     ),
     "objects": ({"x": GOOD_X.astype(object), "y": LABELS}, "type object, wanted numbers"),
-    "whole labels of type float": ({"x": GOOD_X, "y": LABELS * 1.0}, "y is float64"),
-    "absent class": ({"x": GOOD_X, "y": LABELS * 2}, "class 1 .* has no training example"),
-    "huge label": ({"x": GOOD_X, "y": LABELS * 10**8}, "cannot fill"),
+    "absent class": (
+        {"x": GOOD_X, "y": LABELS, "class_names": list("abcde")},
+        r"class 4 \(e\) has no training example",
+    ),
+    "NaN label": ({"x": GOOD_X, "y": np.where(LABELS == 2, np.nan, LABELS)}, "label nan, wanted"),
+    "infinite label": ({"x": GOOD_X, "y": np.where(LABELS == 2, np.inf, 1)}, "label inf, wanted"),
+    "label of no digits": ({"x": GOOD_X, "y": LABELS * 1e300}, "label 1e.300, wanted whole"),
+    "complex labels": ({"x": GOOD_X, "y": LABELS * 1j}, "y is complex128 of shape"),
+    "too few names": (
+        {"x": GOOD_X, "y": LABELS, "class_names": ["a", "b"]},
+        "class_names has 2 names, but y has 4 different labels from 0 to 3",
+    ),
+    "names that are none": ({"x": GOOD_X, "y": LABELS, "class_names": LABELS[:4]}, "wanted text"),
+    "a name twice": ({"x": GOOD_X, "y": LABELS, "class_names": list("abca")}, "has a name twice"),
+    "a label without a name": (
+        {"x": GOOD_X, "y": WORDS, "class_names": ["cat", "dog", "emu"]},
+        "y has the label 'bee', which is not in class_names: cat, dog, emu",
+    ),
+    "a label of bytes": ({"x": GOOD_X, "y": WORDS.astype("S") + b"\xff"}, "that is no valid text"),
+    "a lone surrogate": (
+        {"x": GOOD_X, "y": np.where(LABELS == 1, "\ud800", "a")},
+        "that is no valid text",
+    ),
+    "text of no length": ({"x": GOOD_X, "y": np.zeros(20, "U0")}, "1 class"),
     "no labels": ({"x": GOOD_X}, "holds the arrays x; wanted x and y"),
-    "other names": ({"data": GOOD_X, "target": LABELS}, "holds the arrays data, target"),
+    "other names": ({"inputs": GOOD_X, "y": LABELS}, "holds the arrays inputs, y; wanted x"),
     "half a part": ({"x_train": GOOD_X, "y_train": LABELS, "x_test": GOOD_X}, "wanted x and y, or"),
     "ambiguous": ({"x": np.zeros((20, 3, 5, 1), np.uint8), "y": LABELS}, "exactly one of axis 1"),
     "four channels": ({"x": np.zeros((20, 5, 5, 4), np.uint8), "y": LABELS}, "exactly one of"),
@@ -232,7 +253,7 @@ NPZ_FAULTS = {
     ),
     "unknown test class": (
         {"x_train": GOOD_X, "y_train": LABELS, "x_test": GOOD_X, "y_test": LABELS + 1},
-        "test labels lie in 1..4",
+        "y_test has the label 4, which is none of the training classes 0, 1, 2, 3",
     ),
 }
 
@@ -242,6 +263,51 @@ def test_arrays_that_are_no_data_set_are_refused(tmp_path, arrays, message):
     path = save(tmp_path / "a.npz", **arrays)
     with refused(path, message):
         read_npz(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "named", "codes", "names"),
+    [
+        (LABELS, None, LABELS, "0 1 2 3"),
+        (LABELS.astype("f4"), None, LABELS, "0 1 2 3"),
+        (LABELS + 1, None, LABELS, "1 2 3 4"),
+        (LABELS.astype(">i2") - 2, None, LABELS, "-2 -1 0 1"),
+        (10 - 3.0 * LABELS, None, 3 - LABELS, "1 4 7 10"),
+        (
+            LABELS.astype("u8") + (2**64 - 4),
+            None,
+            LABELS,
+            " ".join(f"{2**64 - 4 + i}" for i in range(4)),
+        ),
+        (LABELS > 1, None, LABELS // 2, "False True"),
+        (WORDS, None, np.array([1, 0, 2, 3])[LABELS], "bee cat dog emu"),
+        (WORDS.astype("S"), None, np.array([1, 0, 2, 3])[LABELS], "bee cat dog emu"),
+        (LABELS, ["zoo", "emu", "cat", "dog"], LABELS, "zoo emu cat dog"),
+        (LABELS + 1, ["zoo", "emu", "cat", "dog"], LABELS, "zoo emu cat dog"),
+        (WORDS, ["emu", "dog", "cat", "bee"], np.array([2, 3, 1, 0])[LABELS], "emu dog cat bee"),
+    ],
+)
+def test_labels_of_any_kind_become_0_to_m(tmp_path, labels, named, codes, names):
+    """In the training part and in the test part, which need not have every class."""
+    names_too = {} if named is None else {"class_names": named}
+    few = labels[LABELS % 3 == 0]
+    path = save(
+        tmp_path / "a.npz", X_train=GOOD_X, y_train=labels, X_test=GOOD_X[: len(few)], y_test=few,
+        **names_too,
+    )  # fmt: skip
+    dataset = read_npz(path)
+    assert dataset.class_names == tuple(names.split())
+    assert dataset.train.y.tolist() == codes.tolist()
+    assert dataset.test.y.tolist() == codes[LABELS % 3 == 0].tolist()
+
+
+@pytest.mark.parametrize("x", ["x", "X", "data"])
+@pytest.mark.parametrize("y", ["y", "labels", "target"])
+def test_usual_names_of_arrays_are_read(tmp_path, x, y):
+    """The first of each counts, and the others are not read: these have another length."""
+    later = {"data": np.zeros((1, 1)), "target": np.zeros(1)}
+    dataset = read_npz(save(tmp_path / "a.npz", **{**later, x: GOOD_X, y: LABELS}))
+    assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (16, 4, 4)
 
 
 def zip_bytes() -> bytes:

@@ -245,6 +245,17 @@ def test_inputs_of_a_prediction_are_brought_to_the_models_shape(tmp_path, write_
     assert read_inputs(files[:2], (3, 8, 8))[1].shape == (2, 3, 8, 8)
 
 
+def test_the_test_part_of_arrays_is_predicted_where_there_is_no_x(tmp_path):
+    parts = {"x_train": np.zeros((3, 5)), "x_test": np.ones((2, 5))}
+    np.savez(tmp_path / "a.npz", **parts)  # pyright: ignore[reportArgumentType]
+    names, x = read_inputs([tmp_path / "a.npz"], (5,))
+    assert x.equal(torch.ones(2, 5))
+    assert names == [f"{tmp_path / 'a.npz'}[0]", f"{tmp_path / 'a.npz'}[1]"]
+    parts["X"] = np.zeros((3, 5))
+    np.savez(tmp_path / "a.npz", **parts)  # pyright: ignore[reportArgumentType]
+    assert len(read_inputs([tmp_path / "a.npz"], (5,))[1]) == 3
+
+
 def test_inputs_that_do_not_fit_the_model_are_refused(tmp_path, write_image):
     image, array, keyless = (tmp_path / name for name in ("a.png", "b.npy", "c.npz"))
     write_image(image, 8, 8)
@@ -254,7 +265,7 @@ def test_inputs_that_do_not_fit_the_model_are_refused(tmp_path, write_image):
         read_inputs([array], (8,))
     with refused(image, r"is no array; the model takes arrays of shape \(7,\)"):
         read_inputs([image], (7,))
-    with refused(keyless, "holds images, wanted an array x"):
+    with refused(keyless, "holds images, wanted an array x or x_test"):
         read_inputs([keyless], (7,))
     with refused(tmp_path / "absent.png", "cannot be read"):
         read_inputs([tmp_path / "absent.png"], (1, 8, 8))

@@ -2,15 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from noprop.data.arrays import Dataset, split_off_test
-from noprop.data.numpy_files import numbered, to_examples
+from noprop.data.arrays import Dataset
+from noprop.data.numpy_files import to_dataset
 from noprop.errors import DataError
 
 __all__ = ["GIVEN", "as_pixels", "dataset_of"]
@@ -24,7 +23,7 @@ def dataset_of(data: Sequence[Any]) -> Dataset:
 
     With two of them the test part is one fifth, the same in every run. Images are uint8, or floats
     in 0..1, which are multiplied by 255 and rounded; see :func:`~noprop.data.numpy_files.to_inputs`
-    for the shapes. All other numbers are features.
+    for the shapes. All other numbers are features. Labels are whole numbers or text.
 
     Args:
         data: ``(x, y)`` or ``(x, y, x_test, y_test)``.
@@ -39,12 +38,7 @@ def dataset_of(data: Sequence[Any]) -> Dataset:
     if len(images) == len(data) // 2:
         _warn("data")
         arrays |= {name: as_pixels(arrays[name]) for name in images}
-    place = Path("data")
-    whole = to_examples(place, arrays, "x", "y")
-    if len(data) == 2:
-        return split_off_test(GIVEN, whole, numbered(place, whole))
-    test = to_examples(place, arrays, "x_test", "y_test")
-    return Dataset(GIVEN, whole, test, numbered(place, whole))
+    return to_dataset(GIVEN, "data", arrays, list(arrays))
 
 
 def as_pixels(x: Any) -> Any:
@@ -59,7 +53,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
+    if name[0] == "x" and array.dtype.kind not in "biuf":
         raise DataError(f"data: {name} is of type {array.dtype}, wanted numbers")
     return array
 

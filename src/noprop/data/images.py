@@ -21,7 +21,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from noprop.data.formats import open_data
-from noprop.data.numpy_files import array_names, name_some, read_arrays, to_inputs
+from noprop.data.numpy_files import array_names, find_inputs, name_some, read_arrays, to_inputs
 from noprop.errors import DataError
 from noprop.files import RATIO, may_unpack
 
@@ -174,8 +174,9 @@ def read_inputs(
 ) -> tuple[list[str], Shaped[Tensor, "n ..."]]:
     """Read the inputs of a prediction: image files, and ``.npy`` or ``.npz`` arrays.
 
-    Images are resized and turned grey or to colour as the model wants. Arrays (of an ``.npz`` the
-    one called ``x``) hold a batch of examples of the model's shape, laid out as for training.
+    Images are resized and turned grey or to colour as the model wants. Arrays (of an ``.npz``
+    ``x``, ``X`` or ``data``, else ``x_test``) hold a batch of examples of the model's shape, laid
+    out as for training.
 
     Args:
         files: The files, at least one.
@@ -211,9 +212,9 @@ def read_inputs(
 
 def _read_array(path: Path, shape: tuple[int, ...]) -> Shaped[Tensor, "n ..."]:
     held = array_names(path)
-    if "x" not in held:
-        raise DataError(f"{path}: holds {name_some(held)}, wanted an array x")
-    x = to_inputs(path, "x", read_arrays(path, ["x"])["x"])
+    if (key := find_inputs(held)) is None:
+        raise DataError(f"{path}: holds {name_some(held)}, wanted an array x or x_test")
+    x = to_inputs(path, key, read_arrays(path, [key])[key])
     if tuple(x.shape[1:]) != shape:
         raise DataError(
             f"{path}: its examples have shape {tuple(x.shape[1:])}, the model takes {shape}"

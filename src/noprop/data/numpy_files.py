@@ -24,19 +24,22 @@ from torch import Tensor
 
 from noprop.data.arrays import Dataset, Examples, split_off_test
 from noprop.data.formats import open_data
+from noprop.data.labels import find_classes
 from noprop.errors import DataError
 from noprop.files import may_unpack
 
 __all__ = [
     "array_names",
+    "find_inputs",
     "name_some",
-    "numbered",
     "read_arrays",
     "read_npz",
-    "to_examples",
+    "to_dataset",
     "to_inputs",
 ]
 
+X, Y = ("x", "X", "data"), ("y", "labels", "target")  # names of arrays, the preferred one first
+X_TRAIN, X_TEST = ("x_train", "X_train"), ("x_test", "X_test")
 NPY_MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 1 << 16  # of an array; NumPy itself reads 10,000
 
@@ -44,26 +47,36 @@ MAX_HEADER_BYTES = 1 << 16  # of an array; NumPy itself reads 10,000
 def read_npz(path: Path) -> Dataset:
     """Read a data set from ``x_train, y_train, x_test, y_test``, or from ``x, y``.
 
-    With ``x, y`` the test part is one fifth, the same in every run. Other names are not read. See
-    :func:`to_examples` for how arrays become examples.
+    With ``x, y`` the test part is one fifth, the same in every run. ``X`` and ``data`` are names
+    of x as well, ``labels`` and ``target`` of y, and ``X_train`` and ``X_test`` of the parts; of
+    several the first counts. ``class_names`` are the names of the classes. Other names are not
+    read. See :func:`to_dataset` for how arrays become examples.
 
     Raises:
         DataError: If the file is damaged, holds Python objects, or its arrays are not a data set.
     """
-    parts = ("x_train", "y_train", "x_test", "y_test")
     held = array_names(path)
-    if all(key in held for key in parts):
-        arrays = read_arrays(path, parts)
-        train = to_examples(path, arrays, "x_train", "y_train")
-        test = to_examples(path, arrays, "x_test", "y_test")
-        return Dataset(str(path), train, test, numbered(path, train))
-    if "x" in held and "y" in held and not any(key in held for key in parts):
-        whole = to_examples(path, read_arrays(path, ("x", "y")), "x", "y")
-        return split_off_test(str(path), whole, numbered(path, whole))
-    raise DataError(
-        f"{path}: holds the arrays {name_some(held)}; "
-        f"wanted x and y, or x_train, y_train, x_test and y_test"
-    )
+    parts = [_first(held, names) for names in (X_TRAIN, ("y_train",), X_TEST, ("y_test",))]
+    whole = [_first(held, X), _first(held, Y)]
+    keys = parts if any(parts) else whole
+    if not all(keys):
+        raise DataError(
+            f"{path}: holds the arrays {name_some(held)}; "
+            f"wanted x and y, or x_train, y_train, x_test and y_test"
+        )
+    keys = [key for key in keys if key]
+    names = ["class_names"] if "class_names" in held else []
+    arrays = read_arrays(path, [*keys, *names])
+    return to_dataset(str(path), str(path), arrays, keys, arrays.get("class_names"))
+
+
+def find_inputs(held: Sequence[str]) -> str | None:
+    """Return the name of the inputs of a prediction among those of arrays, or None."""
+    return _first(held, (*X, *X_TEST))
+
+
+def _first(held: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in held), None)
 
 
 def array_names(path: Path) -> list[str]:
@@ -153,8 +166,8 @@ def _read_array(member: _Member, file_size: int) -> np.ndarray:
         first = version == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(head)
-    if dtype.kind not in "biufc":
-        raise ValueError(f"{name} is of type {name_some([str(dtype)])}, wanted numbers")
+    if dtype.kind not in "biufcSU" or not dtype.itemsize:  # text is for labels
+        raise ValueError(f"{name} is of type {name_some([str(dtype)])}, wanted numbers or text")
     expected, held = math.prod(shape) * dtype.itemsize, member.size - head.tell()
     if min(shape, default=0) < 0 or expected != held:
         raise ValueError(
@@ -167,34 +180,41 @@ def _read_array(member: _Member, file_size: int) -> np.ndarray:
     return array
 
 
-def to_examples(path: Path, arrays: Mapping[str, np.ndarray], x: str, y: str) -> Examples:
-    """Check a pair of arrays and return them as examples.
-
-    Labels are whole numbers from 0, shape (N,). For inputs see :func:`to_inputs`.
+def to_dataset(
+    name: str,
+    place: str,
+    arrays: Mapping[str, np.ndarray],
+    keys: Sequence[str],
+    class_names: np.ndarray | None = None,
+) -> Dataset:
+    """Check arrays and return them as a data set.
 
     Args:
-        path: The file of the arrays, for messages.
+        name: Name of the data set.
+        place: Source of the arrays, for messages.
         arrays: The arrays by name.
-        x: Name of the inputs, shape (N, ...).
-        y: Name of the labels.
+        keys: Names of x and y, or of x and y of the training part, then of the test part. For
+            inputs see :func:`to_inputs`, for labels :func:`~noprop.data.labels.find_classes`.
+        class_names: Names of the classes.
 
     Raises:
         DataError: If lengths, types, shapes or values are not those of a data set.
     """
-    inputs, labels = to_inputs(path, x, arrays[x]), arrays[y]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: {y} is {labels.dtype} of shape {labels.shape}, "
-            f"wanted integers of shape (N,), one label per example"
-        )
-    if len(labels) != len(inputs):
-        raise DataError(f"{path}: {x} has {len(inputs)} examples but {y} has {len(labels)} labels")
-    if labels.min() < 0 or labels.max() > 2**31:
-        raise DataError(f"{path}: {y} goes from {labels.min()} to {labels.max()}, wanted 0..m-1")
-    return Examples(inputs, torch.from_numpy(labels.astype(np.int64)))
+    inputs = [to_inputs(place, key, arrays[key]) for key in keys[::2]]
+    for x, y in zip(keys[::2], keys[1::2], strict=True):
+        if arrays[y].ndim and len(arrays[y]) != len(arrays[x]):
+            raise DataError(
+                f"{place}: {x} has {len(arrays[x])} examples but {y} has {len(arrays[y])} labels"
+            )
+    classes = find_classes(place, keys[1], arrays[keys[1]], class_names)
+    labels = [classes.encode(place, key, arrays[key]) for key in keys[1::2]]
+    train, *test = (Examples(x, y) for x, y in zip(inputs, labels, strict=True))
+    if not test:
+        return split_off_test(name, train, classes.names)
+    return Dataset(name, train, test[0], classes.names)
 
 
-def to_inputs(path: Path, key: str, array: np.ndarray) -> Shaped[Tensor, "n ..."]:
+def to_inputs(path: Path | str, key: str, array: np.ndarray) -> Shaped[Tensor, "n ..."]:
     """Return inputs as uint8 images (N, C, H, W) or as float32 features (N, ...).
 
     uint8 arrays of three or four dimensions are images: (N, H, W) is grey; four dimensions are
@@ -232,14 +252,3 @@ def name_some(names: Sequence[str]) -> str:
     """Return the first few names, long ones cut, and the number of all if there are more."""
     shown = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:10]]
     return (", ".join(shown) or "(none)") + (f", … ({len(names)})" if len(names) > 10 else "")
-
-
-def numbered(path: Path, examples: Examples) -> tuple[str, ...]:
-    """Return class names "0", "1", ..., as many as the labels of the training part need."""
-    highest = int(examples.y.max())
-    if highest >= len(examples):  # some class has no example; do not make a billion names to say so
-        raise DataError(
-            f"{path}: a label is {highest}, but {len(examples)} examples cannot fill "
-            f"{highest + 1} classes; labels must be 0..m-1 with none left out"
-        )
-    return tuple(str(label) for label in range(highest + 1))
