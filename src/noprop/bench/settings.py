@@ -10,7 +10,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from noprop.build import Task
-from noprop.config import METHODS, RunConfig, replace
+from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
 from noprop.recipes import find_recipe
@@ -25,6 +25,7 @@ SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
     "cifar100": ((3, 32, 32), 100),
 }
 
+METHODS = ("dt", "ct", "fm", "backprop", "adjoint")  # those with a plain loop to compare with
 MOST = {"blocks": 10_000, "steps": 100_000, "images": 100_000, "workers": 1024, "rounds": 1000}
 
 
@@ -48,7 +49,7 @@ class Settings:
     """
 
     dataset: str = "mnist"
-    methods: tuple[str, ...] = ("dt", "ct", "fm", "backprop", "adjoint")
+    methods: tuple[str, ...] = METHODS
     blocks: int = 10
     steps: int = 1000
     solver_steps: int = 10
