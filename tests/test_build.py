@@ -209,15 +209,23 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "gradient": ("autograd", {}),
     "negatives": ("hybrids", {"method.inference": "softmax"}),
     "num_layers": (2, {}),
-    "width": (7, {}),
+    "width": (8, {}),
     "peer_normalization": (0.3, {}),
     "inference": ("softmax", {}),
+    "target_step": (0.1, {}),
+    "inverse_noise": (0.1, {}),
+    "inverse_rate": (1.0, {}),
+    "side": (2, {}),
+    "groups": (2, {}),
+    "classifier_rate": (1.0, {}),
 }
 SHORT: dict[str, dict[str, Any]] = {
     **{method: {"method.num_blocks": 2} for method in ("dt", "backprop")},
     **{method: {"method.steps": 2} for method in ("ct", "fm", "adjoint")},
     **{method: {"method.num_layers": 3} for method in ("greedy", "dfa")},
     "ff": {"method.width": 30},
+    "dtp": {"method.num_layers": 3, "method.width": 12},
+    "lg-fg-a": {"method.width": 32, "method.groups": 4},
 }
 
 
@@ -234,6 +242,7 @@ def doings(method: str, *changes: tuple[str, Any]) -> tuple[float, ...]:
         total = unit.loss(made.signals(x, y, draws, unit.phase), y, draws).total
         parameters = [*unit.parameters, *made.shared_parameters]
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        found += [group.get("rate", 1.0) for group in unit.parameter_groups()]
         found += [total.item(), *(g.abs().sum().item() for g in gradients if g is not None)]
     for unit in made.units:
         unit.module.eval()
@@ -244,7 +253,8 @@ def doings(method: str, *changes: tuple[str, Any]) -> tuple[float, ...]:
 @pytest.mark.parametrize(
     ("method", "name"),
     [(m, f.name) for m, kind in METHODS.items() for f in dataclasses.fields(kind)
-     if f.name != "name" and (f.name != "num_layers" or m == "ff")],  # else the encoder's number
+     # greedy and dfa have the encoder's number of layers
+     if f.name != "name" and (f.name != "num_layers" or m in ("ff", "dtp"))],
 )  # fmt: skip
 def test_every_setting_changes_what_the_method_does(method, name):
     """One that is not handed on changes no loss, no gradient and no prediction."""

@@ -33,8 +33,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "greedy": {"method.num_layers": 3},
     "dfa": {"method.num_layers": 3},
     "ff": {"method.width": 30},
+    "dtp": {"method.num_layers": 3, "method.width": 30},
+    "lg-fg-a": {"method.width": 32, "method.groups": 4},
 }
-STACKS = ("greedy", "dfa", "ff")
+STACKS = ("greedy", "dfa", "ff", "dtp", "lg-fg-a")
+WIDE = STACKS[2:]  # those with fields of their own for the network
 KINDS: dict[str, dict[str, Any]] = {
     "learned": {"method.embedding": "orthogonal", "method.learned": True, "method.dim": 20},
     "one-hot": {},
@@ -60,7 +63,7 @@ SMALL = {
 }
 BATCHES = 9
 PATHLESS = {"single", "samples", "mean"}
-NOISELESS = {"dfa": {"single"}, "ff": {"single"}, "greedy": {"single", "path-fitted"}}
+NOISELESS = {method: {"single"} for method in STACKS} | {"greedy": {"single", "path-fitted"}}
 MODES = PATHLESS | {"path", "path-fitted", "mean-path-fitted"}
 COMMON = {
     "method", "examples", "runs", "samples", "evaluations", "default", "modes", "times", "steps",
@@ -75,6 +78,8 @@ OWN = {
     "greedy": {"path_weights"},
     "dfa": set(),
     "ff": set(),
+    "dtp": set(),
+    "lg-fg-a": set(),
 }
 
 
@@ -118,7 +123,8 @@ def test_training_leaves_a_whole_run(run):
     layers = ["layer-1", "layer-2", "layer-3"]
     units = {
         "dt": ["block-1", "block-2", "readout"], "greedy": layers, "dfa": [*layers, "output"],
-        "ff": [*layers, "softmax"],
+        "ff": [*layers, "softmax"], "dtp": ["inverse-2", "inverse-3", *layers, "output"],
+        "lg-fg-a": ["block-1", "classifier"],
     }.get(run.method, ["network"])  # fmt: skip
     assert [e["unit"] for e in epochs] == units
     for e in epochs:
@@ -127,7 +133,9 @@ def test_training_leaves_a_whole_run(run):
         assert ("embedding" in e) == (run.kind == "learned")
         assert ("facts" in e) == (run.method in ("ct", "backprop"))
     # Of dt, two blocks, and the readout once for each.
-    passes = {"dt": 2 + 2, "greedy": 3, "dfa": 4, "ff": 4}.get(run.method, 1)
+    passes = {"dt": 2 + 2, "greedy": 3, "dfa": 4, "ff": 4, "dtp": 6, "lg-fg-a": 2}.get(
+        run.method, 1
+    )
     commits = [commit_of(run.folder, group) for group in groups_of(run.config)]
     assert sum(commit.total for commit in commits) == passes * BATCHES
     assert all(commit.is_last for commit in commits)
@@ -136,7 +144,7 @@ def test_training_leaves_a_whole_run(run):
 def test_a_stop_and_a_resumption_change_no_bit(run, monkeypatch, tmp_path):
     """Stopped inside the epoch and resumed: weights, optimizer state and answers are the same."""
     monkeypatch.setattr(trainer, "time", Clock())
-    at, positions = {"dfa": 8, "ff": 8, "greedy": 6}.get(run.method, 4), []
+    at, positions = {"greedy": 6}.get(run.method, 8 if run.method in STACKS else 4), []
 
     def stop(event):
         if isinstance(event, Progress):
@@ -199,8 +207,8 @@ def test_how_a_method_is_read_is_free_after_training_and_what_it_is_is_not(run):
     config = replace(run.config, free)
     data = load_data(config)
     assert fingerprint(config, data.train) == fingerprint(run.config, data.train)
-    fixed = ["train.lr", "method.width" if run.method == "ff" else "method.dropout"]
-    fixed += [] if run.method in ("ct", "fm") else ["method.num_layers"]
+    fixed = ["train.lr", "method.width" if run.method in WIDE else "method.dropout"]
+    fixed += ["method.num_layers"] if run.method in STACKS[:4] else []
     fixed += [] if run.method in STACKS else ["method.embedding"]
     for name in fixed:
         with pytest.raises(ConfigError, match=rf"{name}: cannot change after training"):
@@ -252,7 +260,7 @@ def test_the_evaluation_has_what_the_method_has(run):
     wanted = NOISELESS.get(run.method, PATHLESS if pathless else MODES)
     assert set(results["modes"]) == wanted
     default = {"dt": "path-fitted", "ct": "mean-path-fitted", "fm": "mean-path-fitted"}
-    default |= {"greedy": "path-fitted", "dfa": "single", "ff": "single"}
+    default |= dict.fromkeys(STACKS, "single") | {"greedy": "path-fitted"}
     assert results["default"] == default.get(run.method, "samples")
     assert results["method"] == run.method
     assert (results["examples"], results["part"]) == (359, "test")
@@ -260,7 +268,7 @@ def test_the_evaluation_has_what_the_method_has(run):
     passes = 11 if run.method == "ff" else 1  # one for each label, and the softmax's
     assert results["evaluations"] == (passes if run.method in STACKS else steps)
     assert len(results["times"]) == len(results["steps"]) == steps + 1
-    discrete = run.method in ("dt", "backprop", "greedy", "ff")
+    discrete = run.method in ("dt", "backprop", *STACKS)
     assert results["times"][-1] == (steps if discrete else 1)
     for mode in results["modes"].values():
         assert 0 <= mode["accuracy"] <= 100

@@ -28,6 +28,8 @@ LESS: dict[str, dict[str, Any]] = {
     "greedy": {"train.epochs": 8},
     "dfa": {},
     "ff": {"train.epochs": 10},
+    "dtp": {"train.epochs": 20},
+    "lg-fg-a": {"train.epochs": 20},
 }
 
 

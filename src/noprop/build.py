@@ -17,12 +17,14 @@ from noprop.config import (
     CTConfig,
     DFAConfig,
     DTConfig,
+    DTPConfig,
     EncoderConfig,
     FFConfig,
     FMConfig,
     GreedyConfig,
     ImagePathConfig,
     LatentConfig,
+    LocalMixerConfig,
     MethodConfig,
     RunConfig,
     replace,
@@ -45,9 +47,11 @@ from noprop.methods.base import Method
 from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
 from noprop.methods.dfa import FeedbackLayer, FeedbackStack, OutputLayer, random_feedback
 from noprop.methods.dt import DiscreteNoProp
+from noprop.methods.dtp import InverseUnit, OutputUnit, TargetLayer, TargetStack, tanh_layer
 from noprop.methods.ff import ForwardForwardStack, GoodnessLayer, SoftmaxUnit
 from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.methods.greedy import GreedyStack, HeadedLayer
+from noprop.methods.lg_fg_a import ClassifierUnit, LocalBlock, LocalMixerStack, MixerBlock
 from noprop.networks import ContinuousBlock, DiscreteBlock, Reads
 from noprop.randomness import derive_seed, generator, seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
@@ -379,6 +383,57 @@ def _forward_forward(c: FFConfig, parts: "_Parts") -> ForwardForwardStack:
     )
 
 
+def _target_propagation(c: DTPConfig, parts: "_Parts") -> TargetStack:
+    seed, features = parts.config.train.seed, torch.Size(parts.task.shape).numel()
+
+    def layer(name: str, inputs: int) -> nn.Sequential:
+        return tanh_layer(inputs, c.width, generator(seed, "init", 0, name))
+
+    sizes = [features, *[c.width] * (c.num_layers - 1)]
+    layers = [TargetLayer(n, layer(f"layer-{n}", i)) for n, i in enumerate(sizes, start=1)]
+    inverses = [
+        InverseUnit(n, layer(f"inverse-{n}", c.width), c.inverse_rate)
+        for n in range(2, c.num_layers + 1)
+    ]
+    output = OutputUnit(parts.classifier("output", c.width))
+    with torch.no_grad():
+        nn.init.orthogonal_(output.layer.weight, generator=generator(seed, "init", 0, "output"))
+        output.layer.bias.zero_()
+    return TargetStack(
+        layers, output, inverses, parts.embedding, step=c.target_step, noise=c.inverse_noise
+    )
+
+
+def _local_mixer(c: LocalMixerConfig, parts: "_Parts") -> LocalMixerStack:
+    shape, seed = parts.task.shape, parts.config.train.seed
+    if len(shape) != 3 or shape[1] % c.side or shape[2] % c.side:
+        raise ConfigError(
+            f"method.side: an image must be cut into {c.side} by {c.side} equal patches, got "
+            f"inputs of {shape}"
+        )
+    patches = c.side**2
+    inputs = [torch.Size(shape).numel() // patches, *[c.width] * (c.num_blocks - 1)]
+    blocks = [
+        LocalBlock(
+            n,
+            MixerBlock(
+                patches,
+                size,
+                c.width,
+                c.groups,
+                generator(seed, "init", 0, f"block-{n}"),
+                first=n == 1,
+            ),
+            parts.classifier(f"head-{n}", c.width),
+        )
+        for n, size in enumerate(inputs, start=1)
+    ]
+    classifier = ClassifierUnit(
+        parts.classifier("classifier", c.width), c.groups, c.classifier_rate
+    )
+    return LocalMixerStack(blocks, classifier, parts.embedding, side=c.side)
+
+
 BUILDERS: Mapping[type[MethodConfig], Callable[[Any, "_Parts"], Method]] = {
     DTConfig: _discrete,
     CTConfig: _continuous,
@@ -388,6 +443,8 @@ BUILDERS: Mapping[type[MethodConfig], Callable[[Any, "_Parts"], Method]] = {
     GreedyConfig: _greedy,
     DFAConfig: _dfa,
     FFConfig: _forward_forward,
+    DTPConfig: _target_propagation,
+    LocalMixerConfig: _local_mixer,
 }
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "CTConfig",
     "DFAConfig",
     "DTConfig",
+    "DTPConfig",
     "DataConfig",
     "EncoderConfig",
     "EvaluationConfig",
@@ -40,6 +41,7 @@ __all__ = [
     "GreedyConfig",
     "ImagePathConfig",
     "LatentConfig",
+    "LocalMixerConfig",
     "MethodConfig",
     "RunConfig",
     "StackConfig",
@@ -428,9 +430,9 @@ class ImagePathConfig(EncoderConfig, StackConfig):
 
     num_layers: Blocks = option(
         4,
-        "hidden layers with weights. ff: 3 unless given. greedy, dfa: those of the encoder, the FC "
-        "256 included: 4 of Fig. 5's image path, 5 from 48 pixels a side, 3 of the small one and "
-        "the MLP, 6 of conv-bn, 2 of your own",
+        "hidden layers with weights. ff: 3 unless given, dtp: 7. greedy, dfa: those of the "
+        "encoder, the FC 256 included: 4 of Fig. 5's image path, 5 from 48 pixels a side, 3 of the "
+        "small one and the MLP, 6 of conv-bn, 2 of your own",
     )
 
     @property
@@ -465,6 +467,13 @@ class DFAConfig(ImagePathConfig):
         return super().unit_costs | {"output": 1.0}
 
 
+# One text for the methods that have it, whose defaults differ.
+WIDTHS = (
+    "units of each hidden layer. ff: also the threshold of goodness, 1000 unless given; dtp: 240; "
+    "lg-fg-a: 512"
+)
+
+
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class FFConfig(StackConfig):
     """Forward-Forward (Hinton 2022)."""
@@ -476,7 +485,7 @@ class FFConfig(StackConfig):
         "softmax, or hybrids of two images, without labels",
     )
     num_layers: Blocks = option(3, "hidden layers")
-    width: Dimension = option(1000, "units of each hidden layer; also the threshold of goodness")
+    width: Dimension = option(1000, WIDTHS)
     peer_normalization: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
         0.03, "strength of the pull of each unit's mean activity towards that of its layer"
     )
@@ -504,6 +513,58 @@ class FFConfig(StackConfig):
         return 2 if self.inference == "goodness" else 1
 
 
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class DTPConfig(StackConfig):
+    """Difference target propagation (Lee et al. 2015)."""
+
+    name: Literal["dtp"] = option("dtp", "the method")
+    num_layers: Blocks = option(7, "hidden layers")
+    width: Dimension = option(240, WIDTHS)
+    target_step: AboveZero = option(
+        0.3277, "step of the last hidden layer's target along the gradient of the cross-entropy"
+    )
+    inverse_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
+        0.3598, "deviation of the noise with which the inverses are trained"
+    )
+    inverse_rate: AboveZero = option(
+        0.3365, "learning rate of the inverses, as a factor of train.lr"
+    )
+
+    @property
+    def unit_costs(self) -> dict[str, float]:
+        """``inverse-2`` … ``inverse-L``, ``layer-1`` … ``layer-L`` and ``output``."""
+        numbers = range(1, self.num_layers + 1)
+        inverses = {f"inverse-{n}": 1.0 for n in numbers[1:]}
+        return inverses | {f"layer-{n}": 1.0 for n in numbers} | {"output": 1.0}
+
+
+@dataclass(frozen=True, config=NO_OTHER_FIELDS)
+class LocalMixerConfig(StackConfig):
+    """LG-FG-A: local losses by forward gradients of activities (Ren et al. 2023)."""
+
+    name: Literal["lg-fg-a"] = option("lg-fg-a", "the method")
+    num_blocks: Blocks = option(1, "blocks")
+    side: Annotated[int, Field(ge=1, le=256)] = option(1, "patches along a side of the image")
+    width: Dimension = option(512, WIDTHS)
+    groups: Annotated[int, Field(ge=1, le=4096)] = option(
+        16, "groups of channels, each with a local loss of its own; a divisor of width"
+    )
+    classifier_rate: AboveZero = option(
+        0.1, "learning rate of the classifier, as a factor of train.lr"
+    )
+
+    def __post_init__(self) -> None:
+        if self.width % self.groups:
+            raise ConfigError(
+                f"method.groups: must divide method.width, got {self.groups} and {self.width}"
+            )
+
+    @property
+    def unit_costs(self) -> dict[str, float]:
+        """``block-1`` … ``block-N`` and ``classifier``."""
+        return {f"block-{n}": 1.0 for n in range(1, self.num_blocks + 1)} | {"classifier": 1.0}
+
+
 AnyMethod = (
     DTConfig
     | CTConfig
@@ -513,6 +574,8 @@ AnyMethod = (
     | GreedyConfig
     | DFAConfig
     | FFConfig
+    | DTPConfig
+    | LocalMixerConfig
 )
 METHODS = {cls.name: cls for cls in typing.get_args(AnyMethod)}
 
@@ -557,15 +620,17 @@ class TrainConfig:
         "Algorithm 1 (block after block in each epoch), or all blocks on each batch; of no effect "
         "where units read each other's outputs, or there is one",
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = option("adamw", "optimizer of each unit")
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = option(
+        "adamw", "optimizer of each unit; rmsprop: centred, ε = √1e-3, averages over 20 updates"
+    )
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(1e-3, "learning rate")
     momentum: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.0, "sgd: factor per update of the sum of earlier gradients"
+        0.0, "sgd, rmsprop: factor per update of the sum of earlier steps"
     )
-    schedule: Literal["constant", "cosine", "one-cycle", "constant-linear"] = option(
+    schedule: Literal["constant", "linear", "cosine", "one-cycle", "constant-linear"] = option(
         "constant",
-        "learning rate of a unit: constant, half a cosine to 0, a linear rise and then half a "
-        "cosine, or constant for half of the updates and then linear to 0",
+        "learning rate of a unit: constant, a line to 0, half a cosine to 0, a linear rise and "
+        "then half a cosine, or constant for half of the updates and then linear to 0",
     )
     warmup: Annotated[float, Field(gt=0, lt=1)] = option(
         0.25, "one-cycle: fraction of a unit's updates in which the learning rate rises"
@@ -649,10 +714,10 @@ class RunConfig:
                 f"train.shards: each of {self.train.shards} needs at least two examples, but "
                 f"train.batch_size is {self.train.batch_size}"
             )
-        if self.train.momentum and self.train.optimizer != "sgd":
+        if self.train.momentum and self.train.optimizer not in ("sgd", "rmsprop"):
             raise ConfigError(
-                f"train.momentum: is for train.optimizer=sgd, got {self.train.momentum} with "
-                f"{self.train.optimizer}"
+                f"train.momentum: is for train.optimizer=sgd and rmsprop, got "
+                f"{self.train.momentum} with {self.train.optimizer}"
             )
         if self.train.label_smoothing and getattr(self.method, "objective", "") != "cross-entropy":
             raise ConfigError(

@@ -22,6 +22,7 @@ __all__ = [
 # What Adam and AdamW keep of a parameter, and SGD with momentum; without it SGD keeps nothing.
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
 SGD = {"momentum_buffer"}
+RMSPROP = {"step", "square_avg", "grad_avg"}
 
 
 def make_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -31,6 +32,16 @@ def make_optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> tor
         config: Configuration of training.
         groups: The parameters, as :meth:`noprop.methods.base.Unit.parameter_groups` returns them.
     """
+    if config.optimizer == "rmsprop":  # has no fused form
+        return torch.optim.RMSprop(
+            groups,
+            lr=config.lr,
+            alpha=0.95,
+            eps=1e-3**0.5,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            centered=True,
+        )
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     own = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
     devices = {p.device.type for group in groups for p in group["params"]}
@@ -49,6 +60,8 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     """
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "linear":
+        return config.lr * (1 - progress)
     if config.schedule == "constant-linear":
         return config.lr * min(1.0, 2 * (1 - progress))
     if config.schedule == "one-cycle":
@@ -121,6 +134,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     wanted = ADAM
     if isinstance(optimizer, torch.optim.SGD):
         wanted = SGD if optimizer.defaults["momentum"] else set()
+    if isinstance(optimizer, torch.optim.RMSprop):
+        wanted = RMSPROP | (SGD if optimizer.defaults["momentum"] else set())
     # Fused steps walk a weight and its moments side by side: they must lie alike in memory.
     for p, kept in optimizer.state.items():
         moments: dict[str, Tensor] = {n: v for n, v in kept.items() if v is not None}
