@@ -20,7 +20,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Denoiser", "Observer", "Velocity", "ancestral", "euler", "heun", "probability_flow"]
+__all__ = [
+    "Denoiser",
+    "Noise",
+    "Observer",
+    "Velocity",
+    "ancestral",
+    "euler",
+    "heun",
+    "probability_flow",
+]
 
 Denoiser = Callable[[int, Tensor], Tensor]
 """(i, z at level i) to û; z, û: (B, d). In a chain, step ``i`` leads from level i to i + 1."""
@@ -30,6 +39,9 @@ Velocity = Callable[[int, Tensor], Tensor]
 
 Observer = Callable[[int, Tensor], None]
 
+Noise = torch.Generator | Callable[[Tensor], Tensor]
+"""Source of standard normal noise: a generator, or a function of the latent it is added to."""
+
 
 def ancestral(
     denoise: Denoiser,
@@ -37,7 +49,7 @@ def ancestral(
     a: Float[Tensor, " steps"],
     b: Float[Tensor, " steps"],
     c: Float[Tensor, " steps"],
-    generator: torch.Generator | None = None,
+    generator: Noise | None = None,
     observe: Observer | None = None,
 ) -> Float[Tensor, "batch dim"]:
     r"""The generative chain $z_t = a_t \hat u_t(z_{t-1}) + b_t z_{t-1} + \sqrt{c_t}\,\epsilon$.
@@ -50,8 +62,9 @@ def ancestral(
         a: Weight $a_t$ of the guess in step $t$, shape (T,).
         b: Weight $b_t$ of the latent before it, shape (T,).
         c: Variance $c_t$ of the noise added, shape (T,).
-        generator: Source of the noise, on the device of ``z``. Without one the chain is the *mean
-            chain*: every step returns the mean of its Gaussian.
+        generator: Source of the noise: a generator on the device of ``z``, or a function from a
+            latent to noise of its shape, which an exported graph needs. Without one the chain is
+            the *mean chain*: every step returns the mean of its Gaussian.
         observe: Called with $t$ and $z_t$ for $t = 0, \dots, T$.
 
     Returns:
@@ -63,7 +76,11 @@ def ancestral(
     for i in range(a.shape[0]):
         z = a[i] * denoise(i, z) + b[i] * z
         if generator is not None:
-            z = z + deviation[i] * torch.empty_like(z).normal_(generator=generator)
+            if isinstance(generator, torch.Generator):
+                noise = torch.empty_like(z).normal_(generator=generator)
+            else:
+                noise = generator(z)
+            z = z + deviation[i] * noise
         if observe:
             observe(i + 1, z)
     return z

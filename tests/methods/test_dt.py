@@ -162,6 +162,23 @@ class Smooth(Known):
         return context + torch.sin(2 * z)
 
 
+@pytest.mark.parametrize("unit", ["block-1", "block-3", "readout"])
+def test_weights_of_examples_multiply_their_errors(unit):
+    """The loss is Σ w_i L_i / B, where L_i / B is the loss with the weight of example i alone."""
+    method, x, y = make()
+    (chosen,) = [u for u in method.units if u.name == unit]
+    chosen.module.eval()
+    weight = torch.rand(24, generator=rng(6)) * 3
+    whole = chosen.loss(x, y, rng(5), weight).terms
+    alone = [chosen.loss(x, y, rng(5), row).terms for row in torch.eye(24)]
+    for term, value in whole.items():
+        parts = torch.stack([terms[term] for terms in alone])
+        torch.testing.assert_close(value, parts @ weight)
+    torch.testing.assert_close(
+        chosen.loss(x, y, rng(5), torch.ones(24)).total, chosen.loss(x, y, rng(5)).total
+    )
+
+
 @pytest.mark.parametrize("readout", [SoftmaxReadout, RadialReadout])
 @pytest.mark.parametrize("unit", ["block-1", "block-2", "readout"])
 def test_the_gradient_of_the_embeddings_is_that_of_every_term(unit, readout):
@@ -319,6 +336,23 @@ def test_prediction_is_a_function_of_x_and_the_generator_alone():
     assert torch.equal(first.latents, again.latents)
     assert torch.equal(first.probabilities, again.probabilities)
     assert not torch.equal(first.latents, method.predict(x, rng(2)).latents)
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_networks_in_float64_predict_in_float64(noise):
+    """The parts of a batch then get its probabilities, to 1e-12; in float32 they differ by 1e-8."""
+    method, x, _ = make()
+    for module in (method.shared, *(unit.module for unit in method.units)):
+        module.double().eval()
+    for block in method.blocks:
+        block.exact = True
+    whole = method.predict(x.double(), rng(1), noise=noise, average="path").probabilities
+    assert whole.dtype == torch.float64
+    if not noise:
+        alone = [method.predict(x[i : i + 1].double(), rng(1), noise=False) for i in range(24)]
+        ends = method.predict(x.double(), rng(1), noise=False).probabilities
+        parts = torch.cat([p.probabilities for p in alone])
+        torch.testing.assert_close(parts, ends, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("average", ["readout", "path"])

@@ -11,6 +11,7 @@ from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, RunError
 from noprop.layers import channels_last
 from noprop.methods.base import Unit
+from noprop.methods.dt import Block
 from noprop.randomness import generator
 from noprop.training.gradients import Gradients, flat_gradient
 from noprop.training.mesh import ALONE, Mesh, Requests
@@ -72,6 +73,22 @@ def test_the_gradient_is_that_of_the_weighted_mean_of_the_shards(name):
         assert p.grad is not None
         torch.testing.assert_close(p.grad, gradient, rtol=0, atol=rounding)
     torch.testing.assert_close(terms.total, whole.detach())
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_an_example_s_weight_goes_with_it(shards):
+    """Weights are those of the mini-batch's examples, whole or in shards, not of the first rows."""
+    gradients, unit, shared = made(shards, "block-2")
+    gradients.weights = torch.zeros(40).index_fill_(0, CHOSEN[12:], 2.0)  # 0 in the first shard
+    terms, _ = gradients.backward(unit, shared, CHOSEN, 7, Requests())
+    other, wanted = made(shards, "block-2")[1], torch.zeros(())
+    assert isinstance(other, Block)
+    for number, part in enumerate(CHOSEN.tensor_split(max(1, shards))):
+        x = channels_last(TASK.normalization.apply(DATA.x[part]))
+        draws = generator(0, "step", 7, f"block-2/{number}" if shards else "block-2")
+        weight = (part >= CHOSEN[12]) * 2.0
+        wanted = wanted + len(part) / 23 * other.loss(x, DATA.y[part], draws, weight).total
+    torch.testing.assert_close(terms.total.detach(), wanted.detach())
 
 
 def test_kept_statistics_are_the_mean_of_the_shards():

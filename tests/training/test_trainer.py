@@ -14,7 +14,7 @@ import tools
 from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, batch_indices
-from noprop.errors import RunError, TrainingError
+from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.layers import channels_last
 from noprop.methods.base import LossTerms
 from noprop.methods.dt import DiscreteNoProp
@@ -67,6 +67,16 @@ def trained(folder: Path, only: str | None = None, /, **changes) -> dict[str, Te
 def weights_of(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the one group that is here, by its name."""
     return {name.partition(":")[2]: tensor for name, tensor in weights(folder).items()}
+
+
+def test_a_method_without_weights_of_examples_refuses_them(tmp_path: Path):
+    config = replace(RunConfig(), {**IN_PROCESS, "method.name": "ct"})
+    method = build_method(config, NOISE_TASK, build_embedding(config, NOISE_TASK, None))
+    with pytest.raises(ConfigError, match="method ct has no weights of examples"):
+        Trainer(
+            config, method, method.units, NOISE, NOISE, NOISE_TASK.normalization,
+            bf16=False, folder=tmp_path, emit=quiet, weights=torch.ones(len(NOISE)),
+        )  # fmt: skip
 
 
 # -- the list of updates -------------------------------------------------------------------------

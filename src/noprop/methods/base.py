@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from noprop.embeddings import Embedding
 from noprop.methods.chains import Chains, initial_latent
 
-__all__ = ["LossTerms", "Method", "Prediction", "Unit"]
+__all__ = ["LossTerms", "Method", "Prediction", "Unit", "weighted_mean"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,17 @@ class LossTerms:
         return torch.stack(list(self.terms.values())).sum()
 
 
+def weighted_mean(
+    errors: Float[Tensor, " batch"], weight: Float[Tensor, " batch"] | None
+) -> Float[Tensor, ""]:
+    """Return the mean of the examples' errors, each times its weight if there are weights.
+
+    The sum is divided by the number of examples and not by the sum of their weights. So with
+    weights of mean 1 over the training part, the mean over mini-batches is that of the whole part.
+    """
+    return errors.mean() if weight is None else (errors * weight).mean()
+
+
 class Unit(ABC):
     """An independently trainable part: its own parameters, loss, optimizer and checkpoint.
 
@@ -48,6 +59,8 @@ class Unit(ABC):
         beside: Whether the unit takes a step with every step of the others on the same mini-batch,
             if parameters are shared, as the readout does in Algorithm 1.
         reads_images: Whether the loss reads x; if not, x may be empty.
+        takes_weights: Whether :meth:`loss` takes a fourth argument ``weight``: weights of the
+            examples, shape (B,), for :func:`weighted_mean`.
         phase: Part of an epoch in which a stack trains the unit: every mini-batch for the units of
             phase 0, then every one for those of phase 1, ….
     """
@@ -58,6 +71,7 @@ class Unit(ABC):
     passes: int = 1
     beside: bool = False
     reads_images: bool = True
+    takes_weights: bool = False
     phase: int = 0
 
     @property
@@ -242,7 +256,8 @@ class Method(ABC):
             prepared = self.prepare(x)
         samples, source = (samples, generator) if noise and self.has_noise else (1, None)
         weight = self.embedding.weight
-        z = initial_latent(samples * x.shape[0], weight.shape[1], source, x.device)
+        rows, dim = samples * x.shape[0], weight.shape[1]
+        z = initial_latent(rows, dim, source, x.device, weight.dtype)
         stretches = 0 if self.path_weights is None else len(self.path_weights)
         chains = Chains(samples, self.num_steps, z, source, stretches)
         ends, evaluations = self.chain(chains, prepared)

@@ -7,19 +7,29 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from noprop.embeddings import nearest_class
+from noprop.samplers import Noise
 
-__all__ = ["NUM_STRETCHES", "Chains", "initial_latent"]
+__all__ = ["NUM_STRETCHES", "Chains", "float32_or_64", "initial_latent"]
 
 NUM_STRETCHES = 10  # parts of a long chain over which guesses are averaged
 MOST_STEPS_KEPT_WHOLE = 40  # a chain of more steps keeps only some of its levels
 LEVELS_KEPT_OF_MORE = 21
 
 
+def float32_or_64(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return bf16 as float32, in which chains are computed; networks in float64 keep float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def initial_latent(
-    rows: int, dim: int, generator: torch.Generator | None, device: torch.device
+    rows: int,
+    dim: int,
+    generator: torch.Generator | None,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "rows dim"]:
     """z_0 of every chain: standard normal, or its mean 0 without a generator."""
-    z = torch.zeros(rows, dim, device=device)
+    z = torch.zeros(rows, dim, device=device, dtype=dtype)
     return z if generator is None else z.normal_(generator=generator)
 
 
@@ -30,7 +40,8 @@ class Chains:
         samples: K.
         steps: T.
         z: z_0 of every chain, shape (K·B, d).
-        generator: Source of the noise of the steps; None for the mean chain.
+        generator: Source of the noise of the steps, as for :func:`noprop.samplers.ancestral`; None
+            for the mean chain.
         stretches: P, the number of parts of equal length over which guesses are averaged, at most
             T; 0 for a method whose steps make no guesses.
     """
@@ -40,7 +51,7 @@ class Chains:
         samples: int,
         steps: int,
         z: Float[Tensor, "rows dim"],
-        generator: torch.Generator | None,
+        generator: Noise | None,
         stretches: int,
     ):
         self.samples, self.num_steps, self.batch = samples, steps, z.shape[0] // samples

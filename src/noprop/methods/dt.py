@@ -18,8 +18,8 @@ from noprop.diffusion import (
 )
 from noprop.embeddings import Embedding, Objective, denoising_error
 from noprop.evidence import level_evidence
-from noprop.methods.base import LossTerms, Method, Unit
-from noprop.methods.chains import Chains, initial_latent
+from noprop.methods.base import LossTerms, Method, Unit, weighted_mean
+from noprop.methods.chains import Chains, float32_or_64, initial_latent
 from noprop.networks import DiscreteBlock
 from noprop.readouts import Readout
 from noprop.samplers import ancestral
@@ -46,6 +46,8 @@ class Block(Unit):
             from the paper, whose networks learn it. The term passes no gradient to W_Embed:
             with it the validation part was predicted worse (docs/theory.md).
     """
+
+    takes_weights = True
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class Block(Unit):
         logits = self.network(z, context, generator)
         if not self.exact:
             return logits
-        return logits.float() + level_evidence(
+        return float32_or_64(logits) + level_evidence(
             z, self.embedding.weight.detach(), self.gamma.to(z.device)
         )
 
@@ -93,21 +95,31 @@ class Block(Unit):
         objective: Objective = "l2",
         context: Float[Tensor, "batch width"] | None = None,
         label_smoothing: float = 0.0,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the batch mean of ‖û_t - u_y‖², or of the cross-entropy, before its weight.
 
-        ``context`` is what the network takes from x, if it was computed before.
+        ``context`` is what the network takes from x, if it was computed before; ``weight`` are
+        weights of the examples.
         """
         z = sample_latent(self.embedding(y), self.gamma.to(y.device), generator)
         context = self.network.context(x, generator) if context is None else context
         logits = self.logits(z, context, generator)
-        return denoising_error(logits, y, self.embedding, objective, label_smoothing).mean()
+        errors = denoising_error(logits, y, self.embedding, objective, label_smoothing)
+        return weighted_mean(errors, weight)
 
     def loss(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the denoising term of this block."""
-        error = self.error(x, y, generator, self.objective, label_smoothing=self.label_smoothing)
+        """Return the denoising term of this block; ``weight`` are weights of the examples."""
+        smoothing = self.label_smoothing
+        error = self.error(
+            x, y, generator, self.objective, label_smoothing=smoothing, weight=weight
+        )
         return LossTerms({"denoising": self.weight * error})
 
 
@@ -120,6 +132,7 @@ class ReadoutUnit(Unit):
     name = "readout"
     beside = True
     reads_images = False
+    takes_weights = True
 
     def __init__(self, readout: Readout, embedding: Embedding, gamma: Float[Tensor, " levels"]):
         self.module = readout
@@ -128,9 +141,16 @@ class ReadoutUnit(Unit):
         self.gamma = gamma.float()
 
     def loss(
-        self, x: Float[Tensor, "images ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "images ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the cross-entropy of the readout on the clean end, and the KL of the noise end."""
+        """Return the cross-entropy of the readout on the clean end, and the KL of the noise end.
+
+        ``weight`` are weights of the examples.
+        """
         u = self.embedding(y)
         gamma = self.gamma.to(u.device)
         z = sample_latent(u, gamma[-1], generator)
@@ -138,10 +158,16 @@ class ReadoutUnit(Unit):
             logits = self.readout(z, self.embedding.weight)
         return LossTerms(
             {
-                "classification": F.cross_entropy(logits, y),
-                "prior": prior_kl(u, gamma[0]).mean(),
+                "classification": _cross_entropy(logits, y, weight),
+                "prior": weighted_mean(prior_kl(u, gamma[0]), weight),
             }
         )
+
+
+def _cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return F.cross_entropy(logits, y)
+    return weighted_mean(F.cross_entropy(logits, y, reduction="none"), weight)
 
 
 class DiscreteNoProp(Method):
@@ -197,7 +223,7 @@ class DiscreteNoProp(Method):
     def prepare(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch width"]]:
         """Return what each block takes from x: the only part of prediction with convolutions."""
         assert len(self.blocks) == len(self.coefficients), "prediction needs every block"
-        return [b.network.context(x).float() for b in self.blocks]
+        return [float32_or_64(b.network.context(x)) for b in self.blocks]
 
     def chain(
         self, chains: Chains, prepared: Sequence[Float[Tensor, "batch width"]]
@@ -213,13 +239,14 @@ class DiscreteNoProp(Method):
         weight = self.embedding.weight
 
         def denoise(i: int, z: Tensor) -> Tensor:
-            p = self.blocks[i].logits(z, chains.repeat(prepared[i])).float().softmax(dim=1)
+            logits = self.blocks[i].logits(z, chains.repeat(prepared[i]))
+            p = float32_or_64(logits).softmax(dim=1)
             chains.guess(i, p)
-            if self.step == "label" and chains.generator is not None:
+            if self.step == "label" and isinstance(chains.generator, torch.Generator):
                 return weight[p.multinomial(1, generator=chains.generator)[:, 0]]
             return p @ weight
 
-        k = self.coefficients.to(chains.z.device, torch.float32)
+        k = self.coefficients.to(chains.z.device, chains.z.dtype)
         z = ancestral(denoise, chains.z, k.a, k.b, k.c, chains.generator, chains.observe)
         return self.readout.readout(z, weight).softmax(dim=1), self.num_steps
 

@@ -35,6 +35,7 @@ class Gradients:
         bf16: Whether convolutions and products run in bf16.
         mesh: The processes that compute the shards.
         stack: Method whose units read each other's outputs; None for any other.
+        weights: Weights of the examples in the losses, shape (N,); all 1 unless given.
     """
 
     def __init__(
@@ -46,18 +47,26 @@ class Gradients:
         bf16: bool,
         mesh: Mesh,
         stack: Method | None = None,
+        weights: Float[Tensor, " n"] | None = None,
     ):
-        self.stack = stack
+        self.stack, self.weights = stack, weights
         self._read: tuple[tuple[int, int], Any, Tensor] | None = None  # of the last mini-batch
         self.c, self.examples, self.normalization = train, examples, normalization
         self.bf16, self.mesh = bf16, mesh
         self.num_shards = max(1, train.shards)
 
-    def loss(self, unit: Unit, x: Tensor, y: Tensor, draws: torch.Generator) -> LossTerms:
+    def loss(
+        self,
+        unit: Unit,
+        x: Tensor,
+        y: Tensor,
+        draws: torch.Generator,
+        weight: tuple[Tensor, ...] = (),
+    ) -> LossTerms:
         """Return a unit's loss on raw inputs; only units that read images receive them."""
         x = self._normalized(x if unit.reads_images else x[:0])
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            return unit.loss(x, y, draws)
+            return unit.loss(x, y, draws, *weight)
 
     def signals(self, x: Tensor, y: Tensor, draws: torch.Generator, phase: int) -> Any:
         """Return what the units of a phase of the stack read of raw inputs."""
@@ -102,7 +111,8 @@ class Gradients:
             terms.total.backward()
             return terms, requests
         if self.num_shards == 1:
-            terms = self.loss(unit, *self._batch(unit, indices, step, unit.name))
+            batch = self._batch(unit, indices, step, unit.name)
+            terms = self.loss(unit, *batch, self._weight(indices))
             terms.total.backward()
             return terms, requests
         return self._in_shards(unit, shared, indices, step, requests)
@@ -128,6 +138,10 @@ class Gradients:
             x = augment(x, draws, padding=c.crop_padding, flip=c.flip, cutout=c.cutout)
         return x, self.examples.y[indices], draws
 
+    def _weight(self, indices: Int64[Tensor, " batch"]) -> tuple[Tensor, ...]:
+        """Return the fourth argument of a unit's loss, where examples have weights."""
+        return () if self.weights is None else (self.weights[indices],)
+
     def _in_shards(
         self,
         unit: Unit,
@@ -149,7 +163,8 @@ class Gradients:
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
             part = indices.tensor_split(self.num_shards)[number]
-            terms = self.loss(unit, *self._batch(unit, part, step, f"{unit.name}/{number}"))
+            batch = self._batch(unit, part, step, f"{unit.name}/{number}")
+            terms = self.loss(unit, *batch, self._weight(part))
             terms.total.backward()
             names[:] = terms.terms
             rest = [*averaged, *(t.detach() for t in terms.terms.values())]

@@ -53,6 +53,8 @@ class Trainer:
         mesh: The processes that train the group.
         emit: Called with every event.
         saved: Called after each commit.
+        weights: Weights of the training examples in the losses, shape (N,), for units that take
+            them; all 1 unless given.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Trainer:
         build: Callable[[str], Unit] | None = None,
         mesh: Mesh = ALONE,
         saved: Callable[[], None] = lambda: None,
+        weights: Tensor | None = None,
     ):
         self.c, self.method, self.mesh = config.train, method, mesh
         self.shared = method.shared_parameters
@@ -78,6 +81,10 @@ class Trainer:
             raise ConfigError(
                 f"train.shards: each of {self.c.shards} needs at least two examples, and there are "
                 f"{len(train)} to train on"
+            )
+        if weights is not None and not all(unit.takes_weights for unit in units):
+            raise ConfigError(
+                f"weights: method {config.method.name} has no weights of examples; method dt has"
             )
         self.train_part, self.folder = train, folder
         self.emit, self.after_save = emit, saved
@@ -87,7 +94,9 @@ class Trainer:
         )
         self.is_stack = config.method.stack
         stack = method if self.is_stack else None
-        self.gradients = Gradients(self.c, train, normalization, bf16=bf16, mesh=mesh, stack=stack)
+        self.gradients = Gradients(
+            self.c, train, normalization, bf16=bf16, mesh=mesh, stack=stack, weights=weights
+        )
         self.plan = Plan(
             units,
             order="stack" if self.is_stack else self.c.order,
