@@ -59,7 +59,9 @@ __all__ = [
     "Model",
     "empty_model",
     "load",
+    "load_method",
     "load_weights",
+    "method_tensors",
     "open_run",
     "ready",
 ]
@@ -255,7 +257,7 @@ class Model:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.toml").exists():
             write_whole(folder / "config.toml", to_toml(self.config).encode())
-        save_tensors(folder / "model.safetensors", _weights_of(self.method), header)
+        save_tensors(folder / "model.safetensors", method_tensors(self.method), header)
         write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
 
 
@@ -432,14 +434,15 @@ def _read_otherwise(
                 f"{model.config.method.name}; these can: {', '.join(free)}"
             )
     other = empty_model(replace(model.config, overrides), model.task, encoder, model.folder)
-    load_weights(other, _weights_of(model.method), source)
+    load_weights(other, method_tensors(model.method), source)
     fitted, uniform = model.method.path_weights, other.method.path_weights
     if fitted is not None and uniform is not None and fitted.shape == uniform.shape:
         other.method.path_weights = fitted
     return other
 
 
-def _weights_of(method: Method) -> dict[str, Any]:
+def method_tensors(method: Method) -> dict[str, Tensor]:
+    """Return the weights and statistics of a method by name, as a file of a model has them."""
     tensors = flatten("shared", method.shared.state_dict())
     for unit in method.units:
         tensors |= flatten(f"{unit.name}/module", unit.module.state_dict())
@@ -465,18 +468,27 @@ def load_weights(model: Model, tensors: dict[str, Any], source: Path) -> None:
     Raises:
         RunError: If they are of another architecture; the message names ``source``.
     """
-    if unused := sorted(tensors.keys() - _weights_of(model.method).keys()):
+    load_method(model.method, tensors, source)
+    ready(model)
+
+
+def load_method(method: Method, tensors: Mapping[str, Any], source: Path | str) -> None:
+    """Load what :func:`method_tensors` returned into a method.
+
+    Raises:
+        RunError: If the tensors are of another architecture; the message names ``source``.
+    """
+    if unused := sorted(tensors.keys() - method_tensors(method).keys()):
         raise RunError(
             f"{source}: holds the weights of another architecture: config.toml has no {unused[0]}"
         )
     try:
-        model.method.shared.load_state_dict(unflatten("shared", tensors))
-        for unit in model.method.units:
+        method.shared.load_state_dict(unflatten("shared", tensors))
+        for unit in method.units:
             unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
     except (RuntimeError, ValueError) as error:
         first = " ".join(str(error).split())[:200]
         raise RunError(f"{source}: holds the weights of another architecture: {first}") from None
-    ready(model)
 
 
 def ready(model: Model) -> None:
