@@ -1,9 +1,11 @@
 """The command line as a stranger meets it; most mistakes are rows of test_mistakes.py."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +105,34 @@ def test_data_that_changed_since_training_is_named(capsys, tmp_path):
         features(file, **changes)
         for command in ("evaluate", "plot"):
             assert words in line_of_error(capsys, command, run)
+
+
+def test_a_table_is_trained_on_and_predicted_by_the_names_of_its_columns(
+    capsys, monkeypatch, tmp_path
+):
+    """A prediction finds its columns in another order; the run's own data must have them in it."""
+    monkeypatch.chdir(tmp_path)
+    b = np.random.default_rng(0).normal(size=60) + np.arange(60) % 3 * 9
+    lines = [f"{i},{b[i]:.3f},{'xyz'[i % 3]}" for i in range(60)]
+    Path("t.csv").write_text("\n".join(["a,b,kind", *lines]))
+    assert main(["train", *FAST, "--dataset", "t.csv", "--label", "kind"]) == 0
+    capsys.readouterr()
+    answers = []
+    text = "\n".join(["note,b,a", *(f"{i},{b[i]:.3f},{i}" for i in range(60))])
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    for file in ("t.csv", "-"):
+        assert main(["predict", "runs/t-dt", file, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        answers.append([line["probabilities"] for line in found])
+    assert answers[0] == answers[1]
+    assert list(answers[0][0]) == ["x", "y", "z"]
+    Path("t.csv").write_text("\n".join(["b,a,kind", *lines]))
+    words = "t.csv: has the columns b, a; runs/t-dt was trained on a, b"
+    assert words in line_of_error(capsys, "evaluate", "runs/t-dt")
+    about = json.loads(Path("runs/t-dt/model.json").read_text())
+    for columns in (["a"], ["a", 2], "ab"):
+        Path("runs/t-dt/model.json").write_text(json.dumps({**about, "columns": columns}))
+        assert "model.json" in line_of_error(capsys, "predict", "runs/t-dt", "t.csv")
 
 
 def test_a_run_finds_its_data_from_another_folder(capsys, monkeypatch, tmp_path):

@@ -202,8 +202,8 @@ DATA = [
         }.items()
     ),
     row("device-file", "predict run a.npy", "regular file", fault=make_link("a.npy", "/dev/zero")),
-    row("folder-npz", "predict run a.npz", "Is a directory", fault=make_folder("a.npz")),
-    row("folder-png", "predict run a.png", "Is a directory", fault=make_folder("a.png")),
+    row("folder-npz", "predict run a.npz", "has no image", fault=make_folder("a.npz")),
+    row("folder-png", "predict run a.png", "has no image", fault=make_folder("a.png")),
     row(
         "member-without-header",
         "predict run a.npz",

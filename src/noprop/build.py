@@ -84,6 +84,7 @@ class Task:
     class_names: tuple[str, ...]
     normalization: Normalization
     dtype: str = "uint8"  # of an input as it is read: pixels, or "float32" features
+    columns: tuple[str, ...] = ()  # names of the features of a table
 
     @property
     def num_classes(self) -> int:
@@ -106,10 +107,8 @@ def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
     c = config.data
     if c.dataset == GIVEN and not Path(GIVEN).exists():
         raise DataError(f"{GIVEN}: the run was trained on arrays of a script; give them as data")
-    return split_data(
-        config,
-        load_dataset(c.dataset, data_dir=data_dir, image_size=c.image_size, color=c.color),
-    )
+    how = {"image_size": c.image_size, "color": c.color, "label": c.label}
+    return split_data(config, load_dataset(c.dataset, data_dir=data_dir, **how))
 
 
 def split_data(config: RunConfig, dataset: Dataset) -> RunData:
@@ -119,7 +118,7 @@ def split_data(config: RunConfig, dataset: Dataset) -> RunData:
     parts = hold_out(dataset, c.validation, config.train.seed, **sizes)
     dtype = str(parts.train.x.dtype).removeprefix("torch.")
     normalization = _normalization(config, parts.train.x)
-    task = Task(dataset.shape, dataset.class_names, normalization, dtype)
+    task = Task(dataset.shape, dataset.class_names, normalization, dtype, dataset.columns)
     return RunData(task, parts.train, parts.validation, parts.test)
 
 

@@ -587,7 +587,10 @@ METHODS = {cls.name: cls for cls in typing.get_args(AnyMethod)}
 class DataConfig:
     """The examples and their division."""
 
-    dataset: Text = option("digits", "name, folder of class folders, or .npz file")
+    dataset: Text = option("digits", "name, folder of class folders, .npz file, or table")
+    label: Text | None = option(
+        None, "column of a table with the labels; label, labels, target, class or y unless given"
+    )
     image_size: Annotated[int, Field(ge=1, le=1024)] | None = option(
         None, "side in pixels to which a folder's images are resized"
     )

@@ -231,6 +231,11 @@ class Model:
                 f"{name}: has {data.task.dtype} examples of shape {data.task.shape}; "
                 f"{self.folder} was trained on {task.dtype} of {task.shape}"
             )
+        if data.task.columns != task.columns:
+            raise DataError(
+                f"{name}: has the columns {_some(data.task.columns)}; {self.folder} was trained on "
+                f"{_some(task.columns)}"
+            )
         if data.task.class_names != task.class_names:
             raise DataError(
                 f"{name}: has the classes {_some(data.task.class_names)}; {self.folder} was "
@@ -253,6 +258,8 @@ class Model:
             "normalization": asdict(self.task.normalization),
             "path_weights": None if weights is None else weights.tolist(),
         }
+        if self.task.columns:
+            about["columns"] = self.task.columns
         header = {"format": 1, "config": to_mapping(self.config), "model": about}
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.toml").exists():
@@ -328,7 +335,8 @@ def load(
     try:
         _check_description(about)
         normal = Normalization(*(tuple(about["normalization"][k]) for k in ("mean", "std")))
-        task = Task(tuple(about["shape"]), tuple(about["class_names"]), normal, about["dtype"])
+        shape, names = tuple(about["shape"]), tuple(about["class_names"])
+        task = Task(shape, names, normal, about["dtype"], tuple(about.get("columns", ())))
         weights = None if about["path_weights"] is None else torch.tensor(about["path_weights"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise RunError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
@@ -362,6 +370,9 @@ def _check_description(about: dict[str, Any]) -> None:
         raise ValueError("class_names must be texts, and at least one")
     if len(names) > MAX_CLASSES:
         raise ValueError(f"class_names has {len(names)} names, wanted at most {MAX_CLASSES:,}")
+    if columns := about.get("columns"):
+        if not all(isinstance(name, str) for name in columns) or [len(columns)] != list(shape):
+            raise ValueError(f"columns must be texts, and {shape[0]}")
     if about["dtype"] not in ("uint8", "float32"):
         raise ValueError(f"dtype is {about['dtype']}, wanted uint8 or float32")
     for key in ("mean", "std"):

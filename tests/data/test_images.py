@@ -245,6 +245,20 @@ def test_inputs_of_a_prediction_are_brought_to_the_models_shape(tmp_path, write_
     assert read_inputs(files[:2], (3, 8, 8))[1].shape == (2, 3, 8, 8)
 
 
+def test_the_images_of_a_folder_are_predicted_with_those_of_its_subfolders(tmp_path, write_image):
+    """In the order of their paths; what is no image by its name, or hidden, is not read."""
+    pixels = [
+        write_image(tmp_path / name, 8, 8, seed=i) for i, name in enumerate(("b.PNG", "a/c.png"))
+    ]
+    for name in ("notes.txt", ".hidden.png", ".cache/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    names, x = read_inputs([tmp_path], (3, 8, 8))
+    assert names == [str(tmp_path / "a/c.png"), str(tmp_path / "b.PNG")]
+    for image, expected in zip(x, reversed(pixels), strict=True):
+        assert image.permute(1, 2, 0).equal(torch.from_numpy(expected))
+
+
 def test_the_test_part_of_arrays_is_predicted_where_there_is_no_x(tmp_path):
     parts = {"x_train": np.zeros((3, 5)), "x_test": np.ones((2, 5))}
     np.savez(tmp_path / "a.npz", **parts)  # pyright: ignore[reportArgumentType]
@@ -269,8 +283,9 @@ def test_inputs_that_do_not_fit_the_model_are_refused(tmp_path, write_image):
         read_inputs([keyless], (7,))
     with refused(tmp_path / "absent.png", "cannot be read"):
         read_inputs([tmp_path / "absent.png"], (1, 8, 8))
-    with refused(tmp_path, "cannot be read: Is a directory"):
-        read_inputs([tmp_path], (1, 8, 8))
+    with refused(tmp_path / "empty", "the folder has no image"):
+        (tmp_path / "empty").mkdir()
+        read_inputs([tmp_path / "empty"], (1, 8, 8))
     np.save(array, np.zeros((4, 1, 8, 8)))
     with refused(array, "float32 but .* holds torch.uint8"):
         read_inputs([image, array], (1, 8, 8))

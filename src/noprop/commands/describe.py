@@ -52,7 +52,8 @@ def _data(config: RunConfig) -> tuple[tuple[int, ...], int, int]:
         (status,) = (s for s in inspect_sources() if s.name == c.dataset)
         shape, classes, count = tuple(status.shape), status.num_classes, status.sizes[0]
     else:
-        dataset = load_dataset(c.dataset, image_size=c.image_size, color=c.color)
+        how = {"image_size": c.image_size, "color": c.color, "label": c.label}
+        dataset = load_dataset(c.dataset, **how)
         shape, classes, count = dataset.shape, dataset.num_classes, len(dataset.train)
     count = round(count * (1 - c.validation))
     return shape, classes, min(count, c.train_size or count)

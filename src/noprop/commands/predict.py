@@ -1,4 +1,4 @@
-"""``noprop predict``: classify images and arrays."""
+"""``noprop predict``: classify images, arrays and rows of tables."""
 
 import argparse
 import csv
@@ -10,13 +10,20 @@ from noprop.terminal import printable, show, show_json
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Classify images, or arrays in .npy and .npz files."
+HELP = "Classify images, arrays in .npy and .npz files, or rows of tables."
 
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
     add_trained_run(parser)
-    parser.add_argument("files", type=path, nargs="+", metavar="FILE")
+    parser.add_argument(
+        "files",
+        type=path,
+        nargs="+",
+        metavar="FILE",
+        help="an image, a folder of images, .npy, .npz, .csv, .tsv or .parquet; - is CSV on "
+        "standard input",
+    )
     parser.add_argument(
         "--format",
         choices=("table", "csv", "json"),
@@ -46,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
     model = load_run(arguments)
-    names, x = read_inputs(arguments.files, model.task.shape)
+    task = model.task
+    names, x = read_inputs(arguments.files, task.shape, columns=task.columns, dtype=task.dtype)
     probabilities = model.predict(
         x,
         samples=arguments.samples,

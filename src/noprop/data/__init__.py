@@ -2,15 +2,16 @@
 
 :mod:`~noprop.data.arrays` says what a data set is, and :mod:`~noprop.data.batches` what training
 does with one. :mod:`~noprop.data.formats`, :mod:`~noprop.data.numpy_files`,
-:mod:`~noprop.data.images` and :mod:`~noprop.data.folders` turn files into tensors. The catalogue is
+:mod:`~noprop.data.table_files`, :mod:`~noprop.data.images` and :mod:`~noprop.data.folders` turn
+files into tensors, and :mod:`~noprop.data.labels` turns labels into 0..m-1. The catalogue is
 :mod:`~noprop.data.sources`; :mod:`~noprop.data.download` and :mod:`~noprop.data.loading` lead from
-a name to a data set.
+a name to a data set. :mod:`~noprop.data.inputs` reads what is predicted.
 """
 
 from noprop.data.arrays import Dataset, Examples, Splits, hold_out, stratified, stratified_split
 from noprop.data.batches import Normalization, augment, batch_indices
 from noprop.data.given import GIVEN, as_pixels, dataset_of
-from noprop.data.images import read_inputs
+from noprop.data.inputs import read_inputs
 from noprop.data.loading import (
     FileStatus,
     SourceStatus,

@@ -82,6 +82,7 @@ class Dataset:
         train: The training part, with the validation part.
         test: The test part, which is read once, at the end.
         class_names: One name per label, in label order.
+        columns: Name of each feature, of a table; else none.
 
     Raises:
         DataError: If there are fewer than 2 or more than 10,000 classes, a name is longer than 255
@@ -93,6 +94,7 @@ class Dataset:
     train: Examples
     test: Examples
     class_names: tuple[str, ...]
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_classes <= MAX_CLASSES:

@@ -1,4 +1,4 @@
-"""Image files: one of them, a folder of class folders, and the inputs of a prediction.
+"""Image files: headers, one image, and many.
 
 Every image ends as uint8 (C, H, W), grey (C = 1) or colour (C = 3). A rotation in its EXIF data is
 applied, transparency is dropped, and resizing is to exactly the size asked for (bilinear,
@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from noprop.data.formats import open_data
-from noprop.data.numpy_files import array_names, find_inputs, name_some, read_arrays, to_inputs
 from noprop.errors import DataError
 from noprop.files import RATIO, may_unpack
 
@@ -34,7 +33,6 @@ __all__ = [
     "read_header",
     "read_image",
     "read_images",
-    "read_inputs",
 ]
 
 # What Pillow may take a file for, whatever its name. Of the others some start a program: EPS starts
@@ -167,59 +165,6 @@ def read_images(
             pool.shutdown(cancel_futures=True)
             raise
     return images
-
-
-def read_inputs(
-    files: Sequence[Path], shape: tuple[int, ...]
-) -> tuple[list[str], Shaped[Tensor, "n ..."]]:
-    """Read the inputs of a prediction: image files, and ``.npy`` or ``.npz`` arrays.
-
-    Images are resized and turned grey or to colour as the model wants. Arrays (of an ``.npz``
-    ``x``, ``X`` or ``data``, else ``x_test``) hold a batch of examples of the model's shape, laid
-    out as for training.
-
-    Args:
-        files: The files, at least one.
-        shape: Shape of one example of the model, such as (1, 28, 28).
-
-    Returns:
-        A name for each example (the file; ``file[i]`` for those of arrays) and the examples,
-        uint8 (N, C, H, W) or float32 (N, ...).
-
-    Raises:
-        DataError: If a file cannot be read or holds other shapes, or files mix uint8 and float32.
-    """
-    if not files:
-        raise DataError("no file to read was given")
-    names: list[str] = []
-    parts: list[Tensor] = []
-    for path in files:
-        if path.suffix.lower() in (".npy", ".npz"):
-            parts.append(_read_array(path, shape))
-            names += [f"{path}[{i}]" for i in range(len(parts[-1]))]
-        else:
-            if len(shape) != 3 or shape[0] not in (1, 3):
-                raise DataError(f"{path}: is no array; the model takes arrays of shape {shape}")
-            parts.append(read_image(path, (shape[1], shape[2]), shape[0])[None])
-            names.append(str(path))
-        if parts[-1].dtype != parts[0].dtype:
-            raise DataError(
-                f"{path}: holds {parts[-1].dtype} but {files[0]} holds {parts[0].dtype}; "
-                f"give them separately"
-            )
-    return names, torch.cat(parts)
-
-
-def _read_array(path: Path, shape: tuple[int, ...]) -> Shaped[Tensor, "n ..."]:
-    held = array_names(path)
-    if (key := find_inputs(held)) is None:
-        raise DataError(f"{path}: holds {name_some(held)}, wanted an array x or x_test")
-    x = to_inputs(path, key, read_arrays(path, [key])[key])
-    if tuple(x.shape[1:]) != shape:
-        raise DataError(
-            f"{path}: its examples have shape {tuple(x.shape[1:])}, the model takes {shape}"
-        )
-    return x
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from noprop.data.arrays import MAX_CLASSES
+from noprop.data.arrays import MAX_CLASSES, MAX_NAME_LENGTH
 from noprop.errors import DataError
 
 __all__ = ["Classes", "find_classes"]
@@ -101,6 +101,12 @@ def find_classes(
 def _plain(place: str, key: str, labels: np.ndarray) -> np.ndarray:
     """Return labels as whole numbers or as text of NumPy."""
     if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.flat):
+        # Text of NumPy has one length: a single long label would take as much for every other.
+        if (longest := max(map(len, labels.flat), default=0)) > MAX_NAME_LENGTH:
+            raise DataError(
+                f"{place}: {key} has a label of {longest} characters, wanted at most "
+                f"{MAX_NAME_LENGTH}"
+            )
         labels = labels.astype(np.str_)
     if labels.ndim != 1 or labels.dtype.kind not in "biufUS":
         raise DataError(

@@ -15,6 +15,7 @@ from noprop.data.download import digest_of, fetch
 from noprop.data.folders import read_class_folders
 from noprop.data.numpy_files import read_npz
 from noprop.data.sources import DIGITS, SOURCES, Source
+from noprop.data.table_files import TABLE_SUFFIXES, read_table
 from noprop.errors import DataError
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "load_dataset",
     "search_path",
 ]
+
+OWN = f"a folder of class folders of images, an .npz file or a table ({', '.join(TABLE_SUFFIXES)})"
 
 
 def search_path(data_dir: Path | None = None) -> list[Path]:
@@ -65,33 +68,42 @@ def load_dataset(
     download: bool = True,
     image_size: int | None = None,
     color: str = "auto",
+    label: str | None = None,
 ) -> Dataset:
     """Read a data set; download it first if it is published and not found.
 
     Args:
-        name: ``digits``, a name of the catalogue, a folder of class folders of images, or an
-            ``.npz`` file. A folder that is called like a data set is given as ``./mnist``.
+        name: ``digits``, a name of the catalogue, a folder of class folders of images, an ``.npz``
+            file, or a table (``.csv``, ``.tsv``, ``.parquet``). A folder that is called like a data
+            set is given as ``./mnist``.
         data_dir: The first folder to search, see :func:`search_path`.
         download: Whether a missing data set may be downloaded.
         image_size: Side in pixels to which a folder's images are resized; with None all must have
             one size.
         color: For folders "grey", "rgb", or "auto", which is grey if every file is.
+        label: For tables, the column of the labels; see
+            :func:`~noprop.data.table_files.read_table`.
 
     Raises:
         DataError: If there is no such data set, it can neither be found nor downloaded, or a file
             of it is damaged; the message names the file.
     """
     path = _expanded(name)
-    is_npz = path.suffix.lower() == ".npz" and path.exists() and not path.is_dir()
-    if name != "digits" and name not in SOURCES and not is_npz:
-        if path.is_dir():
-            return read_class_folders(path, image_size, color)
+    is_named, is_file = name == "digits" or name in SOURCES, path.exists() and not path.is_dir()
+    suffix = path.suffix.lower() if is_file and not is_named else ""
+    if label is not None and suffix not in TABLE_SUFFIXES:
+        raise DataError(f"{name}: label is for tables only, {', '.join(TABLE_SUFFIXES)}")
+    if not is_named and path.is_dir():
+        return read_class_folders(path, image_size, color)
+    if not is_named and suffix not in (".npz", *TABLE_SUFFIXES):
         raise _unknown(name, path)
     if image_size is not None or color != "auto":
         raise DataError(f"{name}: image_size and color are for folders of images only")
     if name == "digits":
         return _read_digits()
-    if name not in SOURCES:
+    if suffix in TABLE_SUFFIXES:
+        return read_table(path, label)
+    if suffix:
         return read_npz(path)
     source = SOURCES[name]
     folder = _find(source, data_dir, download)
@@ -254,12 +266,12 @@ def _digits_file() -> Path | None:
 def _unknown(name: str, path: Path) -> DataError:
     known = ["digits", *SOURCES]
     if path.exists():
-        return DataError(f"{name}: wanted an .npz file or a folder of class folders of images")
+        return DataError(f"{name}: wanted {OWN}")
     if len(path.parts) > 1 or path.suffix:
         return DataError(f"{path.absolute()}: no such file or folder")
     close = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f", did you mean {close[0]}?" if close else "."
     return DataError(
-        f"no data set {name!r}{hint} Known are {', '.join(known)}; a folder of class folders of "
-        f"images or an .npz file will do too, but {Path.cwd()} has none of that name"
+        f"no data set {name!r}{hint} Known are {', '.join(known)}; {OWN} will do too, but "
+        f"{Path.cwd()} has none of that name"
     )
