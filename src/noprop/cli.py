@@ -14,6 +14,7 @@ from noprop.commands import (
     data,
     describe,
     evaluate,
+    export,
     grid,
     plot,
     predict,
@@ -33,8 +34,8 @@ OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's wor
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(train, recipes, describe, grid, assemble, evaluate, predict, plot, bench, reproduce),
-        data,
+        *(train, recipes, describe, grid, assemble, evaluate, predict, export, plot, bench),
+        *(reproduce, data),
     )
 }
 

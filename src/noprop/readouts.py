@@ -20,6 +20,7 @@ __all__ = [
     "Readout",
     "ReadoutStart",
     "SoftmaxReadout",
+    "nearest_embedding_layer",
     "nearest_embedding_logits",
 ]
 

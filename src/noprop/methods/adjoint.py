@@ -57,7 +57,7 @@ class SolverUnit(Unit):
             raise ConfigError(
                 "method adjoint needs torchdiffeq: pip install 'noprop[ode]'"
             ) from None
-        self.solvers = torchdiffeq
+        self.odeint, self.odeint_adjoint = torchdiffeq.odeint, torchdiffeq.odeint_adjoint
         self.network, self.readout, self.embedding = network, readout, embedding
         self.module = nn.ModuleDict({"network": network, "readout": readout})
         self.num_steps, self.gradient = steps, gradient
@@ -84,12 +84,12 @@ class SolverUnit(Unit):
         # get the gradient of the features twice.
         state = (z, context)
         if self.gradient == "autograd":
-            levels, _ = self.solvers.odeint(field, state, times, method="euler", options=options)
+            levels, _ = self.odeint(field, state, times, method="euler", options=options)
         else:
             inside = (network.latent, network.time, network.head)
             parameters = [p for module in inside if module for p in module.parameters()]
             reached = tuple(p for p in (*parameters, weight) if p.requires_grad)
-            levels, _ = self.solvers.odeint_adjoint(
+            levels, _ = self.odeint_adjoint(
                 field, state, times, method="euler", options=options, adjoint_params=reached
             )
         assert isinstance(levels, Tensor)

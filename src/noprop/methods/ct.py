@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.diffusion import (
+    StepCoefficients,
     TimeSampling,
     Weighting,
     draw_times,
@@ -170,13 +171,18 @@ class ContinuousNoProp(Method):
         """Return what the network takes from x: the only part of prediction with convolutions."""
         return self.unit.network.context(x).float()
 
+    def levels(self) -> tuple[Float[Tensor, " levels"], StepCoefficients]:
+        """Return γ at the levels of a chain, and the coefficients of its steps, in float64."""
+        levels = self.schedule.levels(self.num_steps)
+        return levels, step_coefficients(levels)
+
     def chain(
         self, chains: Chains, prepared: Float[Tensor, "batch width"]
     ) -> tuple[Float[Tensor, "rows classes"], int]:
         """See :meth:`Method.chain`; the path has ten stretches of equal length."""
         network, weight, steps = self.unit.network, self.embedding.weight, self.num_steps
         context, times = chains.repeat(prepared), network.time_context(chains.times)
-        levels = self.schedule.levels(steps)
+        levels, coefficients = self.levels()
         gamma = levels.float().to(context.device)
 
         def denoise(i: int, z: Tensor) -> Tensor:
@@ -186,7 +192,7 @@ class ContinuousNoProp(Method):
             return p @ weight
 
         if self.sampler == "ancestral":
-            k = step_coefficients(levels).to(context.device, torch.float32)
+            k = coefficients.to(context.device, torch.float32)
             z = ancestral(denoise, chains.z, k.a, k.b, k.c, chains.generator, chains.observe)
         else:
             follow = euler if self.sampler == "euler" else heun

@@ -132,6 +132,7 @@ class FlowNoProp(Method):
         stretches = min(NUM_STRETCHES, steps)
         super().__init__([unit], unit.embedding, steps=steps, stretches=stretches)
         self.unit, self.sampler, self.tolerance = unit, sampler, tolerance
+        self.end_logits = nearest_embedding_logits  # an exported graph has it as a layer
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
@@ -173,7 +174,7 @@ class FlowNoProp(Method):
         else:
             follow, evaluations = (euler, steps) if self.sampler == "euler" else (heun, 2 * steps)
             z = follow(velocity, z, times, chains.observe)
-        return nearest_embedding_logits(z, weight).softmax(dim=1), evaluations
+        return self.end_logits(z, weight).softmax(dim=1), evaluations
 
     def _adaptive(
         self,
