@@ -101,6 +101,8 @@ class MethodConfig:
             distance between two embeddings, plus the number given here.
         chain_end: Description of what predicts the class at the end of a chain.
         stack: Whether the units read each other's outputs, and are trained on the same mini-batch.
+        takes_weights: Whether the loss of every unit takes a fourth argument ``weight``: weights of
+            the examples, shape (B,).
     """
 
     one_network: ClassVar[bool] = False
@@ -108,6 +110,7 @@ class MethodConfig:
     gamma_over_distance: ClassVar[Mapping[str, float]] = types.MappingProxyType({})
     chain_end: ClassVar[str] = "the readout of z_T"
     stack: ClassVar[bool] = False
+    takes_weights: ClassVar[bool] = False
 
     name: str = option("", "the method")
 
@@ -270,6 +273,7 @@ class DTConfig(BlocksConfig, DenoiserConfig):
     """NoProp with discrete time."""
 
     gamma_over_distance = types.MappingProxyType({"gamma_shift": -math.log(2)})
+    takes_weights = True
 
     name: Literal["dt"] = option("dt", "the method")
     eta: AboveZero = option(0.1, "weight of the denoising terms (Eq. 8)")
@@ -649,6 +653,9 @@ class TrainConfig:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = option(
         0.0, "objective cross-entropy: probability that is spread over all classes"
     )
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "weights of examples in the losses: equal, or balanced over the classes (method dt)"
+    )
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
         0.0, "greatest norm of a unit's gradient; 0: no limit"
     )
@@ -726,6 +733,12 @@ class RunConfig:
             raise ConfigError(
                 "train.label_smoothing: is for method.objective=cross-entropy, got "
                 f"{self.train.label_smoothing} with another objective"
+            )
+        if self.train.class_weights != "none" and not self.method.takes_weights:
+            names = [name for name, method in METHODS.items() if method.takes_weights]
+            raise ConfigError(
+                f"train.class_weights: method {self.method.name} has no weights of examples; "
+                f"{', '.join(names)} has"
             )
         if self.method.stack and self.train.shards > 1:
             raise ConfigError(

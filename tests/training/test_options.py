@@ -1,5 +1,6 @@
 """Schedules of the learning rate, averaged weights, clipping: by hand, and as a run resumes."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import noprop
 import tools
 from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, TrainConfig, replace
+from noprop.data import balanced_weights
 from noprop.errors import ConfigError
 from noprop.run.local import LocalEngine
 from noprop.tensor_files import load_tensors
@@ -30,6 +32,7 @@ from tools import Clock, Killed, assert_same, commit_of, files_of
 ALL = {
     "train.schedule": "one-cycle",
     "train.ema": 0.9,
+    "train.class_weights": "balanced",
     "train.clip": 0.5,
     "train.crop_padding": 1,
     "train.cutout": 3,
@@ -224,6 +227,39 @@ def test_the_log_has_the_learning_rate(tmp_path):
     n = commit_of(tmp_path / "r", "block-1").total
     config = replace(RunConfig(), FIXED).train
     assert found == [learning_rate(config, (end - 0.5) / n) for end in (n / 2, n)]
+
+
+def test_balanced_classes_weigh_alike_and_an_example_weighs_1_in_the_mean():
+    y = torch.tensor([0] * 6 + [1] * 2 + [3])  # no example of class 2
+    weights = balanced_weights(y)
+    assert weights.mean().item() == pytest.approx(1)
+    assert [weights[y == c].sum().item() for c in (0, 1, 3)] == pytest.approx([3, 3, 3])
+
+
+def test_class_weights_reach_every_unit_and_change_nothing_where_classes_are_balanced(tmp_path):
+    """With as many of each class every weight is 1: the same bits as without."""
+    even = dataclasses.replace(tools.NOISE_DATA, train=tools.NOISE.take(torch.arange(70)))
+    found = {}
+    for part, data in (("even", even), ("odd", tools.NOISE_DATA)):
+        for kind in ("none", "balanced"):
+            changes = {**tools.TWO_BLOCKS, "train.batch_size": 16, "train.class_weights": kind}
+            run = noprop.Run.create(
+                replace(RunConfig(), changes), folder=tmp_path / f"{part}-{kind}", data=data
+            )
+            run.train()
+            found[part, kind] = tools.weights(run.folder)
+    assert_same(found["even", "none"], found["even", "balanced"])
+    changed = {
+        name.partition(":")[0].partition("/")[0]
+        for name, value in found["odd", "none"].items()
+        if not torch.equal(value, found["odd", "balanced"][name])
+    }
+    assert changed >= {"block-1", "block-2", "readout"}, changed
+
+
+def test_class_weights_are_refused_by_methods_that_have_none():
+    with pytest.raises(ConfigError, match=r"train.class_weights: method ct has no .*; dt has"):
+        replace(RunConfig(), {"method.name": "ct", "train.class_weights": "balanced"})
 
 
 def test_label_smoothing_is_for_cross_entropy():

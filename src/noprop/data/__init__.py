@@ -9,7 +9,7 @@ a name to a data set. :mod:`~noprop.data.inputs` reads what is predicted.
 """
 
 from noprop.data.arrays import Dataset, Examples, Splits, hold_out, stratified, stratified_split
-from noprop.data.batches import Normalization, augment, batch_indices
+from noprop.data.batches import Normalization, augment, balanced_weights, batch_indices
 from noprop.data.given import GIVEN, as_pixels, dataset_of
 from noprop.data.inputs import read_inputs
 from noprop.data.loading import (
@@ -33,6 +33,7 @@ __all__ = [
     "Splits",
     "as_pixels",
     "augment",
+    "balanced_weights",
     "batch_indices",
     "dataset_of",
     "hold_out",

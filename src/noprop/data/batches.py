@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
-__all__ = ["Normalization", "augment", "batch_indices"]
+__all__ = ["Normalization", "augment", "balanced_weights", "batch_indices"]
 
 NUMBERS_AT_A_TIME = 2**19  # numbers converted to float64 at a time: 4 MiB, which caches hold
 
@@ -60,6 +60,17 @@ class Normalization:
         scale = torch.tensor([1 / (s * _range(x)) for s in self.std], device=x.device)
         # The mean first: x·scale + shift would cancel where features lie far from zero.
         return (x - mean).mul_(scale.view(broadcast))
+
+
+def balanced_weights(y: Int64[Tensor, " n"]) -> Float32[Tensor, " n"]:
+    """Return weights of examples with which every class of ``y`` weighs as much in a loss.
+
+    An example of a class of $n_c$ among $n$ of $m$ classes weighs $n / (m n_c)$, as in
+    scikit-learn. The mean over the examples is 1.
+    """
+    counts = y.bincount()
+    present = int((counts > 0).sum())
+    return (len(y) / (present * counts.double())).float()[y]
 
 
 def batch_indices(

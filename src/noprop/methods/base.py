@@ -59,8 +59,6 @@ class Unit(ABC):
         beside: Whether the unit takes a step with every step of the others on the same mini-batch,
             if parameters are shared, as the readout does in Algorithm 1.
         reads_images: Whether the loss reads x; if not, x may be empty.
-        takes_weights: Whether :meth:`loss` takes a fourth argument ``weight``: weights of the
-            examples, shape (B,), for :func:`weighted_mean`.
         phase: Part of an epoch in which a stack trains the unit: every mini-batch for the units of
             phase 0, then every one for those of phase 1, ….
     """
@@ -71,7 +69,6 @@ class Unit(ABC):
     passes: int = 1
     beside: bool = False
     reads_images: bool = True
-    takes_weights: bool = False
     phase: int = 0
 
     @property

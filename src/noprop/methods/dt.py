@@ -47,8 +47,6 @@ class Block(Unit):
             with it the validation part was predicted worse (docs/theory.md).
     """
 
-    takes_weights = True
-
     def __init__(
         self,
         t: int,
@@ -132,7 +130,6 @@ class ReadoutUnit(Unit):
     name = "readout"
     beside = True
     reads_images = False
-    takes_weights = True
 
     def __init__(self, readout: Readout, embedding: Embedding, gamma: Float[Tensor, " levels"]):
         self.module = readout

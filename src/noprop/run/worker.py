@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig
-from noprop.data import Examples
+from noprop.data import Examples, balanced_weights
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.files import write_whole
@@ -189,11 +189,12 @@ def group_trainer(
         here |= build(name)[1]
     wanted = job.config.method.unit_names if group == COUPLED else [group]
     units = [here.get(name) or Parked(name) for name in wanted]
+    train, balanced = job.train.to(device), job.config.train.class_weights == "balanced"
     return Trainer(
         job.config,
         method,
         units,
-        job.train.to(device),
+        train,
         job.validation.to(device),
         job.task.normalization,
         bf16=use_bf16(job.config.train.precision, device),
@@ -203,6 +204,7 @@ def group_trainer(
         mesh=mesh,
         emit=emit,
         saved=saved,
+        weights=balanced_weights(train.y) if balanced else None,
     )
 
 

@@ -82,7 +82,7 @@ class Trainer:
                 f"train.shards: each of {self.c.shards} needs at least two examples, and there are "
                 f"{len(train)} to train on"
             )
-        if weights is not None and not all(unit.takes_weights for unit in units):
+        if weights is not None and not config.method.takes_weights:
             raise ConfigError(
                 f"weights: method {config.method.name} has no weights of examples; method dt has"
             )
