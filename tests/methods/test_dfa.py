@@ -1,6 +1,6 @@
 """Direct feedback alignment against its closed form, and against backpropagation."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -111,13 +111,17 @@ def built(**changes: Any) -> FeedbackStack:
 
 
 def test_the_feedback_is_drawn_from_the_seed_and_in_no_file():
-    """Every layer has its own; another seed, another one."""
+    """Every layer has its own, and another seed another one."""
     one, again, other = built(), built(), built(**{"train.seed": 1})
     for a, b, c in zip(one.layers, again.layers, other.layers, strict=True):
         assert torch.equal(a.feedback, b.feedback)
         assert not torch.equal(a.feedback, c.feedback)
         assert "feedback" not in a.module.state_dict()
         assert not a.feedback.requires_grad
+    starts = [unit.feedback.flatten()[:2000] for unit in one.layers]
+    for a, b in combinations(starts, 2):
+        # The product of two entries has the deviation 0.1. Six pairs: < 4e-6 with a fresh seed.
+        assert abs((a * b).mean()) < 5 * 0.1 / 2000**0.5
     shapes = [unit.feedback.shape for unit in one.layers]
     assert shapes == [(10, 32 * 12 * 12), (10, 64 * 10 * 10), (10, 2048), (10, 256)]
     long = random_feedback(10, 20_000, rng())

@@ -1,5 +1,6 @@
 """The contract of stacks in training: one forward pass, one group, and phases of an epoch."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from noprop.training.plan import Plan, Update
 from noprop.training.trainer import Trainer
 from tools import IN_PROCESS, NOISE, NOISE_DATA, NOISE_TASK, assert_same, rng, train_run, weights
 
-STACKS = ("greedy", "dfa")
+STACKS = ("greedy", "dfa", "ff")
+SMALL = {"greedy": {}, "dfa": {}, "ff": {"method.width": 30}}
 
 
 def config_of(name: str, **changes: Any) -> RunConfig:
     """Three layers and two epochs of four mini-batches."""
     small = {**IN_PROCESS, "method.num_layers": 3, "train.epochs": 2, "train.batch_size": 16}
-    return replace(RunConfig(), {"method.name": name, **small, **changes})
+    return replace(RunConfig(), {"method.name": name, **small, **SMALL[name], **changes})
 
 
 def built(name: str, **changes: Any) -> tuple[RunConfig, Method]:
@@ -34,16 +36,19 @@ def built(name: str, **changes: Any) -> tuple[RunConfig, Method]:
 
 
 def trainer_of(folder: Path, name: str, **changes: Any) -> Trainer:
-    config, method = built(name, **changes)
+    return trainer_for(folder, *built(name, **changes))
+
+
+def trainer_for(folder: Path, config: RunConfig, method: Method) -> Trainer:
     return Trainer(
         config, method, method.units, NOISE, NOISE.take(torch.arange(8)), NOISE_TASK.normalization,
         bf16=False, folder=folder / "units" / COUPLED, emit=lambda event: None,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", ["greedy", "dfa"])
 def test_no_value_of_a_loss_comes_from_a_layer_above(name):
-    """Greedy layers know nothing of those above; in DFA only the error does.
+    """Greedy layers know nothing of those above; in DFA only the error does. FF: test_ff.py.
 
     By value: other weights above leave a greedy loss and every output below as they were.
     """
@@ -66,7 +71,10 @@ def test_no_value_of_a_loss_comes_from_a_layer_above(name):
 
 @pytest.mark.parametrize("name", STACKS)
 def test_a_mini_batch_passes_each_layer_once(tmp_path, name):
-    """Not once for each unit above it: the cost is linear in the number of layers."""
+    """Not once for each unit above it: the cost is linear in the number of layers.
+
+    Forward-Forward has two passes, one of them with the neutral label.
+    """
     made = trainer_of(tmp_path, name)
     counts: list[str] = []
     for unit in made.units:
@@ -76,7 +84,8 @@ def test_a_mini_batch_passes_each_layer_once(tmp_path, name):
     names = [unit.name for unit in made.units]
     for _ in range(2 * len(names)):
         made.step()
-    assert counts == [*names, *names]
+    passes = 2 if name == "ff" else 1
+    assert Counter(counts) == dict.fromkeys(names, 2 * passes)
     assert made.plan.begins_mini_batch(made.position)
 
 
@@ -98,6 +107,33 @@ def test_the_losses_of_a_mini_batch_are_those_before_its_updates(tmp_path, name)
         one.step()
     for a, b in zip(one.method.parameters(), other.method.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_each_phase_of_each_step_has_signals_and_noise_of_its_own(tmp_path):
+    """Also where an epoch has one mini-batch, so that all of its updates have the same number.
+
+    On the validation part no unit is in training mode, whatever its phase.
+    """
+    config, method = built("greedy", **{"train.batch_size": 64})
+    method.units[2].phase = 1
+    made, signals = trainer_for(tmp_path, config, method), method.signals
+    phases: list[int] = []
+    seeds: list[int] = []
+    modes: set[bool] = set()
+
+    def recorded(x: Tensor, y: Tensor, draws: torch.Generator, phase: int = 0) -> Any:
+        if torch.is_grad_enabled():
+            phases.append(phase)
+            seeds.append(draws.initial_seed())
+        else:
+            modes.update(unit.module.training for unit in method.units)
+        return signals(x, y, draws, phase)
+
+    method.signals = recorded  # pyright: ignore[reportAttributeAccessIssue]
+    made.run()
+    assert modes == {False}
+    assert phases == [0, 1, 0, 1]
+    assert len(set(seeds)) == 4
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -179,3 +215,18 @@ def test_the_guesses_of_a_stack_are_its_path():
     assert greedy.path_weights is not None
     assert len(greedy.path_weights) == 3
     assert dfa.path_weights is None
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_the_last_answer_predicts_and_all_are_the_levels_of_the_chain(name):
+    """z_0 is 0; then each level is the answer of a step, in order."""
+    _, method = built(name)
+    for unit in method.units:
+        unit.module.eval()
+    x = torch.empty(16, 1, 8, 8).normal_(generator=rng())
+    p, answers = method.predict(x, rng()), method.prepare(x)
+    assert len(answers) == method.num_steps == {"greedy": 3, "dfa": 1, "ff": 2}[name]
+    assert torch.equal(p.probabilities, answers[-1])
+    assert torch.equal(p.latents, torch.stack([torch.zeros(16, 10), *answers]))
+    assert p.path is None or torch.equal(p.path, torch.stack(answers))
+    assert len({tuple(a.flatten().tolist()) for a in answers}) == len(answers)
