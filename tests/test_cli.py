@@ -86,6 +86,24 @@ def test_an_encoder_of_ones_own_that_fails_is_one_line(
     assert words in line_of_error(capsys, "predict", "r", "x.npy", "--encoder", name)
 
 
+def test_an_encoder_of_ones_own_is_described(capsys, monkeypatch, tmp_path):
+    """With its weights: one that is narrower by a feature has fewer, and so has the next layer."""
+    (tmp_path / "own_encoders.py").write_text(
+        ENCODERS + "\ndef three(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_encoders", raising=False)
+    sizes = []
+    for function in ("fine", "three"):
+        assert main(["describe", "--encoder", f"own_encoders:{function}", "--json"]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["units"][0]["parameters"])
+    assert sizes[0] - sizes[1] == 65 + 256  # the layer from the features to the width 256
+    assert "--encoder MODULE:FUNCTION" in line_of_error(
+        capsys, "describe", "--set", "method.encoder=custom"
+    )
+
+
 def features(path: Path, dim: int = 5, classes: int = 3) -> Path:
     """An .npz data set of tables."""
     y = np.arange(60) % classes

@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from noprop.commands.options import Parser, configuration, overrides
+from noprop.commands.options import (
+    Parser,
+    add_encoder,
+    configuration,
+    encoder_or_field,
+    overrides,
+)
 from noprop.commands.train import add_recipe
 from noprop.config import RunConfig, replace
 from noprop.recipes import named_after_data
@@ -17,6 +23,7 @@ HELP = "Show units, parameters, memory, estimated time and schedule of a recipe 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
     add_recipe(parser, "or a run folder")
+    add_encoder(parser, fields=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,10 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop.report.describe import describe
     from noprop.report.tables import description_text
 
+    encoder = encoder_or_field(arguments)
     config = _configuration(arguments)
+    config = config if encoder is None else replace(config, {"method.encoder": "custom"})
     shape, classes, examples = _data(config)
     config = named_after_data(config)
-    about = describe(config, shape, classes, examples=examples)
+    about = describe(config, shape, classes, examples=examples, encoder=encoder)
     show_json(about) if arguments.json else show(description_text(about))
     return 0
 

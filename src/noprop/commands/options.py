@@ -161,8 +161,8 @@ def add_fields(parser: Parser) -> None:
     options, recipe = option_names(), find_recipe(DEFAULT_RECIPE)
     groups: dict[str, Any] = {}
     for name, kind, default, text in fields_of():
-        trains = parser.prog.endswith(("train", "grid"))
-        if name in NO_OPTION or (name == "method.encoder" and trains):
+        own_encoder = parser.prog.endswith(("train", "grid", "describe"))
+        if name in NO_OPTION or (name == "method.encoder" and own_encoder):
             continue
         if name == "train.seed" and parser.prog.endswith("grid"):
             continue

@@ -10,6 +10,7 @@ from torch import Tensor
 from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
+from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
 from noprop.methods.adjoint import SolverUnit
 from noprop.methods.base import LossTerms, Method, Unit
@@ -18,7 +19,12 @@ __all__ = ["describe"]
 
 
 def describe(
-    config: RunConfig, shape: tuple[int, ...], classes: int, *, examples: int = 0
+    config: RunConfig,
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    examples: int = 0,
+    encoder: EncoderFactory | None = None,
 ) -> dict[str, Any]:
     """Return what ``noprop describe`` prints; no data are read.
 
@@ -27,12 +33,13 @@ def describe(
         shape: Shape of one input.
         classes: Number m of classes.
         examples: Number of training examples, for the estimated time.
+        encoder: The user's own encoder, if the configuration has one.
 
     Raises:
         ConfigError: If the networks cannot be built on this machine.
     """
-    if config.method.has_own_code:
-        raise ConfigError("method.encoder: describe knows only the encoders of the package")
+    if config.method.has_own_code and encoder is None:
+        raise ConfigError("method.encoder: give your own encoder with --encoder MODULE:FUNCTION")
     labels = tuple(map(str, range(classes)))
     task = Task(shape, labels, Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
     steps = config.method.chain_length
@@ -40,7 +47,8 @@ def describe(
         config = replace(config, {"method.steps": 2})  # the memory does not depend on T
     # One block is enough, for all blocks have the same size.
     names = config.method.unit_names
-    method = build_method(config, task, build_embedding(config, task, None), only=names[0])
+    embedding = build_embedding(config, task, None)
+    method = build_method(config, task, embedding, factory=encoder, only=names[0])
     sizes = [sum(p.numel() for p in unit.parameters) for unit in method.units]
     sizes = [sizes[0]] * (len(names) - len(sizes)) + sizes
     depths = []
