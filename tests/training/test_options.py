@@ -142,11 +142,10 @@ def test_the_average_follows_weights_and_statistics_and_counts_stay_as_they_are(
     assert by_hand[0] == pytest.approx(39 - 0.8 / 0.2, rel=0.01)  # the mean lag of a decay of 0.8
 
 
-def test_momentum_is_of_sgd_and_comes_back_from_a_file():
+def test_momentum_is_of_sgd_and_rmsprop_and_comes_back_from_a_file():
     """A state without it is that of another optimizer."""
-    with pytest.raises(
-        ConfigError, match=r"train\.momentum: is for train\.optimizer=sgd, got 0\.9"
-    ):
+    words = r"train\.momentum: is for train\.optimizer=sgd and rmsprop, got 0\.9 with adamw"
+    with pytest.raises(ConfigError, match=words):
         replace(RunConfig(), {"train.momentum": 0.9})
     made = []
     for momentum in (0.9, 0.0):
