@@ -181,7 +181,9 @@ def test_an_unknown_name_is_explained(name, message):
 def test_a_file_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "images.h5"
     path.write_bytes(b"\x89HDF")
-    with pytest.raises(DataError, match=r"images\.h5: wanted an \.npz file"):
+    with pytest.raises(
+        DataError, match=r"images\.h5: wanted a folder of class folders of images, an"
+    ):
         load_dataset(str(path))
 
 
