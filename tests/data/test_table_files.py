@@ -164,7 +164,7 @@ def test_damaged_and_nested_parquet_files_are_one_line(tmp_path):
 
 def test_columns_are_found_by_name_wherever_they_are(tmp_path):
     mixed = FRAME[["wild", "kind", "legs", "size"]]
-    path = write(tmp_path / "a.csv", mixed)
+    path = write(tmp_path / "a.csv", pd.DataFrame(mixed))
     names, x = read_inputs([path], (3,), columns=("size", "legs", "wild"), dtype="float32")
     assert x.tolist() == FRAME[["size", "legs", "wild"]].astype(float).to_numpy().tolist()
     assert names == [f"{path}[{i}]" for i in range(30)]

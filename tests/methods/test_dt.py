@@ -166,7 +166,7 @@ class Smooth(Known):
 def test_weights_of_examples_multiply_their_errors(unit):
     """The loss is Σ w_i L_i / B, where L_i / B is the loss with the weight of example i alone."""
     method, x, y = make()
-    (chosen,) = [u for u in method.units if u.name == unit]
+    (chosen,) = [u for u in (*method.blocks, method.readout) if u.name == unit]
     chosen.module.eval()
     weight = torch.rand(24, generator=rng(6)) * 3
     whole = chosen.loss(x, y, rng(5), weight).terms
