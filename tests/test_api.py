@@ -1,4 +1,4 @@
-"""Results at hand: what a script sees of a run, and the short forms of its arguments."""
+"""What a script sees of a run, and the short forms of its arguments."""
 
 import re
 import warnings

@@ -156,7 +156,7 @@ def optimizer_arrays(trainer: Trainer) -> Arrays:
 
 
 def restore_optimizers(trainer: Trainer, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Load what :func:`optimizer_arrays` returned; without arrays optimizers begin anew."""
+    """Load what :func:`optimizer_arrays` returned; without arrays optimizers start from nothing."""
     for unit, optimizer in zip(trainer.units, trainer.state.optimizers, strict=True):
         if optimizer and arrays:
             restore_optimizer(optimizer, unflatten(unit.name, _tensors(arrays)))

@@ -80,7 +80,7 @@ def lengthen_commits(
         place, lock = group_folder(folder, group), group_lock(folder, group)
         try:
             found = latest(place)
-        except DamagedError:  # whoever trains the group reports it
+        except DamagedError:  # the process that trains the group reports it
             continue
         if found is None or found.commit.total == totals[group]:
             continue
