@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["printable", "readable_output", "show", "show_json", "tell"]
+__all__ = ["is_number", "printable", "readable_output", "show", "show_json", "tell"]
 
 # ASCII for the characters that the package prints itself, for encodings without them.
 SPELLINGS = {
@@ -106,3 +106,12 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     spelled = (SPELLINGS.get(c, _escaped(c)) for c in wanting)
     escaped = (s if s.isascii() else s.encode("unicode_escape").decode("ascii") for s in spelled)
     return "".join(escaped), error.end
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number, as Python reads it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

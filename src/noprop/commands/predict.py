@@ -6,7 +6,7 @@ import io
 
 from noprop.commands.options import Parser, add_trained_run, load_run, path, whole_number
 from noprop.errors import ConfigError
-from noprop.terminal import printable, show, show_json
+from noprop.terminal import is_number, printable, show, show_json
 
 __all__ = ["HELP", "add_options", "run"]
 
@@ -96,12 +96,4 @@ def run(arguments: argparse.Namespace) -> int:
 def _csv_cell(name: str) -> str:
     """Return a name in one line that spreadsheets do not read as a formula; numbers are kept."""
     name = printable(name)
-    return f"'{name}" if name[:1] in ("=", "+", "-", "@") and not _is_number(name) else name
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return f"'{name}" if name[:1] in ("=", "+", "-", "@") and not is_number(name) else name

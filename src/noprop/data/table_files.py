@@ -25,6 +25,7 @@ from noprop.data.formats import open_data
 from noprop.data.numpy_files import name_some, to_dataset, to_inputs
 from noprop.errors import DataError
 from noprop.files import may_unpack
+from noprop.terminal import is_number
 
 __all__ = ["TABLE_SUFFIXES", "read_csv", "read_table", "read_table_file", "table_inputs"]
 
@@ -150,7 +151,7 @@ def _header(place: str, data: bytes) -> tuple[list[str], str]:
         raise DataError(f"{place}: not a readable CSV table: {error}") from error
     if not head:
         raise DataError(f"{place}: has no line of column names")
-    if all(map(_is_number, head)):
+    if all(map(is_number, head)):
         raise DataError(f"{place}: the first line has numbers, wanted the names of the columns")
     return head, separator
 
@@ -244,14 +245,6 @@ def _labels(path: Path, column: Any, name: str) -> np.ndarray:
         raise DataError(f"{path}: {name} has no label in row {row + 1} of the data")
     values = column.to_numpy()
     return values if values.dtype.kind in "biuf" else column.to_numpy(dtype=object)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _imported(name: str) -> ModuleType:
