@@ -506,8 +506,8 @@ class _Parts:
             )
         if len(layers) != c.num_layers:
             raise ConfigError(
-                f"method.num_layers: the image path has {len(layers)} layers with weights, "
-                f"got {c.num_layers}"
+                f"method.num_layers: wanted {len(layers)}, the layers with weights of the image "
+                f"path, got {c.num_layers}"
             )
         x, sized = torch.zeros(2, *self.task.shape), list[tuple[nn.Module, int]]()
         with torch.no_grad():

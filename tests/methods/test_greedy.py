@@ -32,7 +32,7 @@ def test_the_layers_are_those_of_fig_5_with_a_head_each():
 
 
 def test_another_number_of_layers_is_refused():
-    with pytest.raises(ConfigError, match=r"method\.num_layers: .* has 4 layers .*, got 3"):
+    with pytest.raises(ConfigError, match=r"method\.num_layers: wanted 4, .*, got 3"):
         greedy(**{"method.num_layers": 3})
 
 

@@ -16,9 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.layers import stochastic_call
 from noprop.methods.base import LossTerms, Unit
-from noprop.methods.stack import Stack, with_gradient_of
+from noprop.methods.stack import Stack, layer_outputs, with_gradient_of
 
 __all__ = ["FeedbackLayer", "FeedbackSignals", "FeedbackStack", "OutputLayer", "random_feedback"]
 
@@ -119,11 +118,8 @@ class FeedbackStack(Stack):
         phase: int = 0,
     ) -> FeedbackSignals:
         """Return the outputs of all layers and the output's error."""
-        outputs = []
-        for unit in self.layers:
-            x = stochastic_call(unit.layer, x.detach(), generator)
-            outputs.append(x)
-        logits = self.output.layer(x.detach().flatten(1))
+        outputs = layer_outputs([unit.layer for unit in self.layers], x, generator)
+        logits = self.output.layer(outputs[-1].detach().flatten(1))
         logits = logits.to(self.output.layer.weight.dtype)  # from bf16
         with torch.autocast(logits.device.type, enabled=False):
             loss = F.cross_entropy(logits, y)
@@ -132,6 +128,5 @@ class FeedbackStack(Stack):
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of the output."""
-        for unit in self.layers:
-            x = stochastic_call(unit.layer, x, None)
-        return [self.output.layer(x.flatten(1)).float().softmax(dim=1)]
+        top = layer_outputs([unit.layer for unit in self.layers], x)[-1]
+        return [self.output.layer(top.flatten(1)).float().softmax(dim=1)]

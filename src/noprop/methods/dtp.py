@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.methods.base import LossTerms, Unit
-from noprop.methods.stack import Stack
+from noprop.methods.stack import Stack, layer_outputs
 
 __all__ = [
     "InverseUnit",
@@ -215,11 +215,7 @@ class TargetStack(Stack):
 
     def _outputs(self, x: Float[Tensor, "batch ..."]) -> list[Layer]:
         """Return h_1 … h_L."""
-        h, outputs = x.flatten(1), []
-        for unit in self.layers:
-            h = unit.layer(h)
-            outputs.append(h)
-        return outputs
+        return layer_outputs([unit.layer for unit in self.layers], x.flatten(1))
 
     def _with_noise(self, h: Layer, generator: torch.Generator) -> Layer:
         return h + self.noise * torch.empty_like(h).normal_(generator=generator)

@@ -13,9 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.layers import stochastic_call
 from noprop.methods.base import LossTerms, Unit
-from noprop.methods.stack import Stack
+from noprop.methods.stack import Stack, layer_outputs
 
 __all__ = ["GreedyStack", "HeadedLayer"]
 
@@ -66,16 +65,10 @@ class GreedyStack(Stack):
         phase: int = 0,
     ) -> list[Float[Tensor, "batch ..."]]:
         """Return every layer's output, whose gradient reaches this layer alone."""
-        outputs = []
-        for unit in self.layers:
-            x = stochastic_call(unit.layer, x.detach(), generator)
-            outputs.append(x)
-        return outputs
+        return layer_outputs([unit.layer for unit in self.layers], x, generator)
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of every head."""
-        answers = []
-        for unit in self.layers:
-            x = stochastic_call(unit.layer, x, None)
-            answers.append(unit.head(x.flatten(1)).float().softmax(dim=1))
-        return answers
+        outputs = layer_outputs([unit.layer for unit in self.layers], x)
+        logits = [unit.head(h.flatten(1)) for unit, h in zip(self.layers, outputs, strict=True)]
+        return [each.float().softmax(dim=1) for each in logits]

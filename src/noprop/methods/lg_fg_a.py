@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.methods.base import LossTerms, Unit
-from noprop.methods.stack import Stack, with_gradient_of
+from noprop.methods.stack import Stack, layer_outputs, with_gradient_of
 
 __all__ = [
     "ClassifierUnit",
@@ -323,15 +323,12 @@ class LocalMixerStack(Stack):
         phase: int = 0,
     ) -> MixerSignals:
         """Return the input of every block and the last output."""
-        tokens, inputs = to_patches(x, self.side), []
-        for unit in self.blocks:
-            inputs.append(tokens)
-            tokens = unit.block(tokens)
-        return MixerSignals(inputs, tokens)
+        tokens = to_patches(x, self.side)
+        outputs = layer_outputs([unit.block for unit in self.blocks], tokens)
+        return MixerSignals([tokens, *outputs[:-1]], outputs[-1])
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of the classifier."""
-        tokens = to_patches(x, self.side)
-        for unit in self.blocks:
-            tokens = unit.block(tokens)
-        return [self.classifier.logits(tokens).float().softmax(dim=1)]
+        blocks = [unit.block for unit in self.blocks]
+        top = layer_outputs(blocks, to_patches(x, self.side))[-1]
+        return [self.classifier.logits(top).float().softmax(dim=1)]

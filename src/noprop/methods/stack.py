@@ -6,17 +6,18 @@ units, the ``loss`` of each unit on these, and :meth:`Stack.answers`.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
+from noprop.layers import stochastic_call
 from noprop.methods.base import Method, Unit
 from noprop.methods.chains import Chains
 
-__all__ = ["Stack", "with_gradient_of"]
+__all__ = ["Stack", "layer_outputs", "with_gradient_of"]
 
 
 class Stack(Method):
@@ -68,6 +69,19 @@ class Stack(Method):
                 chains.guess(i, p)
             chains.observe(i + 1, p @ weight)
         return prepared[-1], self.evaluations
+
+
+def layer_outputs(
+    layers: Iterable[nn.Module],
+    x: Float[Tensor, "batch ..."],
+    generator: torch.Generator | None = None,
+) -> list[Float[Tensor, "batch ..."]]:
+    """Return every layer's output, whose gradient reaches this layer alone."""
+    outputs = []
+    for layer in layers:
+        x = stochastic_call(layer, x.detach(), generator)
+        outputs.append(x)
+    return outputs
 
 
 def with_gradient_of(surrogate: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:
