@@ -252,7 +252,6 @@ def test_what_is_reported_of_digits_is_true():
 @pytest.mark.parametrize(
     ("module", "extra", "name"),
     [
-        ("sklearn", "digits", "digits"),
         ("PIL", "images", "folder"),
         ("pooch", "download", "mnist"),
     ],

@@ -2,7 +2,6 @@
 
 import difflib
 import gzip
-import importlib.util
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -155,9 +154,7 @@ def inspect_sources(data_dir: Path | None = None, *, verify: bool = False) -> li
         data_dir: The first folder to search.
         verify: Whether to compare each file with its published digest, which reads all files.
     """
-    available = _digits_file() is not None
-    how = "comes with scikit-learn" if available else "pip install 'noprop[digits]'"
-    digits = SourceStatus("digits", (1, 8, 8), 10, (1438, 359), available, None, (), how)
+    digits = SourceStatus("digits", (1, 8, 8), 10, (1438, 359), True, None, (), "bundled")
     return [digits, *(_inspect(source, data_dir, verify) for source in SOURCES.values())]
 
 
@@ -239,10 +236,9 @@ def _matches(path: Path, digest: str) -> bool:
 def _read_digits() -> Dataset:
     """Return scikit-learn's 1797 digits, 8x8 pixels; 0..16 becomes 0..240, exact in uint8.
 
-    scikit-learn is not imported, which takes seconds: its file has 64 pixels and the label a line.
+    Its file, of which this package has a copy, has 64 pixels and the label a line.
     """
-    if (path := _digits_file()) is None:
-        raise DataError("digits needs scikit-learn: pip install 'noprop[digits]'")
+    path = Path(__file__).with_name("digits.csv.gz")
     try:
         with gzip.open(path, "rt", encoding="ascii") as file:
             rows = [[int(float(value)) for value in line.split(",")] for line in file]
@@ -251,16 +247,6 @@ def _read_digits() -> Dataset:
     except (OSError, EOFError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     return split_off_test("digits", Examples(x, table[:, 64].clone()), DIGITS)
-
-
-def _digits_file() -> Path | None:
-    """Return the file of digits of an installed scikit-learn, or None."""
-    found = importlib.util.find_spec("sklearn")
-    for folder in (found and found.submodule_search_locations) or ():
-        path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
-        if path.is_file():
-            return path
-    return None
 
 
 def _unknown(name: str, path: Path) -> DataError:
