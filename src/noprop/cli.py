@@ -1,5 +1,6 @@
 """The command line: options to a configuration, a command, and its status. Torch comes late."""
 
+import argparse
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ from noprop.commands import (
 )
 from noprop.commands.options import Parser
 from noprop.errors import ConfigError, NoPropError, RunError
-from noprop.terminal import readable_output, tell
+from noprop.terminal import readable_output, show, tell
 from noprop.version import __version__
 
 __all__ = ["main"]
@@ -42,6 +43,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on stderr and a status that is not zero."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     with readable_output(), _one_line_errors() as outcome:
         words = _without_nul(argv)
         parser, commands = build_parser(words)
@@ -55,6 +58,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         _prepare_process()
         outcome.status = COMMANDS[arguments.command].run(arguments)
     return outcome.status
+
+
+def _complete() -> None:
+    """Print the words that complete a command line for the shell, and exit.
+
+    Without argcomplete nothing is printed, and the command runs.
+    """
+    with suppress(ImportError):
+        import argcomplete
+
+        # A command has its options only if it is one of the words, see build_parser.
+        parser, _ = build_parser(os.environ.get("COMP_LINE", "").split())
+        argcomplete.autocomplete(parser)
+
+
+class _Version(argparse.Action):
+    """Print the version, with those of torch and Python, without importing torch."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            torch = f"torch {version('torch')}"
+        except PackageNotFoundError:
+            torch = "no torch"
+        python = ".".join(map(str, sys.version_info[:3]))
+        show(f"noprop {__version__} ({torch}, Python {python})")
+        parser.exit()
 
 
 class _Outcome:
@@ -132,7 +163,7 @@ def build_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
         prog="noprop",
         description="Train neural networks block by block, without back-propagating through them.",
     )
-    parser.add_argument("--version", action="version", version=f"noprop {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     made: dict[str, Parser] = {}
     for name, command in COMMANDS.items():

@@ -56,7 +56,7 @@ def trainer_in_memory(
     config: RunConfig,
     method: Method,
     examples: Examples,
-    weights: Tensor,
+    weights: Tensor | None,
     device: torch.device,
 ) -> Trainer:
     """Return a trainer of all units of a method, which never writes a file.
@@ -65,7 +65,7 @@ def trainer_in_memory(
         config: Settings of the training.
         method: The method, which is moved to the device.
         examples: Standardised examples.
-        weights: Their weights in the losses, shape (N,), of mean 1.
+        weights: Their weights in the losses, shape (N,), of mean 1; None if all are 1.
         device: Device of training.
     """
     place(method, device)
@@ -79,7 +79,7 @@ def trainer_in_memory(
         bf16=False,
         folder=Path(),
         emit=print_nothing,
-        weights=weights.to(device),
+        weights=None if weights is None else weights.to(device),
     )
 
 

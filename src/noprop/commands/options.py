@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +29,7 @@ __all__ = [
     "add_set",
     "add_trained_run",
     "assignments",
+    "complete_with",
     "configuration",
     "encoder_or_field",
     "load_run",
@@ -107,7 +109,15 @@ def add_data_dir(parser: Parser) -> None:
 
 def add_set(parser: Parser, text: str) -> None:
     """Add ``--set``."""
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
+    action = parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help=text
+    )
+    complete_with(action, [f"{name}=" for name, *_ in fields_of() if name not in NO_OPTION])
+
+
+def complete_with(action: argparse.Action, words: Sequence[str]) -> None:
+    """Let the shell complete a value from some words; argcomplete reads this attribute."""
+    vars(action)["completer"] = lambda **_: words
 
 
 def add_encoder(parser: Parser, *, fields: bool = False) -> None:

@@ -17,6 +17,7 @@ from noprop.commands.options import (
     add_fields,
     add_quiet,
     add_set,
+    complete_with,
     configuration,
     encoder_or_field,
     overrides,
@@ -25,7 +26,7 @@ from noprop.commands.options import (
 )
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
-from noprop.recipes import RECIPE_NAMES
+from noprop.recipes import RECIPE_NAMES, RECIPES
 from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
@@ -160,12 +161,13 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
 def add_recipe(parser: Parser, more: str = "") -> None:
     """Add a recipe or a file, and options for fields; ``more`` is what a recipe may be as well."""
     names = f"{RECIPE_NAMES}, {more}" if more else RECIPE_NAMES
-    parser.add_argument(
+    recipe = parser.add_argument(
         "recipe",
         nargs="?",
         metavar="RECIPE",
         help=f"{names} [{DEFAULT_RECIPE}; the defaults below are its values]",
     )
+    complete_with(recipe, list(RECIPES))
     parser.add_argument("--config", type=path, metavar="FILE", help="a TOML file of fields")
     add_set(parser, "set any field")
     add_fields(parser)
