@@ -4,12 +4,14 @@
 holds what comes from the data: shapes, names, input statistics and weights of the path average.
 """
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -41,6 +43,7 @@ from noprop.evaluate import (
 )
 from noprop.files import check_folder, read_object, write_whole
 from noprop.fingerprint import difference
+from noprop.hub import FILES, download, model_card, published_name, upload
 from noprop.machine import choose_device, map_in_threads, use_bf16
 from noprop.methods.base import Method
 from noprop.randomness import generator
@@ -266,6 +269,90 @@ class Model:
             write_whole(folder / "config.toml", to_toml(self.config).encode())
         save_tensors(folder / "model.safetensors", method_tensors(self.method), header)
         write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
+
+    # -- the Hugging Face Hub ----------------------------------------------------------------------
+
+    def save_pretrained(
+        self, folder: Path | str, *, repository: str | None = None, license: str | None = None
+    ) -> None:
+        """Write the files of :meth:`save`, the evaluation, and a model card, ``README.md``.
+
+        The name of a data set that is a path is written without its folders.
+
+        Args:
+            folder: The folder, which is not that of a run.
+            repository: Name of the repository in the card; that of the folder unless given.
+            license: License of the weights in the notation of the Hub, such as ``apache-2.0``.
+
+        Raises:
+            RunError: If the folder is that of a run, or cannot be written.
+        """
+        folder = Path(folder)
+        if (folder / "units").exists():
+            raise RunError(f"{folder}: is a run folder; choose another")
+        name = published_name(self.config.data.dataset)
+        published = dataclasses.replace(self, config=replace(self.config, {"data.dataset": name}))
+        for file in FILES:
+            (folder / file).unlink(missing_ok=True)
+        published.save(folder)
+        if self.results is not None:
+            text = json.dumps(read_evaluation(self.folder), indent=1) + "\n"
+            write_whole(folder / "evaluation.json", text.encode())
+        card = model_card(published, repository or folder.name, license)
+        write_whole(folder / "README.md", card.encode())
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        license: str | None = None,
+        message: str = "Upload a model of noprop",
+    ) -> str:
+        """Upload the model with its card to the Hugging Face Hub, and return its address.
+
+        See :func:`noprop.hub.upload` and :meth:`save_pretrained` for the arguments. It needs
+        ``pip install 'noprop[hub]'``.
+
+        Raises:
+            RunError: If the repository cannot be written.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, repository=repository, license=license)
+            how = {"private": private, "token": token, "message": message}
+            return upload(Path(folder), repository, **how)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device: str | None = None,
+        encoder: EncoderFactory | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> "Model":
+        """Load a model from a folder, or from a repository of the Hugging Face Hub.
+
+        Nothing in it is executed. See :func:`load` and :func:`noprop.hub.download` for the
+        arguments.
+
+        Args:
+            name: A folder, or ``OWNER/NAME`` of a repository, which needs
+                ``pip install 'noprop[hub]'``.
+            revision: Branch, tag or commit of the repository.
+            token: Token of a private repository.
+            device: As for :func:`load`.
+            encoder: As for :func:`load`; a file never names code.
+            overrides: As for :func:`load`.
+
+        Raises:
+            RunError: If there is no such model, or its files are damaged.
+        """
+        folder = Path(name) if Path(name).is_dir() else download(str(name), revision, token)
+        return load(folder, device=device or "auto", encoder=encoder, overrides=overrides)
 
 
 def _as_trained_on(x: Tensor, dtype: str) -> Tensor:
