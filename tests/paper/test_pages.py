@@ -67,6 +67,26 @@ def test_one_seed_is_no_verdict():
     assert "Beyond two" not in page("table1", summaries([made(single=10.0)]))
 
 
+def test_an_earlier_method_stands_beside_the_number_that_the_paper_quotes():
+    """It draws no noise: one run is a full result. The quoted number has no error."""
+    cell = Cell("mnist", "dtp", "one-hot")
+    lines = [made(cell, single=97.0 + s, error=0.0, seed=s) for s in (0, 1, 2)]
+    for line in lines:
+        line["test"] |= {"runs": 1, "samples": 1}
+    text = page("table1", summaries(lines))
+    (row,) = [
+        line for line in text.splitlines() if line.startswith("| Difference Target Prop | full")
+    ]
+    assert "| 98.06 | 98.00 ± 0.58 |" in row
+    assert "| Difference Target Prop | not run |  | – |  | 50.71 |" in text
+    assert "- Difference Target Prop" not in text
+    for line in lines:
+        line["test"]["modes"]["single"]["accuracy"] -= 10
+    (note,) = [x for x in page("table1", summaries(lines)).splitlines() if x.startswith("- Diff")]
+    assert "-10.06 points. Checked: " in note
+    assert "100 epochs" in note
+
+
 def test_a_scaled_result_is_no_difference_from_the_paper():
     scaled = [made(scale="epochs=0.1", epochs=10, single=50.0 + s, seed=s) for s in (0, 1, 2)]
     text = page("table1", summaries(scaled))

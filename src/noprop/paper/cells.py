@@ -8,7 +8,7 @@ from typing import Any
 from noprop.config import RunConfig, replace
 from noprop.data import SOURCES
 from noprop.errors import ConfigError
-from noprop.paper.numbers import DATASETS, EMBEDDINGS, METHODS, TABLE1, TABLE2
+from noprop.paper.numbers import DATASETS, EARLIER, EMBEDDINGS, METHODS, TABLE1, TABLE2
 from noprop.paper.scale import Scale
 from noprop.recipes import find_recipe
 
@@ -31,7 +31,7 @@ class Cell:
 
     Attributes:
         dataset: Name in :data:`noprop.paper.numbers.DATASETS`.
-        method: Name in ``METHODS``.
+        method: Name in ``METHODS`` or ``EARLIER``.
         embedding: Name in ``EMBEDDINGS``, or ``random-image`` or ``orthogonal-image``: learned, of
             an image's dimension.
         readout: ``softmax`` or ``radial``.
@@ -58,6 +58,8 @@ class Cell:
     @property
     def recipe(self) -> RunConfig:
         """Recipe with the paper's settings."""
+        if self.method in EARLIER:
+            return find_recipe(self.name)
         if self.embedding not in STARTS:
             return replace(find_recipe(self.name), PAPER)
         # Prototypes have length 26. Embeddings of length 1 would differ from them mainly in their
@@ -99,7 +101,7 @@ _ONE_HOT = [(method, "one-hot") for method in METHODS]
 
 # Table 5 counts parameters and needs no training.
 EXPERIMENTS: dict[str, list[Cell]] = {
-    "table1": _cells(TABLE1, _THREE),
+    "table1": [Cell(d, m, e) for d in _THREE for (m, e), row in TABLE1.items() if d in row],
     "table2": _cells(TABLE2, ["tiny-imagenet"]),
     "table3": _cells(_ONE_HOT, _THREE),
     "table5": [],
@@ -132,7 +134,8 @@ def select(cells: Sequence[Cell], words: Sequence[str]) -> list[Cell]:
         if not places:
             known = list(dict.fromkeys(own for cell in cells for own in cell.words))
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-            short = [w for w in known if w in (*DATASETS, *METHODS, *EMBEDDINGS, *STARTS, "radial")]
+            plain = (*DATASETS, *METHODS, *EARLIER, *EMBEDDINGS, *STARTS, "radial")
+            short = [w for w in known if w in plain]
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(short)}"
             raise ConfigError(f"--only: no cell matches {word!r}; {hint}")
         # The name of a one-hot recipe equals no other word, so each word has one kind.

@@ -10,7 +10,7 @@ from noprop.methods.base import Method
 from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import ContinuousBlock, DiscreteBlock
 from noprop.paper.cells import Cell
-from noprop.paper.numbers import EPOCHS, SETTINGS
+from noprop.paper.numbers import EARLIER, EPOCHS, SETTINGS
 from noprop.paper.parameters import printed_millions
 from noprop.paper.records import Summary
 
@@ -38,6 +38,10 @@ def checks(summary: Summary) -> list[str]:
 
 def _checks_of(cell: Cell, config: RunConfig) -> Iterable[str]:
     method = _built(cell, config)
+    if cell.method in EARLIER:
+        count = sum(p.numel() for unit in method.units for p in unit.parameters)
+        yield f"{count:,} parameters, {config.train.epochs} epochs; the paper quotes this number"
+        return
     yield _parameters(cell, method)
     yield _settings(cell, config)
     if isinstance(method, DiscreteNoProp):

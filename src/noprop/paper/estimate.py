@@ -94,10 +94,14 @@ def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
         for unit in trainer.units:
             unit.module.train()
         synchronize = _synchronizer(trainer.device)
-        # A step of a block, and one of the readout if it is in the same group.
+        # A step of a block, and one of the readout if it is in the same group. Of a stack an epoch,
+        # for its phases have epochs of their own.
         updates = 2 if len(trainer.units) > 1 else 1
+        updates = len(trainer.plan.rows) if config.method.stack else updates
         taken = _fastest(lambda t=trainer, n=updates: [t.step() for _ in range(n)], synchronize)
-        if len(trainer.units) > 1:  # learned embeddings: one turn for each block
+        if config.method.stack:
+            total += taken / trainer.plan.batches
+        elif len(trainer.units) > 1:  # learned embeddings: one turn for each block
             total += taken * (len(trainer.units) - 1)
         elif group == groups[0]:
             total += taken * max(1, len(groups) - 1)

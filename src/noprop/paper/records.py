@@ -12,7 +12,7 @@ from typing import Any
 
 from noprop.errors import RunError
 from noprop.paper.cells import Cell
-from noprop.paper.numbers import Number
+from noprop.paper.numbers import EARLIER, Number
 from noprop.paper.scale import Scale
 from noprop.run.metrics import append_line
 
@@ -92,8 +92,8 @@ class Summary:
         cell: Cell of the results.
         scale: Name of the scale.
         extent: Value of these results and of a full result, for each of ``epochs``, ``train``,
-            ``test``, ``steps``, ``runs`` and ``samples``. A full result has all training images
-            except a held-out tenth.
+            ``test``, ``steps``, ``runs`` and ``samples``, as far as the method has them. A full
+            result has all training images except a held-out tenth.
         hardware: Name of the GPU or processor.
         seeds: Seeds that are done.
         records: Newest record of each seed.
@@ -109,7 +109,7 @@ class Summary:
     @property
     def runs(self) -> int:
         """Number of inference runs per seed."""
-        return self.extent["runs"][0]
+        return self.records[-1]["test"]["runs"]
 
     @property
     def is_full(self) -> bool:
@@ -182,7 +182,8 @@ def summaries(records: Iterable[Record]) -> list[Summary]:
     for record in records:
         e, test = record["environment"], record["test"]
         extent = {name: tuple(pair) for name, pair in record["extent"].items()}
-        extent |= {name: (test[name], getattr(Scale(), name)) for name in ("runs", "samples")}
+        if record["method"] not in EARLIER:  # those have no noise, so one run and one chain are all
+            extent |= {name: (test[name], getattr(Scale(), name)) for name in ("runs", "samples")}
         hardware = e.get("gpu") or e["processor"]
         key = record["cell"], record["scale"], tuple(sorted(extent.items())), hardware
         groups.setdefault(key, {})[record["seed"]] = record

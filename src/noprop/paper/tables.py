@@ -7,10 +7,10 @@ from typing import Any
 from noprop.paper.checks import checks
 from noprop.paper.numbers import (
     DATASETS,
+    EARLIER,
     EMBEDDINGS,
     MEMORY_GB,
     METHODS,
-    PRIOR,
     TABLE1,
     TABLE2,
     Number,
@@ -31,7 +31,7 @@ __all__ = [
 
 PAPER_VALUES = 15  # 3 seeds × 5 runs for each of the paper's numbers
 
-Paper = Mapping[tuple[str, str], Mapping[str, tuple[Number, Number]]]
+Paper = Mapping[tuple[str, str], Mapping[str, tuple[Number | None, Number | None]]]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -65,6 +65,8 @@ def scale_text(summary: Summary) -> str:
 
 def row_name(method: str, embedding: str, readout: str = "softmax") -> str:
     """Return the name of a row as the paper writes it."""
+    if method in EARLIER:
+        return EARLIER[method]
     starts = {"random-image": "random, image-sized", "orthogonal-image": "orthogonal, image-sized"}
     kind = EMBEDDINGS.get(embedding) or starts[embedding]
     return f"{METHODS[method]} ({kind}{', radial readout' if readout == 'radial' else ''})"
@@ -84,7 +86,7 @@ def _place(row: tuple[str, str, str]) -> tuple[int, int, bool]:
     """Return a sort key that orders method, embedding and readout as the paper's rows."""
     method, embedding, readout = row
     kinds = [*EMBEDDINGS, "random-image", "orthogonal-image"]
-    return list(METHODS).index(method), kinds.index(embedding), readout != "softmax"
+    return [*METHODS, *EARLIER].index(method), kinds.index(embedding), readout != "softmax"
 
 
 def _sorted(found: Iterable[Summary]) -> list[Summary]:
@@ -113,18 +115,17 @@ def accuracy_tables(found: Sequence[Summary], paper: Paper) -> str:
             mine, name = _sorted(s for s in here if _row(s) == row), row_name(*row)
             for summary in mine:
                 rows.append([name, *_accuracies(summary, numbers)])
-                if numbers and summary.is_full and (note := _difference(numbers[1], summary)):
+                if summary.is_full and numbers and (note := _difference(numbers[1], summary)):
                     notes.append(f"- {name}: {note}")
             if not mine and numbers:
                 rows.append([name, "not run", "", _pm(numbers[0]), "", _pm(numbers[1]), "", "", ""])
-        rows += _quoted(dataset)
         parts.append(f"## {DATASETS[dataset]}\n\n{markdown(ACCURACY_HEAD, rows)}")
         if notes:
             parts.append("Beyond two standard errors of the difference:\n\n" + "\n".join(notes))
     return "\n\n".join(parts)
 
 
-def _accuracies(summary: Summary, printed: tuple[Number, Number] | None) -> list[str]:
+def _accuracies(summary: Summary, printed: tuple[Number | None, Number | None] | None) -> list[str]:
     return [
         scale_text(summary),
         f"{len(summary.seeds)} × {summary.runs}",
@@ -135,17 +136,6 @@ def _accuracies(summary: Summary, printed: tuple[Number, Number] | None) -> list
         _pm(summary.accuracy("default")),
         _pm(summary.accuracy("mean")),
     ]
-
-
-def _quoted(dataset: str) -> list[list[str]]:
-    """Return rows of the other methods that Table 1 quotes."""
-    rows = []
-    for name, numbers in PRIOR.items():
-        if dataset in numbers:
-            train, test = numbers[dataset]
-            shown = [f"{name} (quoted)", "", "", _plain(train, ".2f"), "", _plain(test, ".2f")]
-            rows.append([*shown, "", "", ""])
-    return rows
 
 
 ACCURACY_HEAD = [
@@ -161,19 +151,21 @@ ACCURACY_HEAD = [
 ]
 
 
-def _difference(paper: Number, summary: Summary) -> str | None:
+def _difference(paper: Number | None, summary: Summary) -> str | None:
     """Describe a difference of more than two standard errors from the paper, or return None.
 
     Our standard error is that of the seeds' means, which needs two seeds. The paper's is taken as a
-    standard deviation of its 15 values, because some are too large for standard errors.
+    standard deviation of its 15 values, because some are too large for standard errors; a number
+    that it quotes has none.
     """
     ours = summary.between_seeds("single")
-    if ours is None or math.isnan(ours.error):
+    if paper is None or ours is None or math.isnan(ours.error):
         return None
     more = ours.mean - paper.mean
-    if abs(more) <= 2 * math.hypot(paper.error / math.sqrt(PAPER_VALUES), ours.error):
+    spread = 0.0 if math.isnan(paper.error) else paper.error
+    if abs(more) <= 2 * math.hypot(spread / math.sqrt(PAPER_VALUES), ours.error):
         return None
-    printed = 2 * math.hypot(paper.error, ours.error)
+    printed = 2 * math.hypot(spread, ours.error)
     also = "" if abs(more) > printed else " (not beyond two of the errors as printed)"
     return f"{more:+.2f} points{also}. Checked: {'; '.join(checks(summary))}"
 
@@ -263,8 +255,8 @@ def result_text(record: Mapping[str, Any]) -> str:
     """Describe a record in one line: accuracy, the paper's accuracy, and the training time."""
     row, dataset = (record["method"], record["embedding"]), record["dataset"]
     paper = (TABLE1.get(row, {}) | TABLE2.get(row, {})).get(dataset)
-    shown = paper and record["readout"] == "softmax"
-    printed = f" (the paper, at full scale: {paper[1].mean:.2f} %)" if paper and shown else ""
+    test = paper[1] if paper and record["readout"] == "softmax" else None
+    printed = f" (the paper, at full scale: {test.mean:.2f} %)" if test else ""
     seconds = duration(record["training"].get("seconds", 0.0))
     return f"{accuracy_text(record['test'])}{printed}; trained in {seconds}"
 
