@@ -101,8 +101,8 @@ class MethodConfig:
             distance between two embeddings, plus the number given here.
         chain_end: Description of what predicts the class at the end of a chain.
         stack: Whether the units read each other's outputs, and are trained on the same mini-batch.
-        takes_weights: Whether the loss of every unit takes a fourth argument ``weight``: weights of
-            the examples, shape (B,).
+        unweighted: Why the losses take no weights of the examples. If it is empty, the loss of
+            every unit takes a fourth argument ``weight``, shape (B,).
     """
 
     one_network: ClassVar[bool] = False
@@ -110,7 +110,7 @@ class MethodConfig:
     gamma_over_distance: ClassVar[Mapping[str, float]] = types.MappingProxyType({})
     chain_end: ClassVar[str] = "the readout of z_T"
     stack: ClassVar[bool] = False
-    takes_weights: ClassVar[bool] = False
+    unweighted: ClassVar[str] = ""
 
     name: str = option("", "the method")
 
@@ -273,7 +273,6 @@ class DTConfig(BlocksConfig, DenoiserConfig):
     """NoProp with discrete time."""
 
     gamma_over_distance = types.MappingProxyType({"gamma_shift": -math.log(2)})
-    takes_weights = True
 
     name: Literal["dt"] = option("dt", "the method")
     eta: AboveZero = option(0.1, "weight of the denoising terms (Eq. 8)")
@@ -482,6 +481,8 @@ WIDTHS = (
 class FFConfig(StackConfig):
     """Forward-Forward (Hinton 2022)."""
 
+    unweighted = "its layers compare real examples with negative ones, whatever the class"
+
     name: Literal["ff"] = option("ff", "the method")
     negatives: Literal["labels", "hybrids"] = option(
         "labels",
@@ -520,6 +521,8 @@ class FFConfig(StackConfig):
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
 class DTPConfig(StackConfig):
     """Difference target propagation (Lee et al. 2015)."""
+
+    unweighted = "its layers and inverses learn distances to activities, not losses of labels"
 
     name: Literal["dtp"] = option("dtp", "the method")
     num_layers: Blocks = option(7, "hidden layers")
@@ -654,7 +657,8 @@ class TrainConfig:
         0.0, "objective cross-entropy: probability that is spread over all classes"
     )
     class_weights: Literal["none", "balanced"] = option(
-        "none", "weights of examples in the losses: equal, or balanced over the classes (method dt)"
+        "none",
+        "weights of examples in the losses: equal, or balanced over the classes (not ff, dtp)",
     )
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = option(
         0.0, "greatest norm of a unit's gradient; 0: no limit"
@@ -734,11 +738,10 @@ class RunConfig:
                 "train.label_smoothing: is for method.objective=cross-entropy, got "
                 f"{self.train.label_smoothing} with another objective"
             )
-        if self.train.class_weights != "none" and not self.method.takes_weights:
-            names = [name for name, method in METHODS.items() if method.takes_weights]
+        if self.train.class_weights != "none" and (why := self.method.unweighted):
             raise ConfigError(
-                f"train.class_weights: method {self.method.name} has no weights of examples; "
-                f"{', '.join(names)} has"
+                f"train.class_weights: is not for method {self.method.name}: {why}; use none, got "
+                f"{self.train.class_weights}"
             )
         if self.method.stack and self.train.shards > 1:
             raise ConfigError(

@@ -6,18 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import noprop
 import tools
 from noprop.build import build_embedding, build_method
-from noprop.config import RunConfig, TrainConfig, replace
+from noprop.config import METHODS, RunConfig, TrainConfig, replace
 from noprop.data import balanced_weights
 from noprop.errors import ConfigError
+from noprop.methods.base import Method
 from noprop.run.local import LocalEngine
+from noprop.run.resolve import resolve_from
 from noprop.tensor_files import load_tensors
 from noprop.training import trainer
-from noprop.training.events import Epoch, Event, Progress
+from noprop.training.events import Epoch, Event, Progress, print_nothing
 from noprop.training.optimizers import (
     descend,
     follow,
@@ -27,7 +29,8 @@ from noprop.training.optimizers import (
     restore_optimizer,
 )
 from noprop.training.plan import Plan
-from tools import Clock, Killed, assert_same, commit_of, files_of
+from noprop.training.trainer import Trainer
+from tools import NOISE_TASK, Clock, Killed, assert_same, commit_of, files_of
 
 ALL = {
     "train.schedule": "one-cycle",
@@ -256,9 +259,86 @@ def test_class_weights_reach_every_unit_and_change_nothing_where_classes_are_bal
     assert changed >= {"block-1", "block-2", "readout"}, changed
 
 
-def test_class_weights_are_refused_by_methods_that_have_none():
-    with pytest.raises(ConfigError, match=r"train.class_weights: method ct has no .*; dt has"):
-        replace(RunConfig(), {"method.name": "ct", "train.class_weights": "balanced"})
+WEIGHTED = sorted(name for name, cls in METHODS.items() if not cls.unweighted)
+
+
+def gradients_of(method: Method, y: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
+    """Losses of a batch and their gradients by unit, with the same noise at every call."""
+    found, given = {}, () if weight is None else (weight,)
+    x = NOISE_TASK.normalization.apply(tools.NOISE.x[:16])
+    for unit in method.units:
+        unit.module.eval()  # in training, batch norm ties examples together
+    read = method.signals(x, y, tools.rng(3), 0)
+    for unit in method.units:
+        terms = unit.loss(read, y, tools.rng(4), *given)
+        found[unit.name] = terms.total.detach()
+        found |= {f"{unit.name}/{n}": v.detach() for n, v in terms.terms.items()}
+        reached = [p for p in (*unit.parameters, *method.shared_parameters) if p.requires_grad]
+        grads = torch.autograd.grad(terms.total, reached, allow_unused=True)
+        found |= {f"{unit.name}/{i}": g for i, g in enumerate(grads) if g is not None}
+    return found
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_weight_multiplies_the_loss_of_its_own_example(name):
+    """Twice the weights are twice the loss; the label of an example of weight 0 tells nothing."""
+    sizes = {
+        "dt": {"method.num_blocks": 2},
+        "backprop": {"method.num_blocks": 2},
+        "adjoint": {"method.steps": 3},
+        "greedy": {"method.num_layers": 3},
+        "dfa": {"method.num_layers": 3},
+        "lg-fg-a": {"method.width": 32, "method.groups": 4},
+    }.get(name, {})
+    config = replace(RunConfig(), {"method.name": name, **sizes})
+    embedding = build_embedding(config, NOISE_TASK, tools.NOISE)
+    method = build_method(config, NOISE_TASK, embedding)
+    y, ones = tools.NOISE.y[:16], torch.ones(16)
+    plain, alike = gradients_of(method, y, None), gradients_of(method, y, ones)
+    twice = gradients_of(method, y, 2 * ones)
+    assert plain.keys() == alike.keys() == twice.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(alike[key], value)
+        torch.testing.assert_close(twice[key], 2 * value)
+    other, without = y.clone(), ones.clone()
+    other[5], without[5] = (y[5] + 1) % 10, 0.0
+    one, another = gradients_of(method, y, without), gradients_of(method, other, without)
+    for key, value in one.items():
+        torch.testing.assert_close(another[key], value)
+    assert any(not torch.equal(plain[key], one[key]) for key in plain)
+
+
+@pytest.mark.parametrize("name", ["dt", "dfa"])
+def test_the_trainer_gives_each_example_its_weight(tmp_path, name):
+    """A stack's units too: with all weights 2, the first loss is twice that without."""
+    changes = {**tools.SMALL, "method.name": name, "train.batch_size": 16}
+    changes |= {"method.num_layers": 3} if name == "dfa" else {"method.num_blocks": 1}
+    config = resolve_from(replace(RunConfig(), changes), replace(RunConfig(), changes))
+    losses = []
+    for weights in (None, torch.full((72,), 2.0)):
+        method = build_method(config, NOISE_TASK, build_embedding(config, NOISE_TASK, None))
+        trainer = Trainer(
+            config,
+            method,
+            method.units,
+            tools.NOISE,
+            tools.NOISE.take(torch.arange(0)),
+            NOISE_TASK.normalization,
+            bf16=False,
+            folder=tmp_path,
+            emit=print_nothing,
+            weights=weights,
+        )
+        losses.append(trainer.step()[1].total.item())
+    assert losses[1] == pytest.approx(2 * losses[0])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - set(WEIGHTED)))
+def test_class_weights_are_refused_by_methods_without_losses_of_labels(name):
+    with pytest.raises(
+        ConfigError, match=rf"train.class_weights: is not for method {name}: its layers"
+    ):
+        replace(RunConfig(), {"method.name": name, "train.class_weights": "balanced"})
 
 
 def test_label_smoothing_is_for_cross_entropy():

@@ -3,13 +3,12 @@ r"""The baseline: CT's network as a neural ODE, by the adjoint method (Chen et a
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.errors import ConfigError
-from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.base import LossTerms, Method, Unit, cross_entropy
 from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout
@@ -96,15 +95,22 @@ class SolverUnit(Unit):
         return levels[-1]
 
     def loss(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the cross-entropy of the readout at the end of the solution."""
+        """Return the cross-entropy of the readout at the end of the solution.
+
+        ``weight`` are weights of the examples.
+        """
         z = initial_latent(len(y), self.embedding.weight.shape[1], generator, y.device)
         context = self.network.context(x, generator).float()
         # Backwards in time the field is evaluated outside of autocast: so it must be forwards.
         with torch.autocast(z.device.type, enabled=False):
             logits = self.readout(self.solve(z, context), self.embedding.weight)
-        return LossTerms({"classification": F.cross_entropy(logits, y)})
+        return LossTerms({"classification": cross_entropy(logits, y, weight)})
 
 
 class NeuralODE(Method):

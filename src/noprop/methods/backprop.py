@@ -3,12 +3,11 @@ r"""The baseline: NoProp-DT's blocks in a chain, trained by back-propagation (Eq
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.base import LossTerms, Method, Unit, cross_entropy
 from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import DiscreteBlock
 from noprop.readouts import Readout
@@ -51,9 +50,13 @@ class ChainUnit(Unit):
         return self.w.tanh()
 
     def loss(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the cross-entropy at the end of the chain."""
+        """Return the cross-entropy at the end; ``weight`` are weights of the examples."""
         dim = self.embedding.weight.shape[1]
         z = initial_latent(len(y), dim, generator, y.device)
         for alpha, block in zip(self.mixing, self.blocks, strict=True):
@@ -61,7 +64,7 @@ class ChainUnit(Unit):
             z = (1 - alpha) * z + alpha * guess
         with torch.autocast(z.device.type, enabled=False):
             logits = self.readout(z, self.embedding.weight)
-        return LossTerms({"classification": F.cross_entropy(logits, y)})
+        return LossTerms({"classification": cross_entropy(logits, y, weight)})
 
 
 class BackpropChain(Method):

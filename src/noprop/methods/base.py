@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.methods.chains import Chains, initial_latent
 
-__all__ = ["LossTerms", "Method", "Prediction", "Unit", "weighted_mean"]
+__all__ = ["LossTerms", "Method", "Prediction", "Unit", "cross_entropy", "weighted_mean"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ def weighted_mean(
     weights of mean 1 over the training part, the mean over mini-batches is that of the whole part.
     """
     return errors.mean() if weight is None else (errors * weight).mean()
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch classes"],
+    y: Int64[Tensor, " batch"],
+    weight: Float[Tensor, " batch"] | None,
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy in nats; see :func:`weighted_mean` for the weights."""
+    if weight is None:
+        return F.cross_entropy(logits, y)
+    return weighted_mean(F.cross_entropy(logits, y, reduction="none"), weight)
 
 
 class Unit(ABC):

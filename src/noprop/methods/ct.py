@@ -3,7 +3,6 @@ r"""NoProp-CT: one network that denoises at every time $t \in [0, 1]$ (Eq. 9, Al
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from noprop.diffusion import (
 )
 from noprop.embeddings import Embedding, Objective, denoising_error
 from noprop.evidence import level_evidence
-from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
 from noprop.methods.chains import NUM_STRETCHES, Chains, initial_latent
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout
@@ -119,7 +118,10 @@ class DenoiserUnit(Unit):
         return level_weight(weighting, gamma, 0.5 * snr_slope(gamma, slope)) * error
 
     def ends(
-        self, y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the terms ``classification`` and ``prior``, which do not read x."""
         u = self.embedding(y)
@@ -128,19 +130,24 @@ class DenoiserUnit(Unit):
         with torch.autocast(u.device.type, enabled=False):
             logits = self.readout(z, self.embedding.weight)
         return {
-            "classification": F.cross_entropy(logits, y),
-            "prior": prior_kl(u, gamma[0]).mean(),
+            "classification": cross_entropy(logits, y, weight),
+            "prior": weighted_mean(prior_kl(u, gamma[0]), weight),
         }
 
     def loss(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the three terms of Eq. 9."""
+        """Return the three terms of Eq. 9; ``weight`` are weights of the examples."""
         t = draw_times(len(y), self.time_sampling, generator)
         errors = self.denoising(
             x, y, t, generator, self.weighting, self.objective, None, self.label_smoothing
         )
-        return LossTerms({**self.ends(y, generator), "denoising": self.eta * errors.mean()})
+        denoising = self.eta * weighted_mean(errors, weight)
+        return LossTerms({**self.ends(y, generator, weight), "denoising": denoising})
 
 
 class ContinuousNoProp(Method):

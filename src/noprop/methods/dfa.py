@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.methods.base import LossTerms, Unit
+from noprop.methods.base import LossTerms, Unit, cross_entropy
 from noprop.methods.stack import Stack, layer_outputs, with_gradient_of
 
 __all__ = ["FeedbackLayer", "FeedbackSignals", "FeedbackStack", "OutputLayer", "random_feedback"]
@@ -37,6 +37,15 @@ class FeedbackSignals:
     logits: Float[Tensor, "batch classes"]
     error: Float[Tensor, "batch classes"]
     cross_entropy: Float[Tensor, ""]
+
+    def loss(
+        self, y: Int64[Tensor, " batch"], weight: Float[Tensor, " batch"] | None
+    ) -> Float[Tensor, ""]:
+        """Return the loss of the network, with weights of the examples if there are any."""
+        if weight is None:
+            return self.cross_entropy
+        with torch.autocast(self.logits.device.type, enabled=False):
+            return cross_entropy(self.logits, y, weight)
 
 
 def random_feedback(
@@ -69,13 +78,21 @@ class FeedbackLayer(Unit):
         return self.layer.get_buffer("feedback")
 
     def loss(
-        self, x: FeedbackSignals, y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: FeedbackSignals,
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the network's cross-entropy with this layer's gradient."""
+        """Return the network's cross-entropy with this layer's gradient.
+
+        ``weight`` are weights of the examples, by which the error of each is multiplied.
+        """
+        error = x.error if weight is None else x.error * weight[:, None].to(x.error.dtype)
         output = x.outputs[self.number - 1].flatten(1)
         with torch.autocast(output.device.type, enabled=False):
-            surrogate = (output.to(x.error.dtype) * (x.error @ self.feedback)).sum()
-        return LossTerms({"classification": with_gradient_of(surrogate, x.cross_entropy)})
+            surrogate = (output.to(error.dtype) * (error @ self.feedback)).sum()
+        return LossTerms({"classification": with_gradient_of(surrogate, x.loss(y, weight))})
 
 
 class OutputLayer(Unit):
@@ -91,10 +108,14 @@ class OutputLayer(Unit):
         self.module = self.layer = layer
 
     def loss(
-        self, x: FeedbackSignals, y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: FeedbackSignals,
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the cross-entropy."""
-        return LossTerms({"classification": x.cross_entropy})
+        """Return the cross-entropy; ``weight`` are weights of the examples."""
+        return LossTerms({"classification": x.loss(y, weight)})
 
 
 class FeedbackStack(Stack):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from noprop.diffusion import (
 )
 from noprop.embeddings import Embedding, Objective, denoising_error
 from noprop.evidence import level_evidence
-from noprop.methods.base import LossTerms, Method, Unit, weighted_mean
+from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
 from noprop.methods.chains import Chains, float32_or_64, initial_latent
 from noprop.networks import DiscreteBlock
 from noprop.readouts import Readout
@@ -155,16 +154,10 @@ class ReadoutUnit(Unit):
             logits = self.readout(z, self.embedding.weight)
         return LossTerms(
             {
-                "classification": _cross_entropy(logits, y, weight),
+                "classification": cross_entropy(logits, y, weight),
                 "prior": weighted_mean(prior_kl(u, gamma[0]), weight),
             }
         )
-
-
-def _cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return F.cross_entropy(logits, y)
-    return weighted_mean(F.cross_entropy(logits, y, reduction="none"), weight)
 
 
 class DiscreteNoProp(Method):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -12,7 +11,7 @@ from noprop.embeddings import Embedding
 from noprop.errors import ConfigError
 from noprop.evidence import flow_evidence
 from noprop.flow import expected_velocity, extrapolate, sample_path, target_velocity
-from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
 from noprop.methods.chains import NUM_STRETCHES, Chains
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout, nearest_embedding_logits
@@ -77,21 +76,28 @@ class VelocityUnit(Unit):
         return expected_velocity(self.embedding.expectation(logits), z, t, self.sigma)
 
     def loss(
-        self, x: Float[Tensor, "batch ..."], y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: Float[Tensor, "batch ..."],
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the two terms, at one t ~ U(0, 1) for each example."""
+        """Return the two terms, at one t ~ U(0, 1) for each example.
+
+        ``weight`` are weights of the examples.
+        """
         z1 = self.embedding(y)
         z0 = torch.empty_like(z1).normal_(generator=generator)
         t = torch.rand(len(y), generator=generator, device=z1.device)
         z = sample_path(z0, z1, t, self.sigma, generator)
         context = self.network.context(x, generator)
         v = self.velocity(z, context, self.network.time_context(t), t, generator)
-        guess, weight = extrapolate(z, t, v), self.embedding.weight
+        guess, table = extrapolate(z, t, v), self.embedding.weight
         if not self.anchor:
-            guess, weight = guess.detach(), weight.detach()
+            guess, table = guess.detach(), table.detach()
         with torch.autocast(v.device.type, enabled=False):
-            classification = F.cross_entropy(self.readout(guess, weight), y)
-        flow = (v - target_velocity(z0, z1)).square().sum(dim=1).mean()
+            classification = cross_entropy(self.readout(guess, table), y, weight)
+        flow = weighted_mean((v - target_velocity(z0, z1)).square().sum(dim=1), weight)
         return LossTerms({"flow": flow, "classification": classification})
 
 

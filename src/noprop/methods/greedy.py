@@ -8,12 +8,11 @@ greedy learning (Belilovsky et al. 2020), on the image path of Fig. 5.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.methods.base import LossTerms, Unit
+from noprop.methods.base import LossTerms, Unit, cross_entropy
 from noprop.methods.stack import Stack, layer_outputs
 
 __all__ = ["GreedyStack", "HeadedLayer"]
@@ -38,11 +37,15 @@ class HeadedLayer(Unit):
         x: Sequence[Float[Tensor, "batch ..."]],
         y: Int64[Tensor, " batch"],
         generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the cross-entropy of the head on this layer's output, of the outputs of all."""
+        """Return the cross-entropy of the head on this layer's output, of the outputs of all.
+
+        ``weight`` are weights of the examples.
+        """
         logits = self.head(x[self.number - 1].flatten(1))
         with torch.autocast(logits.device.type, enabled=False):
-            return LossTerms({"classification": F.cross_entropy(logits.float(), y)})
+            return LossTerms({"classification": cross_entropy(logits.float(), y, weight)})
 
 
 class GreedyStack(Stack):

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.methods.base import LossTerms, Unit
+from noprop.methods.base import LossTerms, Unit, cross_entropy
 from noprop.methods.stack import Stack, layer_outputs, with_gradient_of
 
 __all__ = [
@@ -239,17 +239,26 @@ class LocalBlock(Unit):
         return weights_and_biases(self.module)
 
     def loss(
-        self, x: MixerSignals, y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: MixerSignals,
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the cross-entropy of the head, with the estimated gradient of the products."""
+        """Return the cross-entropy of the head, with the estimated gradient of the products.
+
+        ``weight`` are weights of the examples.
+        """
         inputs = x.inputs[self.number - 1]
         found, output = self.block.activities(inputs, detached=True)
         with torch.no_grad():
             directions = [torch.empty_like(a).normal_(generator=generator) for a in found]
             estimates = forward_gradients(self.block, self.head, inputs, y, directions)
+            if weight is not None:  # an example's gradient is that of its own loss
+                estimates = [e * weight[:, None, None].to(e.dtype) for e in estimates]
         surrogate = torch.stack([(a * e).sum() for a, e in zip(found, estimates, strict=True)])
         logits = head_logits(self.head, output.detach(), self.block.groups)
-        loss = F.cross_entropy(logits, y)
+        loss = cross_entropy(logits, y, weight)
         return LossTerms(
             {"classification": with_gradient_of(surrogate.sum() / len(y) + loss, loss)}
         )
@@ -279,10 +288,14 @@ class ClassifierUnit(Unit):
         return head_logits(self.layer, output, self.groups)
 
     def loss(
-        self, x: MixerSignals, y: Int64[Tensor, " batch"], generator: torch.Generator
+        self,
+        x: MixerSignals,
+        y: Int64[Tensor, " batch"],
+        generator: torch.Generator,
+        weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
-        """Return the cross-entropy."""
-        return LossTerms({"classification": F.cross_entropy(self.logits(x.output), y)})
+        """Return the cross-entropy; ``weight`` are weights of the examples."""
+        return LossTerms({"classification": cross_entropy(self.logits(x.output), y, weight)})
 
 
 def weights_and_biases(module: nn.Module, **options: Any) -> list[dict[str, Any]]:

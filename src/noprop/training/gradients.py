@@ -76,11 +76,16 @@ class Gradients:
             return self.stack.signals(x, y, draws, phase)
 
     def loss_in_stack(
-        self, unit: Unit, signals: Any, y: Tensor, draws: torch.Generator
+        self,
+        unit: Unit,
+        signals: Any,
+        y: Tensor,
+        draws: torch.Generator,
+        weight: tuple[Tensor, ...] = (),
     ) -> LossTerms:
         """Return the loss of a unit of the stack on what :meth:`signals` returned."""
         with torch.autocast(y.device.type, torch.bfloat16, enabled=self.bf16):
-            return unit.loss(signals, y, draws)
+            return unit.loss(signals, y, draws, *weight)
 
     def _normalized(self, x: Tensor) -> Tensor:
         x = self.normalization.apply(x)
@@ -125,7 +130,7 @@ class Gradients:
             x, y, draws = self._batch(unit, indices, step, f"stack/{unit.phase}")
             self._read = key, self.signals(x, y, draws, unit.phase), y
         draws = generator(self.c.seed, "step", step, unit.name, indices.device)
-        return self.loss_in_stack(unit, *self._read[1:], draws)
+        return self.loss_in_stack(unit, *self._read[1:], draws, self._weight(indices))
 
     def _batch(
         self, unit: Unit, indices: Int64[Tensor, " batch"], step: int, block: str

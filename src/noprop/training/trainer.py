@@ -82,10 +82,8 @@ class Trainer:
                 f"train.shards: each of {self.c.shards} needs at least two examples, and there are "
                 f"{len(train)} to train on"
             )
-        if weights is not None and not config.method.takes_weights:
-            raise ConfigError(
-                f"weights: method {config.method.name} has no weights of examples; method dt has"
-            )
+        if weights is not None and config.method.unweighted:
+            raise ConfigError(f"weights: not for {config.method.name}: {config.method.unweighted}")
         self.train_part, self.folder = train, folder
         self.emit, self.after_save = emit, saved
         self.device = train.x.device
