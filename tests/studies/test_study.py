@@ -7,7 +7,6 @@ import sys
 import pytest
 
 import ablation
-import methods
 import precision
 import silent_choices
 import study
@@ -102,7 +101,6 @@ def test_a_run_is_scored_on_the_validation_part(monkeypatch):
     [
         ("ablation", ablation.table),
         ("precision", precision.table),
-        ("methods-mnist", methods.table),
         (
             "silent-choices",
             lambda lines: silent_choices.table(lines, silent_choices.VARIANTS["dt"]),
