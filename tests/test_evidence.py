@@ -20,7 +20,7 @@ from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
 from noprop.methods.dt import DiscreteNoProp
 from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.readouts import SoftmaxReadout
-from noprop.schedules import LinearSchedule, cosine_gamma
+from noprop.schedules import LearnedSchedule, LinearSchedule, cosine_gamma
 from tools import rng
 
 
@@ -195,6 +195,72 @@ def test_the_mean_chain_draws_no_labels():
         m.predict(TABLE.log(), rng(), noise=False).probabilities for m in (mean, label)
     ]
     assert torch.equal(*without_noise)
+
+
+# -- training on noise alone -----------------------------------------------------------------------
+
+
+def test_blocks_trained_on_noise_learn_a_classifier_and_predict_with_the_evidence():
+    """At ᾱ = 1e-6 the evidence is at most 5e-3 nats, so each block's loss is x's cross-entropy."""
+    x, y = TABLE.log().repeat_interleave(40, 0), torch.arange(120) % 3
+    options = {"objective": "cross-entropy", "weighting": "uniform", "eta": 2.0}
+    noise = discrete(4, one_hot_embeddings(3), noise_only=True, **options)
+    own = discrete(4, one_hot_embeddings(3), **options)
+    for a, b in zip(noise.blocks, own.blocks, strict=True):
+        found = a.loss(x, y, rng()).total
+        torch.testing.assert_close(found, F.cross_entropy(x, y), atol=5e-3, rtol=0)
+        if a.name != "block-1":
+            assert b.loss(x, y, rng()).total < found - 0.05
+    runs = [m.predict(x, rng(1)).single for m in (noise, own)]
+    assert torch.equal(*runs)
+    bounds = [m.bound(x, y, rng(2)) for m in (noise, own)]
+    assert bounds[0] == bounds[1]
+
+
+def test_the_network_of_ct_trained_on_noise_learns_a_classifier_and_not_its_schedule():
+    """As for blocks. The schedule would make the task easy."""
+    x, y = TABLE.log().repeat_interleave(40, 0), torch.arange(120) % 3
+    weight = one_hot_embeddings(3)
+    embedding, readout = Embedding(weight, learned=False), SoftmaxReadout(weight)
+    losses = {}
+    for noise_only in (True, False):
+        unit = DenoiserUnit(
+            KnownNetwork(),
+            readout,
+            LinearSchedule(14.0, -7.0),
+            embedding,
+            eta=2.0,
+            objective="cross-entropy",
+            weighting="uniform",
+            exact=True,
+            noise_only=noise_only,
+        )
+        losses[noise_only] = unit.loss(x, y, rng()).terms["denoising"]
+    torch.testing.assert_close(losses[True], F.cross_entropy(x, y), atol=5e-3, rtol=0)
+    assert losses[False] < losses[True] - 0.05
+    schedule = LearnedSchedule(14.0, -7.0, room=3.0)
+    unit = DenoiserUnit(KnownNetwork(), readout, schedule, embedding, exact=True, noise_only=True)
+    assert not unit.loss(x, y, rng()).terms["denoising"].requires_grad
+
+
+def test_the_velocity_trained_on_noise_has_the_error_of_the_classifier():
+    """At t = 0 the evidence is 0, and ‖v - (z_1 - z_0)‖² is ‖û - u_y‖², the Brier score."""
+    x, y = TABLE.log().repeat_interleave(40, 0), torch.arange(120) % 3
+    weight = one_hot_embeddings(3)
+    unit = VelocityUnit(
+        KnownNetwork(),
+        SoftmaxReadout(weight),
+        Embedding(weight, learned=False),
+        exact=True,
+        noise_only=True,
+    )
+    brier = (x.exp() - F.one_hot(y, 3)).square().sum(1).mean()
+    torch.testing.assert_close(unit.loss(x, y, rng()).terms["flow"], brier)
+
+
+def test_training_on_noise_needs_networks_that_read_x_alone():
+    with pytest.raises(ConfigError, match=r"method.train_levels: .* needs method.network_reads=x"):
+        replace(RunConfig(), {"method.evidence": "exact", "method.train_levels": "noise"})
 
 
 # -- networks that read x alone -------------------------------------------------------------------

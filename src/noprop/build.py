@@ -290,6 +290,7 @@ def _discrete(c: DTConfig, parts: "_Parts") -> DiscreteNoProp:
         objective=c.objective,
         label_smoothing=parts.config.train.label_smoothing,
         exact=c.evidence == "exact",
+        noise_only=c.train_levels == "noise",
         step=c.step,
         # In Algorithm 1 the readout takes a step with every block's step.
         readout_passes=c.num_blocks if parts.config.train.order == "sequential" else 1,
@@ -315,6 +316,7 @@ def _continuous(c: CTConfig, parts: "_Parts") -> ContinuousNoProp:
         time_sampling=c.time_sampling,
         label_smoothing=parts.config.train.label_smoothing,
         exact=c.evidence == "exact",
+        noise_only=c.train_levels == "noise",
     )
     return ContinuousNoProp(unit, steps=c.steps, sampler=c.sampler)
 
@@ -327,6 +329,7 @@ def _flow(c: FMConfig, parts: "_Parts") -> FlowNoProp:
         sigma=c.path_sigma,
         anchor=c.anchor == "always" or (c.anchor == "learned" and c.learned),
         exact=c.evidence == "exact",
+        noise_only=c.train_levels == "noise",
     )
     return FlowNoProp(unit, steps=c.steps, sampler=c.sampler, tolerance=c.tolerance)
 

@@ -259,12 +259,22 @@ class DenoiserConfig(LatentConfig):
     network_reads: Literal["x and z", "x"] = option(
         "x and z", "inputs of the networks; x alone needs evidence=exact"
     )
+    train_levels: Literal["all", "noise"] = option(
+        "all",
+        "levels of z in training: all (of dt each block's own), or pure noise, at which networks "
+        "that read x alone learn p(y|x)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.network_reads == "x" and self.evidence != "exact":
             raise ConfigError(
                 "method.network_reads: networks that read x alone need method.evidence=exact"
+            )
+        if self.train_levels == "noise" and self.network_reads != "x":
+            raise ConfigError(
+                "method.train_levels: networks that are trained on noise must not read it; it "
+                "needs method.network_reads=x"
             )
 
 

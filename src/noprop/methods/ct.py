@@ -49,6 +49,9 @@ class DenoiserUnit(Unit):
         exact: Whether the exact evidence of the latent is added to the network's logits. Differs
             from the paper, whose network learns it. The term passes no gradient to W_Embed:
             with it the validation part was predicted worse (docs/theory.md).
+        noise_only: Whether training has t = 0 alone. There z tells nothing, and a network that
+            reads x alone learns log p(y|x) from every example. The schedule is trained by
+            ``classification`` and ``prior`` only.
     """
 
     name = "network"
@@ -66,6 +69,7 @@ class DenoiserUnit(Unit):
         time_sampling: TimeSampling = "uniform",
         label_smoothing: float = 0.0,
         exact: bool = False,
+        noise_only: bool = False,
     ):
         self.network, self.readout, self.schedule = network, readout, schedule
         self.module = nn.ModuleDict({"network": network, "readout": readout, "schedule": schedule})
@@ -75,6 +79,7 @@ class DenoiserUnit(Unit):
         self.objective: Objective = objective
         self.time_sampling: TimeSampling = time_sampling
         self.label_smoothing, self.exact = label_smoothing, exact
+        self.noise_only = noise_only
 
     def logits(
         self,
@@ -109,7 +114,7 @@ class DenoiserUnit(Unit):
         ``context`` is what the network takes from x, if it was computed before.
         """
         gamma, slope = self.schedule(t)
-        if (weighting, objective) != ("snr", "l2"):
+        if self.noise_only or (weighting, objective) != ("snr", "l2"):
             gamma, slope = gamma.detach(), slope.detach()
         z = sample_latent(self.embedding(y), gamma, generator)
         context = self.network.context(x, generator) if context is None else context
@@ -143,6 +148,7 @@ class DenoiserUnit(Unit):
     ) -> LossTerms:
         """Return the three terms of Eq. 9; ``weight`` are weights of the examples."""
         t = draw_times(len(y), self.time_sampling, generator)
+        t = torch.zeros_like(t) if self.noise_only else t
         errors = self.denoising(
             x, y, t, generator, self.weighting, self.objective, None, self.label_smoothing
         )

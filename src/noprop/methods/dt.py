@@ -44,6 +44,8 @@ class Block(Unit):
         exact: Whether the exact evidence of the latent is added to the network's logits. Differs
             from the paper, whose networks learn it. The term passes no gradient to W_Embed:
             with it the validation part was predicted worse (docs/theory.md).
+        noise_only: Whether training has the level t = 0 in place of the block's own. There z tells
+            nothing, and a network that reads x alone learns log p(y|x) from every example.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Block(Unit):
         objective: Objective = "l2",
         label_smoothing: float = 0.0,
         exact: bool = False,
+        noise_only: bool = False,
     ):
         self.name = f"block-{t}"
         self.module = network
@@ -64,6 +67,7 @@ class Block(Unit):
         self.embedding = embedding
         # Algorithm 1 as printed samples z_t but reads z_{t-1}: the latent drawn here is z_{t-1}.
         self.gamma = gamma[t - 1].float()
+        self.train_gamma = gamma[0].float() if noise_only else self.gamma
         weights = level_weight(weighting, gamma[1:], denoising_weights(gamma, 1.0))
         self.weight = eta * float(weights[t - 1])
         self.objective: Objective = objective
@@ -75,14 +79,17 @@ class Block(Unit):
         z: Float[Tensor, "batch dim"],
         context: Float[Tensor, "batch width"],
         generator: torch.Generator | None = None,
+        gamma: Float[Tensor, ""] | None = None,
     ) -> Float[Tensor, "batch classes"]:
-        """Return the logits of û_t, shape (B, m); ``context`` is what the network takes from x."""
+        """Return the logits of û_t, shape (B, m), at the level of z_{t-1} or another.
+
+        ``context`` is what the network takes from x.
+        """
         logits = self.network(z, context, generator)
         if not self.exact:
             return logits
-        return float32_or_64(logits) + level_evidence(
-            z, self.embedding.weight.detach(), self.gamma.to(z.device)
-        )
+        gamma = (self.gamma if gamma is None else gamma).to(z.device)
+        return float32_or_64(logits) + level_evidence(z, self.embedding.weight.detach(), gamma)
 
     def error(
         self,
@@ -93,15 +100,17 @@ class Block(Unit):
         context: Float[Tensor, "batch width"] | None = None,
         label_smoothing: float = 0.0,
         weight: Float[Tensor, " batch"] | None = None,
+        gamma: Float[Tensor, ""] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the batch mean of ‖û_t - u_y‖², or of the cross-entropy, before its weight.
 
         ``context`` is what the network takes from x, if it was computed before; ``weight`` are
-        weights of the examples.
+        weights of the examples; ``gamma`` is the level of the latents, that of z_{t-1} by default.
         """
-        z = sample_latent(self.embedding(y), self.gamma.to(y.device), generator)
+        gamma = (self.gamma if gamma is None else gamma).to(y.device)
+        z = sample_latent(self.embedding(y), gamma, generator)
         context = self.network.context(x, generator) if context is None else context
-        logits = self.logits(z, context, generator)
+        logits = self.logits(z, context, generator, gamma)
         errors = denoising_error(logits, y, self.embedding, objective, label_smoothing)
         return weighted_mean(errors, weight)
 
@@ -113,9 +122,14 @@ class Block(Unit):
         weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
         """Return the denoising term of this block; ``weight`` are weights of the examples."""
-        smoothing = self.label_smoothing
         error = self.error(
-            x, y, generator, self.objective, label_smoothing=smoothing, weight=weight
+            x,
+            y,
+            generator,
+            self.objective,
+            label_smoothing=self.label_smoothing,
+            weight=weight,
+            gamma=self.train_gamma,
         )
         return LossTerms({"denoising": self.weight * error})
 
@@ -174,6 +188,7 @@ class DiscreteNoProp(Method):
         objective: Kind of error, see :class:`Block`.
         label_smoothing: See :class:`Block`.
         exact: Whether blocks add the exact evidence, see :class:`Block`.
+        noise_only: Whether blocks are trained on pure noise, see :class:`Block`.
         step: What a step of a chain with noise moves towards: the mean û, as in Eq. 3, or the
             embedding of a label that is drawn from the block's probabilities.
         readout_passes: Number of passes of the readout over the labels in an epoch; in Algorithm 1
@@ -192,6 +207,7 @@ class DiscreteNoProp(Method):
         objective: Objective = "l2",
         label_smoothing: float = 0.0,
         exact: bool = False,
+        noise_only: bool = False,
         step: Literal["mean", "label"] = "mean",
         readout_passes: int = 1,
     ):
@@ -199,7 +215,18 @@ class DiscreteNoProp(Method):
         self.weighting: Weighting = weighting
         self.coefficients = step_coefficients(gamma)
         self.blocks = [
-            Block(t, network, embedding, gamma, eta, weighting, objective, label_smoothing, exact)
+            Block(
+                t,
+                network,
+                embedding,
+                gamma,
+                eta,
+                weighting,
+                objective,
+                label_smoothing,
+                exact,
+                noise_only,
+            )
             for t, network in enumerate(blocks, start=1)
             if network is not None
         ]

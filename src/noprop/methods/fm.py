@@ -39,6 +39,8 @@ class VelocityUnit(Unit):
         exact: Whether the velocity is that of û = softmax(logits + exact evidence) W_Embed. Differs
             from the paper, whose network has any velocity and learns the best one. The
             evidence passes no gradient to W_Embed, as in the other methods.
+        noise_only: Whether training has t = 0 alone. There z tells nothing, and a network that
+            reads x alone learns log p(y|x) from every example.
     """
 
     name = "network"
@@ -52,10 +54,12 @@ class VelocityUnit(Unit):
         sigma: float = 0.0,
         anchor: bool = False,
         exact: bool = False,
+        noise_only: bool = False,
     ):
         self.network, self.readout, self.embedding = network, readout, embedding
         self.module = nn.ModuleDict({"network": network, "readout": readout})
         self.sigma, self.anchor, self.exact = sigma, anchor, exact
+        self.noise_only = noise_only
 
     def velocity(
         self,
@@ -89,6 +93,7 @@ class VelocityUnit(Unit):
         z1 = self.embedding(y)
         z0 = torch.empty_like(z1).normal_(generator=generator)
         t = torch.rand(len(y), generator=generator, device=z1.device)
+        t = torch.zeros_like(t) if self.noise_only else t
         z = sample_path(z0, z1, t, self.sigma, generator)
         context = self.network.context(x, generator)
         v = self.velocity(z, context, self.network.time_context(t), t, generator)
