@@ -1,9 +1,9 @@
 """What networks learn of evidence that is known, on the validation part.
 
-A run with learned evidence, one with the exact term, and one whose networks read x alone are
-trained alike. For NoProp-DT three answers are scored on the same latents of every level: the
-learned block's, the exact block's, and that of block 1 of the learned run, which sees noise alone,
-with the exact term added.
+A run with learned evidence, one with the exact term, one whose networks read x alone, and one that
+trains these on pure noise are trained alike. For NoProp-DT the answers of each run's blocks are
+scored on the same latents of every level, and those of block 1 of the learned run, which sees noise
+alone, with the exact term added.
 
     python studies/evidence.py mnist --epochs 10
     python studies/evidence.py mnist --method ct --epochs 8
@@ -35,6 +35,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "learned": {},
     "exact": {"method.evidence": "exact"},
     "exact-x": {"method.evidence": "exact", "method.network_reads": "x"},
+    "noise": {
+        "method.evidence": "exact",
+        "method.network_reads": "x",
+        "method.train_levels": "noise",
+    },
 }
 
 
@@ -81,15 +86,14 @@ def levels(scored: Scored) -> list[dict[str, float]]:
 
 
 def tables(lines: list[Line]) -> str:
-    """Return the blocks' cross-entropies, and the accuracies in % of both runs."""
+    """Return the blocks' cross-entropies in nats, and the accuracies in % of all runs."""
     by_kind = {line["evidence"]: line for line in lines}
     rows = []
-    if {"learned", "exact"} <= by_kind.keys():
-        blocks = zip(by_kind["learned"]["blocks"], by_kind["exact"]["blocks"], strict=True)
-        for t, (learned, exact) in enumerate(blocks, start=1):
-            values = learned["alpha_bar"], learned["own"], learned["first"], exact["own"]
-            rows.append([str(t), *(f"{v:.4f}" for v in values)])
-    head = ["block", "ᾱ", "learned", "block 1 with exact evidence", "trained with exact evidence"]
+    own = {kind: line["blocks"] for kind, line in by_kind.items()}
+    for t, first in enumerate(own.get("learned", [])):
+        values = first["alpha_bar"], first["first"], *(blocks[t]["own"] for blocks in own.values())
+        rows.append([str(t + 1), *(f"{v:.4f}" for v in values)])
+    head = ["block", "ᾱ", "block 1 of learned, with the exact term", *own]
     modes = [
         [kind, *(f"{line['modes'][m]['accuracy']:.2f}" for m in MODES), f"{line['seconds']:.0f}"]
         for kind, line in by_kind.items()
