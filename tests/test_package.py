@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import noprop
+from noprop.report.trackers import TRACKERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -96,6 +97,15 @@ def test_the_extras_that_are_named_exist():
     named = {e for names in re.findall(r"noprop\[([\w,-]+)\]", text) for e in names.split(",")}
     assert len(named) > 8
     assert named - set(EXTRAS) == set()
+
+
+def test_ci_has_what_the_tests_of_small_extras_need():
+    """Without these packages the tests of the Hub, TensorBoard, … would be skipped, unseen."""
+    assert set(TRACKERS) <= set(EXTRAS)
+    brought = {
+        e for line in EXTRAS["dev"] if "noprop[" in line for e in re.findall(r"[\w-]+", line)
+    }
+    assert {"all", "completion", "hub", "onnx", "tensorboard"} <= brought
 
 
 def test_workflows_run_the_checks_and_publish_tags_alone():

@@ -17,6 +17,7 @@ from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.model import Model, load, open_run
 from noprop.report.progress import Report
+from noprop.report.trackers import check_trackers, tracked
 from noprop.run.assembly import check_trained
 from noprop.run.engine import Engine
 from noprop.run.local import LocalEngine
@@ -44,13 +45,15 @@ def train(
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
     progress: bool = False,
+    track: Sequence[str] = (),
     emit: Emit = print_nothing,
 ) -> Model:
     """Train a recipe from its beginning, and evaluate it on the test part.
 
     ``epochs``, ``lr``, ``workers`` and ``evaluation`` are short for ``train.epochs``, ``train.lr``,
     ``train.workers`` and ``evaluation.budget`` of ``overrides``. ``progress`` shows the progress of
-    the command line. See :meth:`noprop.Run.create` and :meth:`noprop.Run.train` for the other
+    the command line, and ``track`` names trackers that receive the curves, such as
+    ``["tensorboard"]``. See :meth:`noprop.Run.create` and :meth:`noprop.Run.train` for the other
     arguments.
 
     Raises:
@@ -63,12 +66,12 @@ def train(
         "evaluation.budget": evaluation,
     }
     changes = {**(overrides or {}), **{n: value for n, value in short.items() if value is not None}}
+    check_trackers(track)
     config, engine = resolve(recipe, changes, encoder), engine or LocalEngine()
     with engine.opened(config), _shown(config, emit, progress=progress) as told:
         run = Run.create(config, folder=folder, data=data, data_dir=data_dir, encoder=encoder)
         told(Created(str(run.folder)))
-        run.train(engine=engine, emit=told)
-        return run.assemble(told)
+        return _finished(run, engine, track, told)
 
 
 @contextmanager
@@ -84,6 +87,15 @@ def _shown(config: RunConfig, emit: Emit, *, progress: bool) -> Iterator[Emit]:
             emit(event)
 
         yield both
+
+
+def _finished(run: Run, engine: Engine, track: Sequence[str], emit: Emit) -> Model:
+    """Train a run to its end, and return its model."""
+    with tracked(track, run.folder, run.config, emit) as told:
+        run.train(engine=engine, emit=told)
+        model = run.assemble(told)
+        told.draw(model, run.data.test)
+        return model
 
 
 def train_together(
@@ -186,21 +198,23 @@ def resume(
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
     progress: bool = False,
+    track: Sequence[str] = (),
     emit: Emit = print_nothing,
 ) -> Model:
     """Resume a run, wherever it was stopped: the result is that of a run never stopped.
 
     With ``epochs`` above the run's own it is trained longer, with the same result as if they had
     been asked for at first; only a constant learning rate allows it. ``workers`` replaces
-    ``train.workers``, and ``progress`` shows the progress of the command line. See
-    :meth:`noprop.Run.open` and :meth:`noprop.Run.train` for the other arguments.
+    ``train.workers``, ``progress`` shows the progress of the command line, and ``track`` names
+    trackers, which continue what they began. See :meth:`noprop.Run.open` and
+    :meth:`noprop.Run.train` for the other arguments.
     """
     overrides = {} if workers is None else {"train.workers": workers}
+    check_trackers(track)
     config = open_run(Path(folder))
     if epochs is not None:
         config = extend(Path(folder), config, epochs)
     config, engine = resolve(config, overrides, encoder), engine or LocalEngine()
     with engine.opened(config), _shown(config, emit, progress=progress) as told:
         run = Run.join(config, folder, data=data, data_dir=data_dir, encoder=encoder)
-        run.train(engine=engine, emit=told)
-        return run.assemble(told)
+        return _finished(run, engine, track, told)

@@ -51,6 +51,13 @@ def add_options(parser: Parser) -> None:
         "block-3..block-7,readout; noprop assemble then makes the model of all units",
     )
     add_quiet(parser)
+    parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="send the curves to tensorboard, wandb, trackio or mlflow; may be repeated",
+    )
     add_engine(parser)
     add_recipe(parser)
     add_data_dir(parser)
@@ -63,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = _configuration(arguments)
     _start_server(arguments, config)
     from noprop.report.progress import Report
+    from noprop.report.trackers import check_trackers, tracked
     from noprop.run.local import LocalEngine
     from noprop.run.rendezvous import started_by_torchrun
     from noprop.run.resolve import resolve
@@ -71,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop.run.units import choose_groups
     from noprop.training.signals import Terminated, answered_between_updates
 
+    check_trackers(arguments.track)
     folder = arguments.resume or arguments.run
     config = resolve(config, encoder=encoder)
     together = started_by_torchrun()
@@ -94,13 +103,16 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 opened = Run.create(config, folder=folder, **given)
             folder = opened.folder
-            opened.train(units, engine=engine, emit=report)
-            if units is None and engine.reports:
-                opened.assemble(report)
+            trackers = arguments.track if engine.reports else ()
+            with tracked(trackers, folder, opened.config, report) as emit:
+                opened.train(units, engine=engine, emit=emit)
+                if units is None and engine.reports:
+                    emit.draw(opened.assemble(emit), opened.data.test)
     except KeyboardInterrupt as stop:
         made = folder is not None and (folder / "config.toml").is_file()
         part = f" --units {arguments.units}" if arguments.units else ""
         part += engine_options(arguments)
+        part += "".join(f" --track {name}" for name in arguments.track)
         how = f"; resume with: noprop train --resume {folder}{part}" if made else ""
         if first:
             tell(f"stopped{how}")
