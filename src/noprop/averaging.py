@@ -3,10 +3,10 @@
 import math
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-__all__ = ["calibration_error", "fit_path_weights", "wilson_interval"]
+__all__ = ["calibration_error", "fit_path_weights", "reliability", "wilson_interval"]
 
 
 def fit_path_weights(
@@ -39,10 +39,22 @@ def calibration_error(
 ) -> float:
     """Return the expected calibration error: Σ over bins of share × |accuracy - confidence|."""
     confidence, label = probabilities.max(dim=1)
+    _, confidences, correct = reliability(confidence, label == y, bins)
+    return (correct - confidences).abs().sum().item() / len(y)
+
+
+def reliability(
+    confidence: Float[Tensor, " batch"], correct: Bool[Tensor, " batch"], bins: int = 15
+) -> Float[Tensor, "3 bins"]:
+    """Return number, sum of confidences and number correct of the examples in each bin.
+
+    The bins divide confidences 0..1 evenly. Per example of a bin, the last two are its mean
+    confidence and its accuracy, equal for a calibrated classifier.
+    """
+    confidence = confidence.cpu().double()
     index = (confidence * bins).long().clamp(max=bins - 1)
-    gap = (label == y).cpu().double() - confidence.cpu().double()
-    sums = torch.zeros(bins, dtype=torch.float64).index_add(0, index.cpu(), gap)
-    return sums.abs().sum().item() / len(y)
+    sums = torch.stack([torch.ones_like(confidence), confidence, correct.cpu().double()])
+    return torch.zeros(3, bins, dtype=torch.float64).index_add(1, index, sums)
 
 
 def wilson_interval(share: float, examples: int, z: float = 1.96) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from noprop.files import read_object
 from noprop.layers import channels_last
 from noprop.machine import map_in_threads
 from noprop.methods.base import Method, Prediction
+from noprop.predictions import Predictions, predictions_of
 from noprop.randomness import generator
 from noprop.training.events import Emit, Evaluating, print_nothing
 
@@ -163,6 +164,7 @@ def evaluate(
     runs: int | None = None,
     modes: Collection[str] | None = None,
     emit: Emit = print_nothing,
+    keep: Callable[[Predictions], None] | None = None,
 ) -> dict[str, Any]:
     """Return everything that ``noprop evaluate`` prints.
 
@@ -173,6 +175,8 @@ def evaluate(
         modes: Ways of predicting, of :func:`modes_of`; all unless given. Chains that none of them
             needs are not computed.
         emit: Called with :class:`~noprop.training.events.Evaluating`.
+        keep: Called with the answers of the default prediction in the first run, if it is one of
+            ``modes``.
 
     Returns:
         ``modes``: accuracy and log-loss of each way of predicting, mean, standard error over runs
@@ -208,7 +212,10 @@ def evaluate(
             guesses = torch.cat([part["alone"] for part in parts])
             alone.append(100 * (guesses == y).cpu().double().mean().item())
         if chosen in scores:
-            errors.append(calibration_error(torch.cat([part[chosen] for part in parts]), y))
+            p = torch.cat([part[chosen] for part in parts])
+            errors.append(calibration_error(p, y))
+            if keep and run == 0:
+                keep(predictions_of(p, y))
         shares = [len(part["y"]) / len(y) for part in parts]
         if parts[0]["bound"] is not None:  # that of the first run: it draws one level an example
             bound = {

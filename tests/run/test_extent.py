@@ -13,6 +13,7 @@ from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.evaluate import modes_of
 from noprop.model import empty_model
+from noprop.predictions import read_predictions
 from noprop.run import extent as extents
 from noprop.run.extent import choose_extent, count_products
 from noprop.training.events import Evaluated, Evaluating, Event, Started
@@ -120,6 +121,21 @@ def test_a_run_says_what_its_evaluation_left_out(small_run):
     assert started.evaluation > 0.2
 
 
+def test_the_answers_of_a_part_are_those_of_its_examples(small_run):
+    """Of 200 among 1000 test examples: where each stands, and what the run's model says of it."""
+    model, _ = small_run
+    stored = read_predictions(model.folder, 10)
+    assert stored is not None
+    found, part = stored
+    assert (len(found), part) == (200, "test")
+    assert found.index.unique().numel() == 200
+    assert torch.equal(PARTS[2].y[found.index], found.y)
+    answers = model.predict(PARTS[2].x[found.index], noise=False)
+    torch.testing.assert_close(answers.max(dim=1).values, found.confidence)
+    torch.testing.assert_close(answers[torch.arange(200), found.y], found.likelihood)
+    assert torch.equal(answers.argmax(dim=1), found.label)
+
+
 def test_the_share_of_an_evaluation_rises_to_all(small_run):
     _, events = small_run
     shares = [e.share for e in events if isinstance(e, Evaluating)]
@@ -145,6 +161,7 @@ def test_no_evaluation_leaves_a_model_and_no_results(tmp_path):
     config = configured(**{"train.epochs": 1, "evaluation.budget": "off"})
     model = api.train(config, folder=tmp_path / "run", data=DATA, emit=events.append)
     assert not (tmp_path / "run" / "evaluation.json").exists()
+    assert read_predictions(tmp_path / "run", 10) is None
     assert not any(isinstance(e, Evaluating) for e in events)
     weights = model.method.path_weights
     assert weights is not None
@@ -153,4 +170,7 @@ def test_no_evaluation_leaves_a_model_and_no_results(tmp_path):
     assert torch.equal(loaded.predict(PARTS[2].x[:5]), model.predict(PARTS[2].x[:5]))
     with_results = api.assemble(tmp_path / "run", data=DATA, evaluation=0.2)
     assert (tmp_path / "run" / "evaluation.json").exists()
+    assert read_predictions(tmp_path / "run", 10) is not None
     assert with_results.method.path_weights is not None
+    api.assemble(tmp_path / "run", data=DATA, evaluation="off")
+    assert read_predictions(tmp_path / "run", 10) is None

@@ -84,4 +84,5 @@ def test_fewer_epochs_and_a_busy_run_are_refused(tmp_path):
         with pytest.raises(RunError, match="another process is training block-1"):
             extend(tmp_path / "run", config, 3)
     assert (tmp_path / "run" / "model.json").exists()
-    assert set(longer.OF_THE_MODEL) >= {"model.json", "evaluation.json"}
+    of_the_model = {"model.json", "evaluation.json", "predictions.safetensors"}
+    assert set(longer.OF_THE_MODEL) >= of_the_model

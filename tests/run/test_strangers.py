@@ -55,6 +55,7 @@ LINKS = {
     "evaluation.json": "absent",
     "model.json": "file",
     "model.safetensors": "file",
+    "predictions.safetensors": "file",
     "report.html": "file",
     ".lock": "absent",
     ".assembly.lock": "file",

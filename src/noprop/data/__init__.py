@@ -8,7 +8,15 @@ files into tensors, and :mod:`~noprop.data.labels` turns labels into 0..m-1. The
 a name to a data set. :mod:`~noprop.data.inputs` reads what is predicted.
 """
 
-from noprop.data.arrays import Dataset, Examples, Splits, hold_out, stratified, stratified_split
+from noprop.data.arrays import (
+    Dataset,
+    Examples,
+    Splits,
+    hold_out,
+    stratified,
+    stratified_indices,
+    stratified_split,
+)
 from noprop.data.batches import Normalization, augment, balanced_weights, batch_indices
 from noprop.data.given import GIVEN, as_pixels, dataset_of
 from noprop.data.inputs import read_inputs
@@ -43,5 +51,6 @@ __all__ = [
     "read_inputs",
     "search_path",
     "stratified",
+    "stratified_indices",
     "stratified_split",
 ]

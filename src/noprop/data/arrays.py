@@ -23,6 +23,7 @@ __all__ = [
     "hold_out",
     "split_off_test",
     "stratified",
+    "stratified_indices",
     "stratified_split",
 ]
 
@@ -226,8 +227,14 @@ def stratified(examples: Examples, count: int) -> Examples:
     """
     if count >= len(examples):
         return examples
-    _, chosen = stratified_split(examples.y, count / len(examples), TEST_SEED)
-    return examples.take(chosen.to(examples.y.device))
+    return examples.take(stratified_indices(examples.y, count).to(examples.y.device))
+
+
+def stratified_indices(y: Int64[Tensor, " n"], count: int) -> Int64[Tensor, " chosen"]:
+    """Return the indices, ascending, of the examples that :func:`stratified` takes."""
+    if count >= len(y):
+        return torch.arange(len(y))
+    return stratified_split(y, count / len(y), TEST_SEED)[1]
 
 
 def split_off_test(name: str, whole: Examples, class_names: Sequence[str]) -> Dataset:

@@ -16,6 +16,7 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DamagedError, RunError
 from noprop.files import write_whole
 from noprop.model import empty_model
+from noprop.predictions import FILE as PREDICTIONS
 from noprop.run.locks import BusyError, hold, hold_folder, is_free
 from noprop.run.units import COUPLED, group_folder, group_lock, groups_of
 from noprop.training.commits import latest, write_commit
@@ -23,7 +24,7 @@ from noprop.training.plan import Plan
 
 __all__ = ["extend", "lengthen_commits"]
 
-OF_THE_MODEL = ("model.json", "model.safetensors", "evaluation.json", "report.html")
+OF_THE_MODEL = ("model.json", "model.safetensors", "evaluation.json", PREDICTIONS, "report.html")
 
 
 def extend(folder: Path, config: RunConfig, epochs: int) -> RunConfig:

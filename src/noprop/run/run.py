@@ -18,13 +18,15 @@ from typing import Any
 
 from noprop.build import RunData
 from noprop.config import RunConfig
-from noprop.data import stratified
+from noprop.data import stratified, stratified_indices
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
 from noprop.evaluate import choose_weights, evaluate
 from noprop.files import write_whole
 from noprop.fingerprint import fingerprint
 from noprop.model import Model, open_run
+from noprop.predictions import FILE as PREDICTIONS
+from noprop.predictions import Predictions, save_predictions
 from noprop.run.assembly import assemble_model
 from noprop.run.engine import Engine
 from noprop.run.extent import Extent, choose_extent
@@ -307,9 +309,12 @@ class Run:
             RunError: If a unit is missing, unfinished or damaged; nothing is written then.
         """
         with hold_assembly(self.folder):
-            remove_half_written(self.folder, "evaluation.json", "model.safetensors", "model.json")
+            files = ("evaluation.json", PREDICTIONS, "model.safetensors", "model.json")
+            remove_half_written(self.folder, *files)
             clear_places(self.folder)
             model, results = self.model(), {}
+            # First, so that no answers are left next to the results of another evaluation.
+            (self.folder / PREDICTIONS).unlink(missing_ok=True)
             if self.config.evaluation.budget == "off":
                 (self.folder / "evaluation.json").unlink(missing_ok=True)
             else:
@@ -322,7 +327,10 @@ class Run:
         return model
 
     def _evaluate(self, model: Model, emit: Emit) -> dict[str, Any]:
-        """Fit the path weights of a model, and return its results on the test part."""
+        """Fit the path weights of a model, and return its results on the test part.
+
+        The answers of the default prediction are written in the run folder.
+        """
         began, extent = time.monotonic(), self.extent
         test, whole = stratified(self.data.test, extent.examples), len(self.data.test)
         of = f" of {whole:,}" if len(test) < whole else ""
@@ -334,8 +342,18 @@ class Run:
             at_most=extent.weights,
             emit=_between(emit, 0.0, weights),
         )
+        chosen = stratified_indices(self.data.test.y.cpu(), extent.examples)
+
+        def keep(found: Predictions) -> None:
+            save_predictions(self.folder, dataclasses.replace(found, index=chosen), "test")
+
         results = evaluate(
-            model, test, runs=extent.runs, modes=extent.modes, emit=_between(emit, weights, 1.0)
+            model,
+            test,
+            runs=extent.runs,
+            modes=extent.modes,
+            emit=_between(emit, weights, 1.0),
+            keep=keep,
         )
         results["part"] = "test"
         if extent.protocol:
