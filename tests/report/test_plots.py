@@ -20,9 +20,12 @@ from noprop.config import RunConfig, replace, to_toml
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError
 from noprop.evaluate import evaluate
+from noprop.methods.base import Prediction
 from noprop.model import Model
+from noprop.predictions import FILE, Predictions, predictions_of, save_predictions
 from noprop.report import page as page_module
 from noprop.report import plots
+from noprop.report.answers import class_rows, draw_confusion, draw_reliability
 from noprop.report.page import write_page
 from noprop.report.pictures import Picture, draw, save_pictures
 from noprop.report.plots import draw_run
@@ -79,7 +82,11 @@ def write_run(folder: Path, model: Model, distances: tuple[float, ...] = ()) -> 
     folder.mkdir(exist_ok=True)
     (folder / "config.toml").write_text(to_toml(model.config))
     (folder / "environment.json").write_text(json.dumps({"device": "cpu", "by": "<b>me</b>"}))
-    results = evaluate(model, some_examples(model))
+    results = evaluate(
+        model,
+        some_examples(model),
+        keep=lambda found: save_predictions(folder, found, "test"),
+    )
     (folder / "evaluation.json").write_text(json.dumps(results))
     units = [unit.name for unit in model.method.units]
     events = [
@@ -247,7 +254,8 @@ def test_names_of_strangers_stay_text(tmp_path):
     assert "<script src=y>" in page.text
     assert page.text.count(dataset) >= 2
     assert "cannot be drawn" not in html
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 8
+    assert page.text.count(EVIL[0]) == 2  # the list of classes, and its own row
 
 
 def test_the_page_needs_nothing_else(rendered):
@@ -322,6 +330,9 @@ def test_fixed_embeddings_have_no_separation(rendered):
         "curves",
         "chain",
         "embeddings",
+        "confusion",
+        "reliability",
+        "mistakes",
         "schedule",
     ]
 
@@ -343,7 +354,7 @@ def test_a_hundred_blocks_have_no_hundred_legends(tmp_path):
     assert [t.get_text() for t in left.get_legend().get_texts()] == ["readout"]
     assert bar.get_ylim() == (1, 100)
     assert len({line.get_color() for line in left.lines[:100]}) > 90
-    assert list(right.lines[0].get_ydata()) == [2, 1]
+    assert list(right.lines[50].get_ydata()) == [2, 1]
     assert len(picture.svg) < 400_000
 
 
@@ -378,6 +389,8 @@ def test_what_cannot_be_drawn_is_named_and_the_rest_is_there(tmp_path):
     empty = Examples(nothing, torch.zeros(0, dtype=torch.int64))
     pictures = {p.name: p for p in draw_run(run, model, empty)}
     assert pictures.pop("chain") == Picture("chain", trouble="there is no example to follow")
+    other = "the data are not those of the evaluation"
+    assert pictures.pop("mistakes") == Picture("mistakes", trouble=other)
     assert all(p.svg.startswith("<svg") and not p.trouble for p in pictures.values())
     paths = save_pictures([*pictures.values(), Picture("chain", trouble="why")], tmp_path / "out")
     assert {p.name for p in paths} == {f"{name}.png" for name in pictures}
@@ -390,7 +403,8 @@ def test_every_method_has_its_pictures(rendered, method):
     model, drawn = rendered(method).model, rendered(method).figures
     pictures = {p.name: p for p in rendered(method).pictures}
     schedule = {"schedule"} if method in ("ct", "backprop") else set()
-    assert pictures.keys() == {"curves", "chain", "embeddings"} | schedule
+    answers = {"confusion", "reliability", "mistakes"}
+    assert pictures.keys() == {"curves", "chain", "embeddings"} | answers | schedule
     assert not [p for p in pictures.values() if p.trouble]
     for axis in drawn["curves"].axes:
         assert [line.get_label() for line in axis.lines] == ["network"]
@@ -453,3 +467,174 @@ def test_without_the_extra_there_is_one_clear_line(tmp_path, monkeypatch, name):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ConfigError, match=rf"need.? {name}: pip install 'noprop\[plots\]'"):
         page_of(run, model)
+
+
+# -- the answers of the evaluation -----------------------------------------------------------------
+
+
+def test_losses_are_drawn_without_their_weights(rendered):
+    """A logged loss is the weight of Eq. 8 times an error: here 1 and 1/2 in epochs 1 and 2."""
+    model = rendered("dt").model
+    training, validation, _ = rendered("dt").figures["curves"].axes
+    weights = [unit.weight for unit in model.method.units]
+    assert len(set(weights)) == 3  # two blocks and the readout, whose weight is 1
+    for line, weight in zip(training.lines, weights, strict=True):
+        assert list(line.get_ydata()) == pytest.approx([1 / weight, 0.5 / weight])
+    for line, weight in zip(validation.lines, weights, strict=True):
+        assert list(line.get_ydata()) == pytest.approx([2 / weight, 1 / weight])
+    assert training.get_ylabel() == "loss, divided by the unit's weight"
+    (line,) = rendered("fm").figures["curves"].axes[0].lines
+    assert list(line.get_ydata()) == [1, 0.5]
+
+
+def some_answers(classes: int, count: int = 600) -> Predictions:
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % classes
+    logits = torch.randn(count, classes, generator=g)
+    logits[torch.arange(count), y] += 3
+    return predictions_of(logits.softmax(dim=1), y)
+
+
+def test_each_class_has_its_row(rendered):
+    found = predictions_of(
+        torch.tensor([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.3, 0.7, 0], [0.1, 0.9, 0]]),
+        torch.tensor([0, 0, 0, 1]),
+    )
+    a, b, c = class_rows(found, ("a", "b", "c"))
+    assert (a["examples"], a["correct"], a["mistake"]) == (3, 1, "b (2)")
+    assert a["accuracy"] == pytest.approx(100 / 3)
+    assert (b["examples"], b["correct"], b["mistake"]) == (1, 1, "")
+    assert (c["examples"], c["accuracy"], c["interval"]) == (0, None, "")
+    page = rendered("dt").page
+    assert "most often predicted instead" in page.text
+    assert page.text.count("cat") >= 2
+
+
+def test_the_numbers_of_the_confusion_matrix_are_counts():
+    found, names = some_answers(4), tuple("abcd")
+    with figures_recorded() as drawn:
+        plots.draw("confusion", lambda figure: draw_confusion(figure, found, names))
+    (axis,) = drawn["confusion"].axes
+    shown = {
+        (int(t.get_position()[1]), int(t.get_position()[0])): int(t.get_text()) for t in axis.texts
+    }
+    counts = found.confusion(4)
+    assert shown == {(i, j): int(counts[i, j]) for i in range(4) for j in range(4) if counts[i, j]}
+    assert axis.get_ylabel() == "true class"  # rows
+    assert [t.get_text() for t in axis.get_yticklabels()] == list(names)
+
+
+def test_a_hundred_classes_have_a_map_and_the_most_confused_by_name():
+    """No more names and numbers than fit: class 7 is often taken for 93."""
+    found, names = some_answers(100, 2000), tuple(f"name {i}" for i in range(100))
+    label = torch.where(found.y == 7, 93, found.label)
+    confused = Predictions(found.index, found.y, label, found.confidence, found.likelihood)
+    with figures_recorded() as drawn:
+        picture = plots.draw("confusion", lambda figure: draw_confusion(figure, confused, names))
+    everything, some = drawn["confusion"].axes
+    assert not everything.texts
+    assert everything.images[0].get_array().shape[:2] == (100, 100)
+    labels = [t.get_text() for t in some.get_yticklabels()]
+    assert len(labels) <= 12
+    assert {"7 name 7", "93 name 93"} <= set(labels)
+    row, column = labels.index("7 name 7"), labels.index("93 name 93")
+    assert [t.get_text() for t in some.texts if t.get_position() == (column, row)] == ["20"]
+    assert len(picture.svg) < 200_000
+
+
+def test_the_reliability_diagram_has_the_calibration_error():
+    found = some_answers(4)
+    p = found.confidence.double()
+    with figures_recorded() as drawn:
+        plots.draw("reliability", lambda figure: draw_reliability(figure, found))
+    upper, lower = drawn["reliability"].axes
+    error = 0.0
+    for b in range(15):
+        inside = ((p * 15).long().clamp(max=14) == b).nonzero()[:, 0]
+        if len(inside):
+            gap = found.correct[inside].double().mean() - p[inside].mean()
+            error += len(inside) / 600 * abs(float(gap))
+    assert upper.get_title() == f"expected calibration error {100 * error:.2f} %"
+    assert sum(bar.get_height() for bar in lower.patches) == 600
+    confidence, accuracy = upper.containers[0].lines[0].get_data()
+    assert len(confidence) == len(accuracy) <= 15
+    assert all(0 <= c <= 100 for c in (*confidence, *accuracy))
+
+
+def test_a_run_of_an_older_version_has_a_page(tmp_path, rendered):
+    """Without the answers nothing else is missing, and the page says how to get them."""
+    run, model = tmp_path / "run", rendered("dt").model
+    shutil.copytree(rendered("dt").run, run)
+    (run / FILE).unlink()
+    pictures = draw_run(run, model, some_examples(model))
+    assert [p.name for p in pictures] == ["curves", "chain", "embeddings", "schedule"]
+    html = write_page(run, model, pictures, run / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert "noprop assemble RUN" in page.text
+    assert "Which classes are confused" not in page.text
+    assert page.values == rendered("dt").page.values
+
+
+def test_damaged_answers_are_named(tmp_path, rendered):
+    run, model = tmp_path / "run", rendered("dt").model
+    shutil.copytree(rendered("dt").run, run)
+    (run / FILE).write_bytes(b"no tensors")
+    pictures = draw_run(run, model, some_examples(model))
+    html = write_page(run, model, pictures, run / "report.html").read_text(encoding="utf-8")
+    assert f"There are no answers of single examples: {FILE}: is damaged" in Page(html).text
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_the_mistakes_of_a_table_are_rows(tmp_path):
+    """Features have no picture: the index of each row, and both classes with probabilities."""
+    model = untrained(("cat", "<script>"))
+    run = write_run(tmp_path / "run", model)
+    p = torch.tensor([[0.25, 0.75], [0.9, 0.1]])
+    wrong = predictions_of(p, torch.tensor([0, 1]))
+    save_predictions(
+        run, Predictions(torch.tensor([31, 47]), *list(vars(wrong).values())[1:]), "test"
+    )
+    examples = Examples(torch.zeros(60, 64), torch.zeros(60, dtype=torch.int64))
+    names = {p.name for p in plots.draw_run(run, model, examples)}
+    assert "mistakes" not in names
+    html = write_page(run, model, [], run / "report.html").read_text(encoding="utf-8")
+    cells = re.findall(
+        r"<tr><td class=\"number\">(\d+)</td><td>([^<]+)</td><td[^>]*>([^<]*)</td><td>([^<]+)", html
+    )
+    script = "&lt;script&gt;"
+    assert cells == [("47", "cat", "90.0 %", script), ("31", script, "75.0 %", "cat")]
+
+
+# -- the example that is followed ------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_the_example_that_is_followed_can_be_named(tmp_path, drawn):
+    model = untrained()
+    examples = some_examples(model)
+    draw_run(tmp_path, model, examples, 3)
+    assert drawn["chain"].get_suptitle() == "test example 3, from noise to label"
+    shown = drawn["chain"].subfigs[0].axes[0].images[0].get_array()
+    assert torch.equal(torch.as_tensor(shown), examples.x[3, 0])
+    for wrong in (-1, 6):
+        with pytest.raises(ConfigError, match=f"example: .* 0 to 5, got {wrong}"):
+            draw_run(tmp_path, model, examples, wrong)
+
+
+def test_an_example_that_is_hard_at_first_is_followed(monkeypatch):
+    """Four examples: sure from the first step, wrong at the end, sure late, sure somewhat late."""
+    model = untrained()
+    own = torch.tensor([[0.9, 0.9, 0.9], [0.1, 0.1, 0.2], [0.1, 0.6, 0.95], [0.4, 0.8, 0.9]])
+
+    def chain(model: Model, raw: Tensor) -> Prediction:
+        p = own[raw[:, 0, 0, 0].long()].T
+        path = torch.stack([p, 1 - p], dim=2)
+        levels = torch.zeros(3, len(raw), dtype=torch.int64)
+        return Prediction(path[-1], path[-1], path, torch.arange(3.0), levels, path, 3)
+
+    monkeypatch.setattr(plots, "_one_chain", chain)
+    x = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 8, 8)
+    examples = Examples(x, torch.zeros(4, dtype=torch.int64))
+    assert plots._hard_at_first(model, examples) == 2
+    assert plots._hard_at_first(model, examples.take(torch.tensor([0, 1, 3]))) == 2
+    assert plots._hard_at_first(model, examples.take(torch.tensor([1, 1]))) == 0  # none is right

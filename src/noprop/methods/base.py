@@ -71,6 +71,7 @@ class Unit(ABC):
         beside: Whether the unit takes a step with every step of the others on the same mini-batch,
             if parameters are shared, as the readout does in Algorithm 1.
         reads_images: Whether the loss reads x; if not, x may be empty.
+        weight: Constant factor of the loss. Divided by it, the losses of units can be compared.
         phase: Part of an epoch in which a stack trains the unit: every mini-batch for the units of
             phase 0, then every one for those of phase 1, ….
     """
@@ -81,6 +82,7 @@ class Unit(ABC):
     passes: int = 1
     beside: bool = False
     reads_images: bool = True
+    weight: float = 1.0
     phase: int = 0
 
     @property

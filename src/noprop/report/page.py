@@ -11,23 +11,30 @@ from typing import Any
 from noprop.errors import ConfigError, RunError
 from noprop.files import read_object, write_whole
 from noprop.model import Model
-from noprop.report.pictures import Picture, draw, marker, whole_ticks
+from noprop.predictions import read_predictions
+from noprop.report.answers import class_rows, mistake_rows
+from noprop.report.pictures import MANY_CLASSES, Picture, draw, marker, whole_ticks
 from noprop.report.tables import mean_text, mode_name
 
 __all__ = ["write_page"]
 
+WORST = 10  # of many classes, those shown before all of them
 CAPTIONS = {
-    "curves": "Loss of each unit after each epoch.",
+    "curves": "Loss of each unit after each epoch, on the training and the validation split.",
     "schedule": "Numbers that the method reports after each epoch.",
 }
 # In place of those, by the name of the method.
 METHOD_CAPTIONS = {
     "dt": {
-        "curves": "Loss of each unit after each epoch. The loss of a block carries its weight "
-        "(T/2) η (SNR(t) - SNR(t-1)) of Eq. 8, so late blocks have larger losses.",
+        "curves": "Loss of each unit after each epoch, on the training and the validation split, "
+        "divided by the constant weight that a block has in training, such as (T/2) η (SNR(t) - "
+        "SNR(t-1)) of Eq. 8. So the blocks can be compared. Late blocks have less to do, because "
+        "their latent already tells the label.",
         "schedule": "Signal and noise in the latent at t, and the coefficients of one step.",
     },
     "ct": {
+        "curves": "Loss of the network after each epoch, on the training and the validation split. "
+        "The weight of Eq. 9 differs from example to example with t, so it cannot be divided out.",
         "schedule": "The noise schedule after each epoch. If a weight explodes, the greatest SNR′ "
         "grows; if the schedule collapses, its ends approach each other.",
     },
@@ -85,6 +92,30 @@ def _content(run: Path, model: Model, pictures: list[Picture]) -> dict[str, Any]
         "environment": environment,
         "no_environment": no_environment,
         "configuration": text,
+        "answers": _answers(run, model),
+    }
+
+
+def _answers(run: Path, model: Model) -> dict[str, Any]:
+    """Return what the page shows of the answers of the evaluation, or the reason for nothing."""
+    names = model.task.class_names
+    try:
+        stored = read_predictions(run, len(names))
+    except RunError as error:
+        return {"trouble": str(error).removeprefix(f"{run}/")}
+    if stored is None:
+        return {"trouble": ""}
+    found, part = stored
+    rows = class_rows(found, names)
+    worst = sorted((r for r in rows if r["examples"]), key=lambda r: r["accuracy"])[:WORST]
+    return {
+        "trouble": "",
+        "part": part,
+        "examples": len(found),
+        "wrong": int((~found.correct).sum()),
+        "classes": rows,
+        "worst": worst if len(rows) > MANY_CLASSES else [],
+        "mistakes": mistake_rows(found, names),
     }
 
 

@@ -8,13 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from noprop.errors import ConfigError
 from noprop.files import write_whole
 
-__all__ = ["FEW_POINTS", "Draw", "Picture", "draw", "marker", "save_pictures", "whole_ticks"]
+__all__ = [
+    "FEW_POINTS",
+    "MANY_CLASSES",
+    "Draw",
+    "Picture",
+    "draw",
+    "draw_image",
+    "marker",
+    "save_pictures",
+    "short",
+    "whole_ticks",
+]
 
 SIZE = (9.0, 4.5)  # inches
 FEW_POINTS = 40  # a line through more has no markers
+MANY_CLASSES = 20  # more names do not fit under one another
 
 Draw = Callable[[Any], None]
 
@@ -99,3 +114,19 @@ def whole_ticks(axis: Any) -> None:
 def marker(points: Any) -> str | None:
     """Return the marker of a line through some points; none where they are many."""
     return "." if len(points) <= FEW_POINTS else None
+
+
+def draw_image(axis: Any, image: Tensor) -> None:
+    """Draw an image (C, H, W), of uint8 or stretched to its own range."""
+    if image.dtype != torch.uint8:
+        low, high = image.min(), image.max()
+        image = (image - low) / (high - low).clamp_min(1e-9)
+    pixels = image.permute(1, 2, 0).numpy()
+    axis.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray")
+
+
+def short(name: str, length: int = 16) -> str:
+    """Return a class name in one line, in which ``$`` begins no formula of matplotlib."""
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    name = name if len(name) <= length else name[: length - 1] + "…"
+    return name.replace("$", r"\$")

@@ -12,34 +12,58 @@ from torch import Tensor
 
 from noprop.data import Examples
 from noprop.embeddings import separation
+from noprop.errors import ConfigError, RunError
 from noprop.evaluate import inputs, prepare
+from noprop.methods.base import Prediction
 from noprop.model import Model
+from noprop.predictions import read_predictions
 from noprop.randomness import generator
-from noprop.report.pictures import FEW_POINTS, Draw, Picture, draw, marker, whole_ticks
+from noprop.report.answers import draw_confusion, draw_mistakes, draw_reliability
+from noprop.report.pictures import (
+    FEW_POINTS,
+    MANY_CLASSES,
+    Draw,
+    Picture,
+    draw,
+    draw_image,
+    marker,
+    short,
+    whole_ticks,
+)
 from noprop.report.tables import FACT_NAMES
 from noprop.run.metrics import read_metrics
 from noprop.tensor_files import load_tensors
 
 __all__ = ["draw_run"]
 
-MANY_CLASSES = 20  # more names do not fit under one another
+CANDIDATES = 300  # examples among which the one to follow is chosen
+FOLLOWED = 5  # of those, looked at more closely
 
 
-def draw_run(run: Path, model: Model, examples: Examples) -> list[Picture]:
+def draw_run(
+    run: Path, model: Model, examples: Examples, example: int | None = None
+) -> list[Picture]:
     """Draw every picture that a run has.
 
     Args:
-        run: The run folder, for its metrics.
+        run: The run folder, for its metrics and the answers of its evaluation.
         model: The trained model.
-        examples: Examples, the first of which is followed through the chain.
+        examples: The test part.
+        example: Index of the example that is followed through the chain; one that is hard at first
+            unless given.
 
     Raises:
-        ConfigError: If matplotlib is not installed.
+        ConfigError: If matplotlib is not installed, or there is no such example.
     """
+    if example is not None and not 0 <= example < len(examples):
+        raise ConfigError(
+            f"example: wanted a number of a test example, 0 to {len(examples) - 1}, got {example}"
+        )
     drawings: dict[str, Draw] = {
-        "curves": lambda figure: _curves(figure, run),
-        "chain": lambda figure: _chain(figure, model, examples),
+        "curves": lambda figure: _curves(figure, run, model),
+        "chain": lambda figure: _chain(figure, model, examples, example),
         "embeddings": lambda figure: _embeddings(figure, model),
+        **_answers(run, model, examples),
     }
     levels = model.method.schedule_table()
     if levels and "a" in levels[0]:
@@ -53,6 +77,25 @@ def draw_run(run: Path, model: Model, examples: Examples) -> list[Picture]:
     return [draw(name, drawing) for name, drawing in drawings.items()]
 
 
+def _answers(run: Path, model: Model, examples: Examples) -> dict[str, Draw]:
+    """Return the pictures of the answers of the evaluation; none for a run that kept none."""
+    names = model.task.class_names
+    try:
+        stored = read_predictions(run, len(names))
+    except RunError:
+        return {}  # the page says why
+    if stored is None:
+        return {}
+    found, _ = stored
+    drawings: dict[str, Draw] = {
+        "confusion": lambda figure: draw_confusion(figure, found, names),
+        "reliability": lambda figure: draw_reliability(figure, found),
+    }
+    if examples.x.ndim == 4 and len(found.mistakes(1)):
+        drawings["mistakes"] = lambda figure: draw_mistakes(figure, found, names, examples)
+    return drawings
+
+
 # -- training --------------------------------------------------------------------------------------
 
 
@@ -63,13 +106,16 @@ def _epochs(run: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _curves(figure: Any, run: Path) -> None:
-    """Draw the losses of each unit; blocks differ by the weights of Eq. 8, hence the logarithm."""
+def _curves(figure: Any, run: Path, model: Model) -> None:
+    """Draw the losses of each unit without its weight, so that the blocks can be compared."""
     from matplotlib.cm import ScalarMappable
 
     losses: dict[str, dict[int, tuple[float, float | None]]] = {}
+    weights = {unit.name: unit.weight for unit in model.method.units}
     for e in _epochs(run):
-        losses.setdefault(e["unit"], {})[e["epoch"]] = (e["loss"], e["validation_loss"])
+        weight, pair = weights.get(e["unit"], 1.0), (e["loss"], e["validation_loss"])
+        points = losses.setdefault(e["unit"], {})
+        points[e["epoch"]] = tuple(None if loss is None else loss / weight for loss in pair)
     blocks = {name: int(name[6:]) for name in losses if name.startswith("block-")}
     scale, colors = _colors_by_t(max(blocks.values(), default=1))
     many = len(blocks) > FEW_POINTS
@@ -85,7 +131,8 @@ def _curves(figure: Any, run: Path) -> None:
                 axis.plot(*zip(*points.items(), strict=True), marker=marker(points), lw=1.2, **look)
         axis.set(title=f"{('training', 'validation')[part]} loss", xlabel="epoch", yscale="log")
         whole_ticks(axis)
-    axes[0].set_ylabel("nats")
+    weighted = any(weight != 1 for weight in weights.values())
+    axes[0].set_ylabel("loss, divided by the unit's weight" if weighted else "loss")
     if axes[0].get_legend_handles_labels()[0]:
         axes[0].legend()
     if len(blocks) > 1:
@@ -190,17 +237,18 @@ def _facts(figure: Any, run: Path) -> None:
 # -- one prediction --------------------------------------------------------------------------------
 
 
-def _chain(figure: Any, model: Model, examples: Examples) -> None:
+def _chain(figure: Any, model: Model, examples: Examples, example: int | None) -> None:
     """Draw one input, its latent as nearness to each class, and the probabilities at each step."""
     if len(examples) == 0:
         raise ValueError("there is no example to follow")
-    cosine, path, end = _follow(model, examples.x[:1])
-    names, label = model.task.class_names, int(examples.y[0])
+    chosen = _hard_at_first(model, examples) if example is None else example
+    cosine, path, end = _follow(model, examples.x[chosen : chosen + 1])
+    names, label = model.task.class_names, int(examples.y[chosen])
     shown = _likeliest(cosine if path is None else path, label)
     panels = [(cosine, "latent z_t: cosine to each u_y", "RdBu_r", -1, 0.0)]
     if path is not None:
         panels.append((path, "class probabilities at t", "viridis", 0, end / len(path)))
-    right = _draw_input(figure, examples.x[0], f"x: {_short(names[label])}")
+    right = _draw_input(figure, examples.x[chosen], f"x, true class {short(names[label])}")
     axes = right.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (values, title, colors, low, start) in zip(axes, panels, strict=True):
         half = (end - start) / max(1, len(values) - 1) / 2 or 0.5
@@ -213,21 +261,56 @@ def _chain(figure: Any, model: Model, examples: Examples) -> None:
         right.colorbar(drawn, ax=axis)
         if end > 1:
             whole_ticks(axis)
-    axes[0].set_yticks(range(len(shown)), [_short(names[i]) for i in shown])
+    axes[0].set_yticks(range(len(shown)), [short(names[i]) for i in shown])
     axes[0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
     few = f" ({len(shown)} likeliest of {len(names)} classes)" if len(shown) < len(names) else ""
-    figure.suptitle("one prediction, from noise to label" + few)
+    figure.suptitle(f"test example {chosen}, from noise to label{few}")
+
+
+def _hard_at_first(model: Model, examples: Examples) -> int:
+    """Return the index of an example whose label is unlikely at first and predicted at the end.
+
+    Candidates are ranked by one chain of each, computed together. The first ones are followed
+    again as they will be drawn, because the noise of a chain depends on its batch.
+    """
+    some = examples.take(torch.arange(min(CANDIDATES, len(examples)), device=examples.y.device))
+    ranked = _late(model, _one_chain(model, some.x), some.y).argsort(descending=True, stable=True)
+    best = ranked[:FOLLOWED].tolist()
+    scores = [_late(model, _one_chain(model, some.x[i : i + 1]), some.y[i : i + 1]) for i in best]
+    return best[int(torch.cat(scores).argmax())]
+
+
+def _late(model: Model, p: Prediction, y: Tensor) -> Tensor:
+    """Return how late each true class appears (B,): its value at the end minus that at first.
+
+    A value is the class's probability where the method has such at every step, or its cosine to the
+    latent. A wrong end counts as -2, less than any other.
+    """
+    values = _cosines(model, p) if p.path is None else p.path.float().cpu()
+    own = values[:, torch.arange(len(y)), y.cpu()]
+    late = own[-1] - own[: max(1, len(own) // 3)].mean(dim=0)
+    right = (values[-1].argmax(dim=1) == y.cpu()) & (p.single.argmax(dim=1).cpu() == y.cpu())
+    return torch.where(right, late, -2.0)
+
+
+def _one_chain(model: Model, raw: Tensor) -> Prediction:
+    """Return a chain of each example."""
+    x = inputs(model, raw)
+    draws = generator(model.config.train.seed, "plot", device=model.device)
+    return model.method.predict(x, draws, prepared=prepare(model, x))
+
+
+def _cosines(model: Model, p: Prediction) -> Tensor:
+    """Return the cosine of z_t to the embedding of each class, shape (L, B, m)."""
+    unit = torch.nn.functional.normalize(model.method.embedding.weight.detach(), dim=1)
+    return (torch.nn.functional.normalize(p.latents, dim=2) @ unit.T).cpu()
 
 
 def _follow(model: Model, raw: Tensor) -> tuple[Tensor, Tensor | None, float]:
     """Return the cosine of z_t to each class (L, m), the path (P, m) if any, and the last time."""
-    x = inputs(model, raw)
-    draws = generator(model.config.train.seed, "plot", device=model.device)
-    p = model.method.predict(x, draws, prepared=prepare(model, x))
-    unit = torch.nn.functional.normalize(model.method.embedding.weight.detach(), dim=1)
-    cosine = torch.nn.functional.normalize(p.latents[:, 0], dim=1) @ unit.T
+    p = _one_chain(model, raw)
     path = None if p.path is None else p.path[:, 0].float().cpu()
-    return cosine.cpu(), path, p.times[-1].item()
+    return _cosines(model, p)[:, 0], path, p.times[-1].item()
 
 
 def _likeliest(values: Tensor, label: int) -> list[int]:
@@ -245,25 +328,9 @@ def _draw_input(figure: Any, raw: Tensor, title: str) -> Any:
         return figure
     left, right = figure.subfigures(1, 2, width_ratios=(1, 3.4))
     axis = left.subplots()
-    _draw_image(axis, raw.cpu())
+    draw_image(axis, raw.cpu())
     axis.set(title=title, xticks=[], yticks=[])
     return right
-
-
-def _draw_image(axis: Any, image: Tensor) -> None:
-    """Draw an image (C, H, W), of uint8 or stretched to its own range."""
-    if image.dtype != torch.uint8:
-        low, high = image.min(), image.max()
-        image = (image - low) / (high - low).clamp_min(1e-9)
-    pixels = image.permute(1, 2, 0).numpy()
-    axis.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray")
-
-
-def _short(name: str, length: int = 16) -> str:
-    """Return a class name in one line, in which ``$`` begins no formula of matplotlib."""
-    name = "".join(c if c.isprintable() else "?" for c in name)
-    name = name if len(name) <= length else name[: length - 1] + "…"
-    return name.replace("$", r"\$")
 
 
 # -- the embeddings --------------------------------------------------------------------------------
@@ -272,7 +339,7 @@ def _short(name: str, length: int = 16) -> str:
 def _embeddings(figure: Any, model: Model) -> None:
     """Draw the distances between class embeddings, and their lengths."""
     weight = model.method.embedding.weight.detach().cpu().double()
-    names = [_short(name, 12) for name in model.task.class_names]
+    names = [short(name, 12) for name in model.task.class_names]
     distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
     left, right = figure.subplots(1, 2)
     shown = left.imshow(distances.numpy(), cmap="magma", vmin=0, interpolation="nearest")
@@ -298,5 +365,5 @@ def _prototypes(figure: Any, model: Model) -> None:
     for axis in axes:
         axis.set_axis_off()
     for axis, image, name in zip(axes, images, model.task.class_names, strict=False):
-        _draw_image(axis, image)
-        axis.set_title(_short(name, 13), fontsize=7)
+        draw_image(axis, image)
+        axis.set_title(short(name, 13), fontsize=7)
