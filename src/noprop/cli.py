@@ -161,10 +161,15 @@ def build_parser(words: Sequence[str]) -> tuple[Parser, dict[str, Parser]]:
     """
     parser = Parser(
         prog="noprop",
+        usage="noprop COMMAND [options]",
         description="Train neural networks block by block, without back-propagating through them.",
+        epilog="noprop COMMAND --help describes a command.\n"
+        "To start: noprop train, then noprop plot runs/digits-dt",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    parsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parsers = parser.add_subparsers(
+        dest="command", title="commands", metavar="COMMAND", prog="noprop"
+    )
     made: dict[str, Parser] = {}
     for name, command in COMMANDS.items():
         text = command.HELP

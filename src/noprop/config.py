@@ -76,6 +76,11 @@ AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]+$")]
 Weighting = Literal["snr", "uniform", "min-snr"]
 Objective = Literal["l2", "cross-entropy"]
+# One text for the methods that have it, whose samplers differ.
+SAMPLERS = (
+    "inference. ct: the stochastic chain (ancestral), or the probability-flow ODE by euler or "
+    "heun. fm: its ODE, by euler, heun or dopri5, which chooses its own steps"
+)
 NO_OTHER_FIELDS = ConfigDict(extra="forbid")
 
 
@@ -347,9 +352,7 @@ class CTConfig(OneNetworkConfig, DenoiserConfig):
     time_sampling: Literal["uniform", "stratified"] = option(
         "uniform", "t of a batch: independent draws, or an even grid with one random shift"
     )
-    sampler: Literal["ancestral", "euler", "heun"] = option(
-        "ancestral", "inference: the stochastic chain, or the probability-flow ODE", inference=True
-    )
+    sampler: Literal["ancestral", "euler", "heun"] = option("ancestral", SAMPLERS, inference=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -382,9 +385,7 @@ class FMConfig(OneNetworkConfig, DenoiserConfig):
         "when the cross-entropy of Eq. 13 trains the network: only with learned embeddings, always "
         "or never",
     )
-    sampler: Literal["euler", "heun", "dopri5"] = option(
-        "euler", "inference: fixed steps, or dopri5 with its own", inference=True
-    )
+    sampler: Literal["euler", "heun", "dopri5"] = option("euler", SAMPLERS, inference=True)
     # Below 1e-6 the error of a step is rounding noise in float32, and dopri5 would not end.
     tolerance: Annotated[float, Field(ge=1e-6, le=1)] = option(
         1e-4, "relative and absolute tolerance of dopri5, at least 1e-6", inference=True
@@ -782,7 +783,7 @@ def fields_of(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any
 
 def _method_fields() -> Iterator[tuple[str, Any, Any, str]]:
     """Yield the fields of all methods, ``name`` first; a help text names the methods if not all."""
-    yield "method.name", Literal[*METHODS], "dt", "the method: " + ", ".join(METHODS)
+    yield "method.name", Literal[*METHODS], "dt", "training method (docs/methods.md)"
     seen = {"name"}
     for cls in METHODS.values():
         for f in dataclasses.fields(cls):
@@ -790,7 +791,16 @@ def _method_fields() -> Iterator[tuple[str, Any, Any, str]]:
                 seen.add(f.name)
                 owners = methods_with(f.name)
                 some = f"{', '.join(owners)}: " if len(owners) < len(METHODS) else ""
-                yield f"method.{f.name}", f.type, f.default, some + f.metadata.get("help", "")
+                text = some + f.metadata.get("help", "")
+                yield f"method.{f.name}", _type_of(f.name, owners), f.default, text
+
+
+def _type_of(name: str, methods: list[str]) -> Any:
+    """Return the type of a field of several methods; of words, those of any of the methods."""
+    kinds = [f.type for m in methods for f in dataclasses.fields(METHODS[m]) if f.name == name]
+    if not all(typing.get_origin(kind) is Literal for kind in kinds):
+        return kinds[0]
+    return Literal[*dict.fromkeys(word for kind in kinds for word in typing.get_args(kind))]
 
 
 def methods_with(name: str) -> list[str]:

@@ -173,7 +173,7 @@ def count_prediction(settings: Settings, method: str) -> tuple[float, float]:
 
 def text(results: Results) -> str:
     """Return the comparison with the plain chain, and the cost of more chains."""
-    what = "prediction: the mean chain; features as in training, chains in float32"
+    what = "prediction: the deterministic sampler; features as in training, chains in float32"
     lines = [f"{what}\n{compared_table(results['prediction'])}"]
     if chains := results.get("chains"):
         cost = shown(chains["cost_over_one"], 2)

@@ -34,10 +34,14 @@ def add_options(parser: Parser) -> None:
         "workers": (None, "processes of dt, threads of the others and of prediction [all cores]"),
     }
     parser.add_argument(
-        "--dataset", default="mnist", help="mnist, fashion-mnist, cifar10 or cifar100 [mnist]"
+        "--dataset",
+        default="mnist",
+        metavar="NAME",
+        help="mnist, fashion-mnist, cifar10 or cifar100 [mnist]",
     )
     parser.add_argument(
         "--methods",
+        metavar="LIST",
         help="a comma-separated list; scaling and memory always use dt; fast is the recipe "
         "DATASET-fast, of accuracy alone [all that are installed: dt,ct,fm,backprop,adjoint]",
     )
@@ -47,12 +51,17 @@ def add_options(parser: Parser) -> None:
             f"--{name}", type=whole_number, default=default, metavar="N", help=f"{text}{shown}"
         )
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="duration of a contestant's run in a round [3]"
+        "--seconds",
+        type=float,
+        default=3.0,
+        metavar="FLOAT",
+        help="duration of a contestant's run in a round [3]",
     )
     parser.add_argument(
         "--target",
         type=float,
         default=99.0,
+        metavar="FLOAT",
         help="accuracy that the suite accuracy aims at, in percent [99]",
     )
     parser.add_argument("--quick", action="store_true", help="one round of 0.2 seconds each")

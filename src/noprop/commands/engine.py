@@ -62,13 +62,16 @@ def add_engine(parser: Parser) -> None:
         metavar="N",
         help="ray: restarts of a unit whose worker is lost [10]",
     )
-    texts = {
-        "partition": "partition of the tasks [that of the cluster's default]",
-        "time": "time of a task, which is restarted when it needs longer, such as 1:30:00 [60]",
-        "mem": "memory of a task, such as 8G",
-    }
-    for name, text in texts.items():
-        group.add_argument(f"--{name}", metavar=name.upper(), help=f"slurm: {text}")
+    for name, metavar, text in (
+        ("partition", "NAME", "partition of the tasks [the cluster's default]"),
+        (
+            "time",
+            "TIME",
+            "time of a task, which is restarted if it needs longer: 1:30:00, or minutes [60]",
+        ),
+        ("mem", "SIZE", "memory of a task, such as 8G"),
+    ):
+        group.add_argument(f"--{name}", metavar=metavar, help=f"slurm: {text}")
     for name, text in {
         "cpus": "CPUs of a task [number of threads]",
         "gpus": "GPUs of a task",

@@ -13,13 +13,21 @@ HELP = "Write a trained model as one graph: ONNX, or torch.export."
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
     add_trained_run(parser)
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="[onnx]")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "torch"),
+        default="onnx",
+        help="file format: ONNX, or torch.export [onnx]",
+    )
     parser.add_argument(
         "--chain",
         action="store_true",
-        help="one chain, whose noise is an input [the mean chain, path average where there is one]",
+        help="export one chain with noise, which is an input of the graph [the default prediction "
+        "without noise: deterministic sampler (mean chain), ensemble over steps if any]",
     )
-    parser.add_argument("--out", type=path, metavar="FILE", help="[model.onnx or .pt2 in the run]")
+    parser.add_argument(
+        "--out", type=path, metavar="FILE", help="file to write [RUN/model.onnx or RUN/model.pt2]"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

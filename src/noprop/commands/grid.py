@@ -19,7 +19,6 @@ from noprop.commands.options import (
     path,
 )
 from noprop.errors import ConfigError
-from noprop.recipes import RECIPE_NAMES
 from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
@@ -29,9 +28,11 @@ HELP = "Train recipes with several seeds, each in its run folder, and compare th
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help=RECIPE_NAMES)
     parser.add_argument(
-        "--seeds", default="0..4", metavar="LIST", help="such as 0..4 or 0,3,7 [0..4]"
+        "recipes", nargs="+", metavar="RECIPE", help="recipes; noprop recipes lists them"
+    )
+    parser.add_argument(
+        "--seeds", default="0..4", metavar="LIST", help="seeds, such as 0..4 or 0,3,7 [0..4]"
     )
     parser.add_argument(
         "--out",

@@ -8,7 +8,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from noprop.config import RunConfig, fields_of, from_toml, parse_value, replace
 from noprop.errors import ConfigError
@@ -44,10 +45,27 @@ __all__ = [
 
 NO_OPTION = {"recipe", "train.extended_from"}  # fields that no option sets
 DEFAULT_RECIPE = "digits-dt"
+ENCODER = "method.encoder"
+METAVARS: dict[Any, str] = {bool: "{on,off}", int: "N", float: "FLOAT", str: "NAME"}
+MANY_OPTIONS = 25  # more make a usage line that nobody reads
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser that reports errors in one line, with the nearest known option."""
+    """Argument parser that reports errors in one line, with the nearest known option.
+
+    Its description and epilog keep their lines.
+    """
+
+    def __init__(self, **given: Any):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **given})
+
+    def format_help(self) -> str:
+        """Return the help; many options are listed once, and not in the usage line as well."""
+        if self.usage is None and len(self._actions) > MANY_OPTIONS:
+            positional = [a for a in self._actions if not a.option_strings]
+            names = [f"[{a.metavar}]" if a.nargs == "?" else f"{a.metavar} ..." for a in positional]
+            self.usage = " ".join(["%(prog)s", *names, "[options]"])
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
@@ -122,20 +140,31 @@ def complete_with(action: argparse.Action, words: Sequence[str]) -> None:
 
 def add_encoder(parser: Parser, *, fields: bool = False) -> None:
     """Add ``--encoder``: a function or, with ``fields``, also a built-in encoder."""
-    own = "makes an image encoder of your own"
-    kinds, metavar = (
-        ("auto|conv|small|mlp, or MODULE:FUNCTION that ", "VALUE") if fields else ("", "")
+    if not fields:
+        text = "the function of the run's own image encoder, if it was trained with one"
+        parser.add_argument("--encoder", metavar="MODULE:FUNCTION", help=text)
+        return
+    kind, default = next(
+        (kind, default) for name, kind, default, _ in fields_of() if name == ENCODER
     )
-    metavar = metavar or "MODULE:FUNCTION"
-    parser.add_argument("--encoder", metavar=metavar, help=f"{kinds}{own}")
+    built_in = ",".join(name for name in kind.__args__ if name != "custom")
+    text = "image path: convolutions of Fig. 5, five with batch norm, small ones, an MLP, or a "
+    text += "function that makes your own"
+    parser.add_argument(
+        "--encoder", metavar=f"{{{built_in}}}|MODULE:FUNCTION", help=f"{text} [{default}]"
+    )
 
 
 def add_trained_run(parser: Parser) -> None:
     """Add the arguments of a command that uses a trained run."""
     add_run(parser)
-    parser.add_argument("--device", help="auto, cpu, cuda or mps [the device of training]")
+    parser.add_argument(
+        "--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps [the device of training]"
+    )
     add_set(
-        parser, "set a field of evaluation, or for CT and FM method.steps, sampler or tolerance"
+        parser,
+        "set a field that changes no weight, such as evaluation.samples=10 or, of CT and FM, "
+        "method.steps=100; may be repeated",
     )
     add_encoder(parser)
 
@@ -172,7 +201,7 @@ def add_fields(parser: Parser) -> None:
     groups: dict[str, Any] = {}
     for name, kind, default, text in fields_of():
         own_encoder = parser.prog.endswith(("train", "grid", "describe"))
-        if name in NO_OPTION or (name == "method.encoder" and own_encoder):
+        if name in NO_OPTION or (name == ENCODER and own_encoder):
             continue
         if name == "train.seed" and parser.prog.endswith("grid"):
             continue
@@ -180,19 +209,33 @@ def add_fields(parser: Parser) -> None:
         value = getattr(
             getattr(recipe, section), last, default
         )  # default for other methods' fields
-        group = groups.setdefault(section, parser.add_argument_group(f"fields of {section}"))
-        shown = "on or off" if kind is bool else _choices(kind)
-        group.add_argument(
+        if section not in groups:
+            title = f"{section}: fields of the table [{section}] of a --config file"
+            groups[section] = parser.add_argument_group(title)
+        groups[section].add_argument(
             options[name],
             dest=name,
-            metavar="VALUE",
-            help=f"{text}{f' ({shown})' if shown else ''} [{_shown(value)}]".replace("%", "%%"),
+            metavar=_metavar(kind),
+            help=f"{text} [{_shown(value)}]".replace("%", "%%"),
         )
 
 
-def _choices(kind: Any) -> str:
-    values = getattr(kind, "__args__", ())
-    return "|".join(values) if values and all(isinstance(v, str) for v in values) else ""
+def _metavar(kind: Any) -> str:
+    """Return what ``--help`` calls a value of a type: ``N``, ``FRACTION``, ``{on,off}`` and so on.
+
+    A type that is a number or a word is ``FLOAT|full|off``.
+    """
+    if kind in METAVARS:
+        return METAVARS[kind]
+    values = [value for value in get_args(kind) if value is not NoneType]
+    if get_origin(kind) is Literal:
+        words = [f'"{word}"' if " " in word else word for word in values]
+        return f"{{{','.join(words)}}}"
+    if get_origin(kind) is Annotated:
+        limits = [limit for value in kind.__metadata__ for limit in getattr(value, "metadata", ())]
+        below_1 = any(getattr(limit, "lt", None) == 1 for limit in limits)
+        return "FRACTION" if below_1 else METAVARS[kind.__origin__]
+    return "|".join(_metavar(value).strip("{}").replace(",", "|") for value in values)
 
 
 def _shown(default: Any) -> str:
@@ -261,7 +304,7 @@ def encoder_or_field(arguments: argparse.Namespace) -> Any:
     """Return the function of ``--encoder``, or set the field of the method for a built-in one."""
     if ":" in (arguments.encoder or ""):
         return named_encoder(arguments.encoder)
-    setattr(arguments, "method.encoder", arguments.encoder)
+    setattr(arguments, ENCODER, arguments.encoder)
     return None
 
 

@@ -2,12 +2,21 @@
 
 import argparse
 
-from noprop.commands.options import Parser, add_data_dir, add_trained_run, load_run, path
+from noprop.commands.options import (
+    Parser,
+    add_data_dir,
+    add_trained_run,
+    load_run,
+    path,
+    whole_number,
+)
 from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Draw a run: curves, schedule, a label appearing, embeddings."
+HELP = (
+    "Draw a trained run, and write its report: results, confusion, calibration, mistakes, curves."
+)
 
 
 def add_options(parser: Parser) -> None:
@@ -17,7 +26,14 @@ def add_options(parser: Parser) -> None:
         "--out",
         type=path,
         metavar="DIR",
-        help="folder for pictures and page [RUN/plots, RUN]",
+        help="folder for the pictures and report.html [RUN/plots, and RUN for the report]",
+    )
+    parser.add_argument(
+        "--example",
+        type=whole_number,
+        metavar="N",
+        help="test example that the picture of a chain follows, counted from 0 [one whose label is "
+        "unlikely at the first steps and predicted at the end]",
     )
     add_data_dir(parser)
 
@@ -30,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     model = load_run(arguments)
     examples = model.examples("test", arguments.data_dir)
-    pictures = draw_run(arguments.run, model, examples)
+    pictures = draw_run(arguments.run, model, examples, arguments.example)
     paths = save_pictures(pictures, arguments.out or arguments.run / "plots")
     for picture in pictures:
         if picture.trouble:

@@ -31,16 +31,26 @@ def add_options(parser: Parser) -> None:
         help="json keeps names unchanged; csv puts ' before names that look like formulas [table]",
     )
     parser.add_argument(
-        "--samples", type=whole_number, help="number K of chains to average [as configured]"
+        "--samples",
+        type=whole_number,
+        metavar="N",
+        help="number of chains to average [as configured]",
     )
     parser.add_argument(
         "--average",
         choices=("path", "readout"),
-        help="average predictions of all blocks, or of the readout [path, if the method has one]",
+        help="path: average the intermediate predictions of all steps, an ensemble over steps; "
+        "readout: average the ends of the chains [path, if the method has one]",
     )
-    parser.add_argument("--no-noise", action="store_true", help="run the mean chain")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the chains [0]")
-    parser.add_argument("--top", type=whole_number, default=3, help="number of classes to show [3]")
+    parser.add_argument(
+        "--no-noise",
+        action="store_true",
+        help="run one chain without noise: the deterministic sampler (mean chain)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the chains [0]")
+    parser.add_argument(
+        "--top", type=whole_number, default=3, metavar="N", help="number of classes to show [3]"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -50,7 +50,9 @@ def add_options(parser: Parser) -> None:
         help="select cells by data set, method and embedding, such as mnist,cifar10,dt,one-hot",
     )
     parser.add_argument("--scale", default="full", metavar="SCALE", help=f"{SCALES} [full]")
-    parser.add_argument("--seeds", metavar="LIST", help="such as 0..2 or 0,3 [the seeds of SCALE]")
+    parser.add_argument(
+        "--seeds", metavar="LIST", help="seeds, such as 0..2 or 0,3 [those of SCALE]"
+    )
     parser.add_argument(
         "--plan",
         action="store_true",

@@ -26,7 +26,7 @@ from noprop.commands.options import (
 )
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
-from noprop.recipes import RECIPE_NAMES, RECIPES
+from noprop.recipes import RECIPES
 from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
@@ -34,13 +34,23 @@ __all__ = ["HELP", "add_options", "run"]
 # What may change when a run is resumed; more epochs train it longer.
 CHANGEABLE = ("train.workers", "train.epochs", "evaluation.budget")
 HELP = "Train a recipe in a run folder, and evaluate it."
+EXAMPLES = """examples:
+  noprop train                               ten blocks on scikit-learn's digits
+  noprop train mnist-dt --epochs 2           a recipe, with any field changed
+  noprop train --dataset wine.csv            a table, .npz file or folder of class folders
+  noprop train --resume runs/mnist-dt        after an interruption"""
 
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
+    parser.epilog = EXAMPLES
     # Two names, because torchrun reads --run as its own option, even after the program's name.
     parser.add_argument(
-        "--run", "--run-dir", type=path, metavar="DIR", help="run folder [runs/RECIPE]"
+        "--run",
+        "--run-dir",
+        type=path,
+        metavar="DIR",
+        help="folder of the run, which is made [runs/RECIPE]",
     )
     how = "resume a run; with --epochs N, train it longer"
     parser.add_argument("--resume", type=path, metavar="RUN", help=how)
@@ -172,16 +182,19 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
 
 def add_recipe(parser: Parser, more: str = "") -> None:
     """Add a recipe or a file, and options for fields; ``more`` is what a recipe may be as well."""
-    names = f"{RECIPE_NAMES}, {more}" if more else RECIPE_NAMES
+    names = "a recipe, such as mnist-dt or cifar10-fast; noprop recipes lists them"
+    names = f"{names}; {more}" if more else names
     recipe = parser.add_argument(
         "recipe",
         nargs="?",
         metavar="RECIPE",
-        help=f"{names} [{DEFAULT_RECIPE}; the defaults below are its values]",
+        help=f"{names} [{DEFAULT_RECIPE}, whose values are the defaults below]",
     )
     complete_with(recipe, list(RECIPES))
-    parser.add_argument("--config", type=path, metavar="FILE", help="a TOML file of fields")
-    add_set(parser, "set any field")
+    parser.add_argument(
+        "--config", type=path, metavar="FILE", help="TOML file of fields, in place of a recipe"
+    )
+    add_set(parser, "set any field by its full name, such as train.lr=1e-3; may be repeated")
     add_fields(parser)
 
 
