@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from mistakes import FAST, line_of_error
-from noprop.cli import main
+from noprop.cli import COMMANDS, main
 from noprop.commands import describe
 from noprop.commands.options import option_names
 from noprop.config import fields_of
@@ -327,6 +328,29 @@ def test_help_shows_the_values_of_the_default_recipe(capsys):
     assert RECIPES["digits-dt"].train.epochs == 10
     assert "passes over the training set [10]" in text
     assert "fm: σ of the Gaussian path (Eq. 10) [0.0]" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_what_a_value_is(command, capsys):
+    """Every choice is listed, those of all methods that have the field; no value is a VALUE."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert not re.search(r"(?<!=)\bVALUE\b", text)
+    pairs = re.findall(r" --([a-z-]+) ([A-Z_]+)\b", text)
+    # argparse repeats the name of an option whose value has no name.
+    repeated = {option for option, value in pairs if option.upper() == value.replace("_", "-")}
+    assert repeated <= {"time", "scale"}
+    if command not in ("train", "grid", "describe"):
+        return
+    assert "--encoder {auto,conv,conv-bn,small,mlp}|MODULE:FUNCTION" in text
+    assert "--sampler {ancestral,euler,heun,dopri5}" in text  # those of CT and of FM
+    assert "--validation FRACTION" in text
+    assert "--train-size N" in text
+    assert "--gamma-noise FLOAT|auto" in text
+    assert "--evaluation FLOAT|full|off" in text
+    assert "--flip {on,off}" in text
+    assert '--network-reads {"x and z",x}' in text
 
 
 # Seven layers from the image to the logits of a block. A chain of ten adds those from the latent to

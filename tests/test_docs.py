@@ -19,6 +19,17 @@ def test_links_and_files_exist(page):
     assert [str(path) for path in wanted if not path.exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_a_page_name_one_of_its_headings(page):
+    """The anchor of a heading as GitHub makes it: lower case, hyphens, no punctuation."""
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text())
+    for file, anchor in links:
+        target = (page.parent / file).read_text() if file else page.read_text()
+        headings = re.findall(r"^#+ (.+)$", target, flags=re.M)
+        known = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert anchor in known, f"{page.name}: {file}#{anchor}"
+
+
 def test_the_named_tests_exist():
     """After a test has moved, docs/testing.md names its new file."""
     rows = re.findall(r"`([\w/]+\.py)`: `(\w+)`", (ROOT / "docs" / "testing.md").read_text())

@@ -350,9 +350,11 @@ def test_the_command_line_reads_it(run, capsys, tmp_path):
     text = capsys.readouterr().out
     assert ("bound on -log p(y|x)" in text) == (run.method in ("dt", "ct"))
     assert ("last step alone on noise" in text) == (run.method in ("dt", "ct"))
-    assert ("path average" in text) == (run.method in ("dt", "ct", "fm"))
-    assert ("mean of all answers" in text) == (run.method == "greedy")
-    assert f"network evaluations in a chain: {run.results['evaluations']:.4g}" in text
+    assert ("ensemble over steps" in text) == (run.method in ("dt", "ct", "fm"))
+    assert ("ensemble of all answers" in text) == (run.method == "greedy")
+    assert (
+        f"network function evaluations (NFE) of a chain: {run.results['evaluations']:.4g}" in text
+    )
     file = tmp_path / "two.npz"
     np.savez(file, x=np.zeros((2, 8, 8), np.uint8))
     assert main(["predict", str(run.folder), str(file), "--json", "--seed", "5"]) == 0
@@ -375,15 +377,15 @@ def test_plot_draws_what_the_run_has(run, capsys, tmp_path):
     out, error = capsys.readouterr()
     assert error == ""
     written = [Path(p) for p in json.loads(out)]
-    wanted = {"curves", "chain", "embeddings"}
+    wanted = {"curves", "chain", "embeddings", "confusion", "reliability"}
     wanted |= {"schedule"} if run.method in ("dt", "ct", "backprop") else set()
     wanted |= {"separation"} if run.kind == "learned" else set()
-    assert {p.stem for p in written} == wanted
+    assert {p.stem for p in written} - {"mistakes"} == wanted
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in written)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "cannot be drawn" not in html
     assert "There are no results" not in html
-    assert html.count("<svg") == len(wanted) + 1  # and the accuracy after each step
+    assert html.count("<svg") == len(written) + 1  # and the accuracy after each step
     assert f"A run of {run.method} on digits" in html
     assert ("The bound on −log p(y|x)" in html) == (run.method in ("dt", "ct"))
     assert ("Last step alone on noise" in html) == (run.method in ("dt", "ct"))

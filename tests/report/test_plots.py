@@ -239,7 +239,7 @@ def test_the_page_of_a_method_without_a_bound_has_its_results(rendered, method):
     assert page.values == expected
     assert "Last step alone on noise" not in page.text
     assert "The bound on" not in page.text
-    assert f"evaluates the network {results['evaluations']:.4g} times" in page.text
+    assert f"takes {results['evaluations']:.4g} network function evaluations (NFE)" in page.text
 
 
 def test_names_of_strangers_stay_text(tmp_path):

@@ -14,7 +14,7 @@ from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Measure speed and memory against the plain loop, on the CPU."
+HELP = "Measure speed and memory against a naive PyTorch baseline, on the CPU."
 
 
 def add_options(parser: Parser) -> None:

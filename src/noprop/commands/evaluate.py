@@ -14,14 +14,14 @@ from noprop.terminal import show, show_json
 
 __all__ = ["HELP", "add_options", "run"]
 
-HELP = "Measure a trained run on a part of its data."
+HELP = "Measure a trained run on a split of its data, in every way of predicting."
 
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
     add_trained_run(parser)
     parts = ("test", "validation", "train")
-    parser.add_argument("--part", choices=parts, default="test", help="part of the data [test]")
+    parser.add_argument("--part", choices=parts, default="test", help="split of the data [test]")
     add_data_dir(parser)
     add_quiet(parser)
 

@@ -152,7 +152,7 @@ def _steps(figure: Any, results: dict[str, Any], classes: int) -> None:
         error = alone["accuracy_se"] or 0.0
         low, high = (alone["accuracy"] + sign * error for sign in (-1, 1))
         axis.axhspan(low, high, color="C1", alpha=0.25, linewidth=0)
-        name = "last step alone, on noise"
+        name = "ablation: last step alone, on noise"
         axis.axhline(alone["accuracy"], color="C1", linestyle="--", label=name)
     axis.axhline(100 / classes, color="grey", linestyle=":", label=f"chance, {classes} classes")
     axis.set(xlabel="t", ylabel="accuracy %", ylim=(-2, 102))

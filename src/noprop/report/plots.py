@@ -110,7 +110,7 @@ def _curves(figure: Any, run: Path, model: Model) -> None:
     """Draw the losses of each unit without its weight, so that the blocks can be compared."""
     from matplotlib.cm import ScalarMappable
 
-    losses: dict[str, dict[int, tuple[float, float | None]]] = {}
+    losses: dict[str, dict[int, tuple[float | None, ...]]] = {}
     weights = {unit.name: unit.weight for unit in model.method.units}
     for e in _epochs(run):
         weight, pair = weights.get(e["unit"], 1.0), (e["loss"], e["validation_loss"])

@@ -18,19 +18,19 @@ __all__ = [
     "table",
 ]
 
-# Names of the ways to predict.
+# Names of the ways to predict: the field's, with those of the paper or of the results' JSON.
 MODE_NAMES = {
     "single": "one chain (the paper's protocol)",
     "samples": "{samples} chains averaged",
-    "path": "path average, uniform",
-    "path-fitted": "path average, fitted weights",
-    "mean": "mean chain (no noise)",
-    "mean-path-fitted": "mean chain, path average, fitted weights",
+    "path": "ensemble over steps, uniform weights",
+    "path-fitted": "ensemble over steps, fitted weights",
+    "mean": "deterministic sampler (mean chain)",
+    "mean-path-fitted": "deterministic sampler, ensemble over steps",
 }
 # Names of the ways to predict without noise.
 NOISELESS_NAMES = {
     "single": "the last answer",
-    "path-fitted": "mean of all answers, fitted weights",
+    "path-fitted": "ensemble of all answers, fitted weights",
 }
 # Names of the numbers that a method reports after an epoch.
 FACT_NAMES = {
@@ -111,15 +111,15 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         "",
         f"accuracy % of {chain}: {steps}",
         f"  at t = {times}",
-        f"network evaluations in a chain: {results['evaluations']:.4g}",
+        f"network function evaluations (NFE) of a chain: {results['evaluations']:.4g}",
     ]
     if (error := results.get("calibration_error")) is not None:
-        lines.append(f"calibration error of the default: {100 * error:.2f} %")
+        lines.append(f"expected calibration error (ECE) of the default: {100 * error:.2f} %")
     if alone := results.get("last_block_alone"):
-        lines.append(f"control, last step alone on noise: {_mean_of(alone, 'accuracy')} %")
+        lines.append(f"ablation, last step alone on noise: {_mean_of(alone, 'accuracy')} %")
     if elbo := results.get("elbo"):
         terms = " + ".join(f"{k} {v:.4g}" for k, v in elbo.items() if k != "total")
-        lines.append(f"bound on -log p(y|x), nats: {elbo['total']:.4g} = {terms}")
+        lines.append(f"bound on -log p(y|x) (negative ELBO), nats: {elbo['total']:.4g} = {terms}")
     if training := results.get("training"):
         lines.append(_cost_text(training))
     return "\n".join(lines)
