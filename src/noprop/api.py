@@ -43,6 +43,7 @@ def train(
     data_dir: Path | str | None = None,
     data: RunData | Sequence[Any] | None = None,
     encoder: EncoderFactory | None = None,
+    init: Path | str | None = None,
     engine: Engine | None = None,
     progress: bool = False,
     track: Sequence[str] = (),
@@ -69,8 +70,12 @@ def train(
     check_trackers(track)
     config, engine = resolve(recipe, changes, encoder), engine or LocalEngine()
     with engine.opened(config), _shown(config, emit, progress=progress) as told:
-        run = Run.create(config, folder=folder, data=data, data_dir=data_dir, encoder=encoder)
+        run = Run.create(
+            config, folder=folder, data=data, data_dir=data_dir, encoder=encoder, init=init
+        )
         told(Created(str(run.folder)))
+        if run.initialized:
+            told(run.initialized)
         return _finished(run, engine, track, told)
 
 

@@ -635,6 +635,9 @@ class TrainConfig:
     extended_from: Annotated[int, Field(ge=1, le=1_000_000)] | None = option(
         None, "epochs first asked for, of a run that is trained longer; set by --resume --epochs"
     )
+    init: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = option(
+        None, "SHA-256 of the weights that the units start from; set by --init"
+    )
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = option(128, "examples per step")
     order: Literal["sequential", "parallel"] = option(
         "sequential",

@@ -26,6 +26,7 @@ YOUNGER = (
     "train.clip",
     "train.cutout",
     "train.ema",
+    "train.init",
     "train.label_smoothing",
     "train.momentum",
     "train.schedule",

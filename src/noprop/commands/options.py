@@ -43,7 +43,7 @@ __all__ = [
     "whole_number",
 ]
 
-NO_OPTION = {"recipe", "train.extended_from"}  # fields that no option sets
+NO_OPTION = {"recipe", "train.extended_from", "train.init"}  # fields that no option sets
 DEFAULT_RECIPE = "digits-dt"
 ENCODER = "method.encoder"
 METAVARS: dict[Any, str] = {bool: "{on,off}", int: "N", float: "FLOAT", str: "NAME"}

@@ -54,6 +54,8 @@ def add_options(parser: Parser) -> None:
     )
     how = "resume a run; with --epochs N, train it longer"
     parser.add_argument("--resume", type=path, metavar="RUN", help=how)
+    start = "start a new run from the weights of a finished one, where names and shapes fit"
+    parser.add_argument("--init", type=path, metavar="RUN", help=start)
     parser.add_argument(
         "--units",
         metavar="LIST",
@@ -103,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         units = units or config.method.unit_names
     if units is not None:
         choose_groups(config, units)  # before the data are loaded
-    given = {"data_dir": arguments.data_dir, "encoder": encoder}
+    given = {"data_dir": arguments.data_dir, "encoder": encoder, "init": arguments.init}
     try:
         with answered_between_updates(), closing(report), engine.opened(config):
             if isinstance(engine, TorchrunEngine):
@@ -113,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 opened = Run.create(config, folder=folder, **given)
             folder = opened.folder
+            if opened.initialized:
+                report(opened.initialized)
             trackers = arguments.track if engine.reports else ()
             with tracked(trackers, folder, opened.config, report) as emit:
                 opened.train(units, engine=engine, emit=emit)
@@ -161,6 +165,8 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
 
     if arguments.resume:
         config = open_run(arguments.resume)
+        if arguments.init:
+            raise ConfigError("--init: is for a new run; --resume continues the run's own weights")
         if arguments.recipe or arguments.config or arguments.set or arguments.run:
             raise ConfigError("--resume keeps the run's configuration: give no recipe or fields")
         changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from noprop.report.tables import FACT_NAMES, accuracy_text, duration
+from noprop.run.units import condensed
 from noprop.terminal import printable, tell
 from noprop.training.events import (
     Damaged,
@@ -25,6 +26,7 @@ from noprop.training.events import (
     Finished,
     Found,
     Grid,
+    Initialized,
     Progress,
     Restarted,
     Started,
@@ -133,6 +135,11 @@ class Report:
                 self.runs = {name: _Run(work) for name, work in event.runs.items()}
                 done = f"; {event.done} are already finished" if event.done else ""
                 self._line(f"training {_count(len(event.runs), 'run')}{done}")
+            case Initialized():
+                fresh = f"; from the seed: {condensed(event.fresh)}" if event.fresh else ""
+                self._detail(
+                    f"starting from the weights of {event.source}: {condensed(event.taken)}{fresh}"
+                )
             case Started():
                 self._started(event)
             case Found():

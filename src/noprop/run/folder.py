@@ -25,6 +25,7 @@ from noprop.errors import RunError
 from noprop.files import check_folder, write_whole
 from noprop.fingerprint import difference
 from noprop.machine import choose_device, commit_of_package, use_bf16
+from noprop.run.initial import INITIAL, initial_bytes, start_embedding, tensors_of
 from noprop.run.locks import hold, hold_folder, is_free, remove_half_written
 from noprop.tensor_files import check_utf8_name, load_tensors, save_tensors
 from noprop.version import __version__
@@ -43,7 +44,12 @@ PLACES = ".processes"
 SLURM_PLACE = ".slurm"  # what submitit and Slurm write, until the model is assembled
 
 
-def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
+def create_run(
+    folder: Path,
+    config: RunConfig,
+    embedding: Embedding | None = None,
+    initial: bytes | None = None,
+) -> None:
     """Make a run folder; ``config.toml`` is written first, and makes a folder a run.
 
     The folder may exist if it is empty, or holds only what a killed process left.
@@ -52,6 +58,7 @@ def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = No
         folder: The run folder.
         config: Configuration of the run.
         embedding: W_Embed before training, where it is made already.
+        initial: File that the run starts from, if it does not start from its seed.
 
     Raises:
         RunError: If it already exists, or cannot be made.
@@ -64,7 +71,7 @@ def create_run(folder: Path, config: RunConfig, embedding: Embedding | None = No
     with hold_folder(folder):
         if not _is_free(folder):  # another process was faster
             raise taken
-        _fill(folder, config, embedding)
+        _fill(folder, config, embedding, initial)
 
 
 def make_free_folder(name: str, parent: Path = Path("runs")) -> Path:
@@ -88,13 +95,19 @@ def make_free_folder(name: str, parent: Path = Path("runs")) -> Path:
     raise AssertionError
 
 
-def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None) -> None:
+def join_run(
+    folder: Path,
+    config: RunConfig,
+    embedding: Embedding | None = None,
+    initial: bytes | None = None,
+) -> None:
     """Make a run folder, or check that the existing one was made for the same training.
 
     Args:
         folder: The run folder.
         config: Wanted configuration; fields that change no weight may differ from the folder's.
         embedding: W_Embed before training, where it is made already.
+        initial: File that the run starts from, if it does not start from its seed.
 
     Raises:
         RunError: If it is the folder of another training, or of something else; the message names
@@ -107,7 +120,7 @@ def join_run(folder: Path, config: RunConfig, embedding: Embedding | None = None
     check_folder(folder)
     with hold_folder(folder):
         if _is_free(folder):
-            _fill(folder, config, embedding)
+            _fill(folder, config, embedding, initial)
         elif not (folder / "config.toml").is_file():
             raise no_run
         elif found := difference(from_toml(folder / "config.toml"), config):
@@ -130,11 +143,16 @@ def _make(folder: Path, taken: RunError) -> None:
 
 def _is_free(folder: Path) -> bool:
     """Return whether a folder holds only what :func:`create_run` leaves before ``config.toml``."""
-    ours = re.compile(r"\.lock|\.config\.toml\.\d+\.tmp")
+    initial = re.escape(INITIAL)
+    ours = re.compile(rf"\.lock|{initial}|\.(config\.toml|{initial})\.\d+\.tmp")
     return all(ours.fullmatch(entry.name) for entry in folder.iterdir())
 
 
-def _fill(folder: Path, config: RunConfig, embedding: Embedding | None) -> None:
+def _fill(
+    folder: Path, config: RunConfig, embedding: Embedding | None, initial: bytes | None
+) -> None:
+    if initial is not None:  # before the folder is a run: without the file it could not start
+        write_whole(folder / INITIAL, initial)
     write_whole(folder / "config.toml", to_toml(config).encode())
     environment = json.dumps(_environment(config), indent=1).encode()
     write_whole(folder / "environment.json", environment)
@@ -146,9 +164,10 @@ def starting_embedding(folder: Path, config: RunConfig, data: RunData) -> Any:
     """W_Embed before training; prototypes are searched once a run."""
     path = folder / "embedding.safetensors"
     with hold_folder(folder):
-        remove_half_written(folder, "config.toml", "environment.json", path.name)
+        remove_half_written(folder, "config.toml", "environment.json", path.name, INITIAL)
         if not path.exists():
             embedding = build_embedding(config, data.task, data.train)
+            start_embedding(embedding, tensors_of(initial_bytes(folder, config)))
             save_tensors(path, embedding.state_dict(), {})
             return embedding
     embedding = build_embedding(config, data.task, None)

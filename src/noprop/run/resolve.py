@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from noprop.build import (
     RunData,
@@ -24,6 +25,7 @@ from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError
 from noprop.machine import choose_device, threads_per_process
 from noprop.recipes import find_recipe, named_after_data
+from noprop.run.initial import start_embedding
 
 __all__ = ["resolve", "resolve_from", "resolve_new", "thread_count", "with_data"]
 
@@ -81,13 +83,18 @@ def with_data(
 
 
 def resolve_new(
-    config: RunConfig, data: RunData, encoder: EncoderFactory | None
+    config: RunConfig,
+    data: RunData,
+    encoder: EncoderFactory | None,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> tuple[RunConfig, Embedding]:
     """Return the configuration of a new run without ``auto``, and W_Embed before training.
 
+    ``initial`` are the tensors that the run starts from, if it does not start from its seed.
     A configuration that cannot be built raises its error here, before a run folder is made.
     """
     embedding = build_embedding(config, data.task, data.train)
+    start_embedding(embedding, initial or {})
     config = resolve_auto(_with_counts(config, config.train.shards or 1), embedding)
     build_method(config, data.task, embedding, factory=encoder, only=config.method.unit_names[0])
     return config, embedding

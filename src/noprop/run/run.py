@@ -16,11 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from noprop.build import RunData
-from noprop.config import RunConfig
+from noprop.config import RunConfig, replace
 from noprop.data import stratified, stratified_indices
 from noprop.encoders import EncoderFactory
-from noprop.errors import RunError
+from noprop.errors import ConfigError, RunError
 from noprop.evaluate import choose_weights, evaluate
 from noprop.files import write_whole
 from noprop.fingerprint import fingerprint
@@ -38,6 +41,7 @@ from noprop.run.folder import (
     make_free_folder,
     starting_embedding,
 )
+from noprop.run.initial import digest_of, initial_bytes, read_source, tensors_of, what_fits
 from noprop.run.local import LocalEngine
 from noprop.run.locks import hold_assembly, is_free, remove_half_written
 from noprop.run.longer import lengthen_commits
@@ -60,6 +64,7 @@ from noprop.training.events import (
     Evaluating,
     Event,
     Found,
+    Initialized,
     Started,
     Trained,
     print_nothing,
@@ -84,6 +89,8 @@ class Run:
 
     Attributes:
         groups: Names of the groups that can be trained separately.
+        initialized: Which units start from the weights of another run, where this object made the
+            run so.
         fingerprint: Digest of the settings and the data that the weights depend on.
     """
 
@@ -96,6 +103,7 @@ class Run:
     ):
         self.folder, self.config, self.data, self.encoder = folder, config, data, encoder
         self.groups = groups_of(config)
+        self.initialized: Initialized | None = None
         self.fingerprint = fingerprint(config, data.train)
 
     @classmethod
@@ -108,6 +116,7 @@ class Run:
         data: RunData | Sequence[Any] | None = None,
         data_dir: Path | str | None = None,
         encoder: EncoderFactory | None = None,
+        init: Path | str | None = None,
     ) -> "Run":
         """Make the folder of a new run.
 
@@ -122,15 +131,22 @@ class Run:
                 x → features (B, F), which replaces the convolutions. It is called once a block, or
                 with ``train.offload`` each time a block is loaded into memory. It must be a
                 function of a module, so that it can be sent to worker processes.
+            init: A finished run on data with the same classes. Units whose names and shapes are
+                those of its units start from their weights, learned embeddings too; the others
+                start from the seed, and all optimizers from nothing.
 
         Raises:
             NoPropError: If an argument is wrong, or the folder exists.
         """
         config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
-        config, embedding = resolve_new(config, data, encoder)
+        start = _Start.of(config, data, init)
+        config, embedding = resolve_new(start.config, data, encoder, start.tensors)
+        initialized = start.check(config, data, encoder)
         path = Path(folder) if folder else make_free_folder(config.recipe)
-        create_run(path, config, embedding)
-        return cls(path, config, data, encoder)
+        create_run(path, config, embedding, start.content)
+        run = cls(path, config, data, encoder)
+        run.initialized = initialized
+        return run
 
     @classmethod
     def open(
@@ -164,6 +180,7 @@ class Run:
         data: RunData | Sequence[Any] | None = None,
         data_dir: Path | str | None = None,
         encoder: EncoderFactory | None = None,
+        init: Path | str | None = None,
     ) -> "Run":
         """Open the folder of a run, or make it if it does not exist.
 
@@ -175,12 +192,16 @@ class Run:
         """
         path = Path(folder)
         config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
-        if (path / "config.toml").exists():
-            config, embedding = resolve_from(config, open_run(path)), None
+        exists, embedding, initialized = (path / "config.toml").exists(), None, None
+        start = _Start.of(config, data, init, exists=exists)
+        if exists:
+            config = resolve_from(start.config, open_run(path))
         else:
-            config, embedding = resolve_new(config, data, encoder)
-        join_run(path, config, embedding)
+            config, embedding = resolve_new(start.config, data, encoder, start.tensors)
+            initialized = start.check(config, data, encoder)
+        join_run(path, config, embedding, start.content)
         run = cls(path, config, data, encoder)
+        run.initialized = initialized
         if config.train.extended_from:
             lengthen_commits(path, config, data, run.fingerprint, encoder)
         return run
@@ -197,6 +218,7 @@ class Run:
             train=self.data.train,
             validation=self.data.validation,
             embedding=embedding.weight.detach(),
+            initial=initial_bytes(self.folder, self.config),
             encoder=self.encoder,
         )
 
@@ -362,6 +384,47 @@ class Run:
             seconds = time.monotonic() - began
             results["training"] = {**training, "evaluation_seconds": round(seconds, 3)}
         return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a new run starts from: its seed, or the weights of another run.
+
+    Attributes:
+        config: Configuration of the new run, with ``train.init``.
+        source: The other run.
+        content: Its model file.
+        tensors: The tensors in it.
+    """
+
+    config: RunConfig
+    source: Path | None = None
+    content: bytes | None = None
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, data: RunData, init: Path | str | None, *, exists: bool = False
+    ) -> "_Start":
+        """Read a source; ``exists`` says that the run exists, with a copy of it."""
+        if init is None:
+            if config.train.init and not exists:
+                raise ConfigError(
+                    "train.init: a new run starts from weights only with --init RUN (init=)"
+                )
+            return cls(config)
+        content = read_source(Path(init), data)
+        config = replace(config, {"train.init": digest_of(content)})
+        tensors = tensors_of(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        return cls(config, Path(init), content, tensors)
+
+    def check(
+        self, config: RunConfig, data: RunData, encoder: EncoderFactory | None
+    ) -> Initialized | None:
+        """Return which units of the run start from the source; None without one."""
+        if self.source is None:
+            return None
+        return what_fits(config, data, encoder, self.source, self.tensors)
 
 
 def _between(emit: Emit, first: float, last: float) -> Emit:

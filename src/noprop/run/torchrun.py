@@ -70,6 +70,7 @@ class TorchrunEngine(Engine):
         data: RunData | Sequence[Any] | None = None,
         data_dir: Path | str | None = None,
         encoder: EncoderFactory | None = None,
+        init: Path | str | None = None,
     ) -> Run:
         """Open the folder of a run, or make it; rank 0 does so first. See :meth:`Run.join`."""
         config, data = with_data(config, data, data_dir)
@@ -77,7 +78,7 @@ class TorchrunEngine(Engine):
             if not (folder / "config.toml").exists():
                 shards = choose_layout(config, self.place.world, shards=config.train.shards).shards
                 config = replace(config, {"train.shards": shards})
-            run = Run.join(config, folder, data=data, encoder=encoder)
+            run = Run.join(config, folder, data=data, encoder=encoder, init=init)
             self.place.decide("folder", lambda: True)
             return run
         self.place.decide("folder", lambda: True)
@@ -86,7 +87,7 @@ class TorchrunEngine(Engine):
                 f"rank {self.place.rank}: {folder} is not to be seen on {os.uname().nodename}; "
                 "have the run in a folder that all machines share"
             )
-        return Run.join(config, folder, data=data, encoder=encoder)
+        return Run.join(config, folder, data=data, encoder=encoder, init=init)
 
     def workers(self, config: RunConfig, groups: Sequence[str]) -> int:
         """Return the number of processes that have something to do."""

@@ -7,7 +7,7 @@ exchange nothing, so which process trains one changes nothing in its result.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from noprop.errors import RunError
 from noprop.files import write_whole
 from noprop.machine import choose_device, malloc_keeps_memory, use_bf16
 from noprop.methods.base import Method, Unit
+from noprop.run.initial import start_units, tensors_of
 from noprop.run.locks import BusyError, hold, remove_half_written
 from noprop.run.metrics import recorder
 from noprop.run.units import COUPLED, group_folder, group_lock, state_of
@@ -52,6 +53,7 @@ class Job:
         validation: Validation part.
         embedding: W_Embed before training, shape (m, d).
         encoder: The user's own encoder.
+        initial: Content of the file that the run starts from, in bytes; empty for none.
         version: Version of the package that made the job.
     """
 
@@ -63,18 +65,25 @@ class Job:
     validation: Examples
     embedding: Tensor
     encoder: EncoderFactory | None = None
+    initial: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     version: str = __version__
 
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors of the job, in the order that :meth:`with_tensors` takes."""
-        return [self.train.x, self.train.y, self.validation.x, self.validation.y, self.embedding]
+        parts = [self.train.x, self.train.y, self.validation.x, self.validation.y]
+        return [*parts, self.embedding, self.initial]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Job":
         """Return the job with other tensors."""
-        x, y, validation_x, validation_y, embedding = tensors
-        validation = Examples(validation_x, validation_y)
-        return replace(self, train=Examples(x, y), validation=validation, embedding=embedding)
+        x, y, validation_x, validation_y, embedding, initial = tensors
+        return replace(
+            self,
+            train=Examples(x, y),
+            validation=Examples(validation_x, validation_y),
+            embedding=embedding,
+            initial=initial,
+        )
 
     def without_tensors(self) -> "Job":
         """Return the job with empty tensors: small enough to send."""
@@ -170,10 +179,12 @@ def group_trainer(
     embedding = build_embedding(job.config, job.task, None)
     embedding.load_state_dict({"weight": job.embedding})
     embedding.to(device)
+    initial = tensors_of(job.initial)
 
     def build(only: str | None) -> tuple[Method, dict[str, Unit]]:
         method = build_method(job.config, job.task, embedding, factory=job.encoder, only=only)
         units = {u.name: u for u in method.units if only in (None, u.name)}
+        start_units(units.values(), initial)
         for unit in units.values():
             unit.module.to(device)
             if job.config.train.channels_last:

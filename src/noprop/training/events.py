@@ -21,6 +21,7 @@ __all__ = [
     "Finished",
     "Found",
     "Grid",
+    "Initialized",
     "Progress",
     "Restarted",
     "Started",
@@ -70,6 +71,21 @@ class Created(Event):
     """
 
     folder: str
+
+
+@dataclass(frozen=True)
+class Initialized(Event):
+    """A new run starts from the weights of another.
+
+    Attributes:
+        source: Path of the other run.
+        taken: Names of the units that start from its weights.
+        fresh: Names of the units that start from the seed.
+    """
+
+    source: str
+    taken: Sequence[str]
+    fresh: Sequence[str]
 
 
 @dataclass(frozen=True)
