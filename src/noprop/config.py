@@ -648,6 +648,11 @@ class TrainConfig:
         "adamw", "optimizer of each unit; rmsprop: centred, ε = √1e-3, averages over 20 updates"
     )
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = option(1e-3, "learning rate")
+    patience: Annotated[int, Field(ge=0, le=1_000_000)] = option(
+        0,
+        "epochs without a lower validation loss after which a unit stops, with its best weights; "
+        "units that are trained together stop together; 0: never",
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = option(
         0.0, "sgd, rmsprop: factor per update of the sum of earlier steps"
     )
@@ -752,6 +757,8 @@ class RunConfig:
                 "train.label_smoothing: is for method.objective=cross-entropy, got "
                 f"{self.train.label_smoothing} with another objective"
             )
+        if self.train.patience:
+            self._check_patience()
         if self.train.class_weights != "none" and (why := self.method.unweighted):
             raise ConfigError(
                 f"train.class_weights: is not for method {self.method.name}: {why}; use none, got "
@@ -767,6 +774,18 @@ class RunConfig:
             raise ConfigError(
                 "train.offload: with method.learned and train.order=parallel every mini-batch "
                 "needs every block, so blocks cannot be offloaded; use train.order=sequential"
+            )
+
+    def _check_patience(self) -> None:
+        if not self.data.validation:
+            raise ConfigError(
+                f"train.patience: needs a validation part, got {self.train.patience} with "
+                "data.validation=0"
+            )
+        if self.train.offload and self.method.learned:
+            raise ConfigError(
+                "train.patience: needs all units in memory where they share embeddings, got "
+                f"{self.train.patience} with train.offload and method.learned"
             )
 
 

@@ -29,6 +29,7 @@ YOUNGER = (
     "train.init",
     "train.label_smoothing",
     "train.momentum",
+    "train.patience",
     "train.schedule",
     "train.warmup",
 )

@@ -88,6 +88,18 @@ def test_units_of_one_group_are_counted_once(clock):
     assert report.pace() == "250 examples/s, 30 s left"
 
 
+def test_a_unit_that_stops_early_is_done(clock):
+    """Two of ten epochs' worth of work in 10 s were all of block-1: as much is left of block-2."""
+    report = Report(100, quiet=True)
+    report(Started(["block-1", "block-2"], 1, epochs=10))
+    tell(report, "block-1", 0, 100)
+    clock.now = 10
+    tell(report, "block-1", 20, 100)
+    report(Trained(["block-1"], 10.0, 1.0, "a counter", last_epoch=2, best_epoch=1))
+    assert report.shares() == (0, 0.5)
+    assert report.pace() == "200 examples/s, 10 s left"
+
+
 def test_no_time_is_promised_at_the_beginning(clock):
     report = started("block-1")
     tell(report, "block-1", 50, 1000)

@@ -232,13 +232,20 @@ class Report:
         run = self._run(event)
         name = run.group_of(event.units[0])
         known = run.groups.get(name) or _Group(0, 1, 1)
-        run.groups[name] = _Group(known.first, known.total, known.total)
+        # A group that was stopped early has done what it had to do: nothing more takes time.
+        stopped = bool(event.last_epoch) and event.last_epoch < run.epochs
+        total = max(1, known.now) if stopped else known.total
+        run.groups[name] = _Group(known.first, total, total)
         for unit in event.units:
             self._remove_bar(unit)
+        best = f"; stopped after epoch {event.last_epoch} of {run.epochs}" if stopped else ""
+        best += f", with the weights of epoch {event.best_epoch}" if event.best_epoch else ""
         if len(event.units) == 1:
             unit = event.units[0]
             loss = self.losses.get(unit, 0.0)
-            self._detail(f"{unit} trained in {event.seconds:.1f} s, loss {loss:.4g}")
+            self._detail(f"{unit} trained in {event.seconds:.1f} s, loss {loss:.4g}{best}")
+        elif best:
+            self._detail(f"{condensed(event.units)} trained in {event.seconds:.1f} s{best}")
 
     def _evaluating(self, event: Evaluating) -> None:
         run = self._run(event)

@@ -104,7 +104,8 @@ def _weights(place: Path, commit: Commit) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for part in commit.files.values():
         found |= load_part(place, part)
-    kinds = {"optimizer", "shared-optimizer", "average", "shared-average"}
+    kinds = {"optimizer", "shared-optimizer", "average", "shared-average", "best", "shared-best"}
+    kinds.add("patience")
     weights = {name: t for name, t in found.items() if not kinds & set(name.split("/")[:2])}
     for name in weights:
         if name.startswith("shared/"):

@@ -54,6 +54,11 @@ def extend(folder: Path, config: RunConfig, epochs: int) -> RunConfig:
             f"train.epochs: the learning rate of train.schedule={c.schedule} depends on the number "
             f"of epochs, so the run cannot be trained longer than {c.epochs}; train a new run"
         )
+    if c.patience:
+        raise ConfigError(
+            f"train.epochs: with train.patience={c.patience} the run ended with the weights of its "
+            "best epoch, so it cannot be trained longer; start a new run from them with --init"
+        )
     if busy := [g for g in groups_of(config) if not is_free(group_lock(folder, g))]:
         raise RunError(f"{folder}: another process is training {busy[0]}; wait for its end")
     first = c.extended_from or c.epochs

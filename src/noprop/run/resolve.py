@@ -73,6 +73,12 @@ def with_data(
             f"{config.data.dataset}: wanted at least two examples to train on, for batch norm, "
             f"got {len(data.train)}; see data.train_size"
         )
+    if config.train.patience and len(data.validation) < 2:
+        raise ConfigError(
+            f"train.patience: needs a validation part of at least two examples, and "
+            f"data.validation={config.data.validation:g} of {config.data.dataset} gives "
+            f"{len(data.validation)}"
+        )
     for field in ("crop_padding", "flip", "cutout"):
         if getattr(config.train, field) and data.train.x.dtype != torch.uint8:
             raise ConfigError(

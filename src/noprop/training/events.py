@@ -213,12 +213,17 @@ class Trained(Event):
         seconds: Time of training, summed over all processes that had the group, in seconds.
         peak_memory_mb: Largest memory in use, in MB.
         memory_counter: Name of the counter that measured it.
+        last_epoch: With ``train.patience``, the number of the last epoch; fewer than
+            ``train.epochs`` where the group was stopped.
+        best_epoch: With ``train.patience``, the number of the epoch that the weights are of.
     """
 
     units: Sequence[str]
     seconds: float
     peak_memory_mb: float
     memory_counter: str
+    last_epoch: int = 0
+    best_epoch: int = 0
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Reports:
             if losses and not bool(torch.stack(list(losses)).isfinite().all()):
                 raise self.diverged(f"{name}: the loss is", position)
         unit = self.state.units[update.unit]
-        self._tell(
+        self.tell(
             Progress(
                 unit.name,
                 epoch=update.epoch + 1,
@@ -77,19 +77,41 @@ class Reports:
             )
         )
 
-    def epochs(self, ended: Sequence[tuple[Update, Tensor, LossTerms]]) -> None:
-        """Emit units' losses in an epoch and on the validation part, and the method's facts.
+    def epochs(self, ended: Sequence[tuple[Update, Tensor, LossTerms]]) -> list[Epoch]:
+        """Return units' losses in an epoch and on the validation part, and the method's facts.
 
         Args:
             ended: The last update of each unit, its losses in the epoch, and the terms of the last.
         """
         validation = self._validation_losses([self.state.units[u.unit] for u, _, _ in ended])
-        for (update, losses, terms), loss in zip(ended, validation, strict=True):
+        return [
             self._epoch(update, losses, terms, loss)
+            for (update, losses, terms), loss in zip(ended, validation, strict=True)
+        ]
+
+    def group_loss(self, known: Sequence[Epoch]) -> float:
+        """Return the validation loss of the group, see :mod:`noprop.training.patience`.
+
+        Args:
+            known: Epochs of some units, with their losses as they are now.
+        """
+        units, losses = self.state.units, {e.unit: e.validation_loss for e in known}
+        mine = [unit for unit, here in zip(units, self.state.is_mine, strict=True) if here]
+        judged = units[-1:] if self.gradients.stack else mine
+        if len(units) > 1 or units[0].name not in losses:  # others have changed since
+            found = self._validation_losses(judged)
+            losses = {unit.name: loss for unit, loss in zip(judged, found, strict=True)}
+        weight = dict.fromkeys((u.name for u in judged), 1.0) if self.gradients.stack else {}
+        rows = torch.zeros(len(units), dtype=torch.float64)
+        for index, unit in enumerate(units):
+            if unit.name in losses and (loss := losses[unit.name]) is not None:
+                rows[index] = loss * weight.get(unit.name, unit.coupling)
+        whole = self.state.mesh.merge(rows.view(torch.uint8).reshape(len(units), -1))
+        return sum(whole.contiguous().view(torch.float64)[:, 0].tolist())
 
     def _epoch(
         self, update: Update, losses: Tensor, terms: LossTerms, validation: float | None
-    ) -> None:
+    ) -> Epoch:
         unit = self.state.units[update.unit]
         embedding = None
         if self.method.embedding.learned:
@@ -99,25 +121,33 @@ class Reports:
                 "greatest_length": lengths.max().item(),
                 "least_distance": least,
             }
-        self._tell(
-            Epoch(
-                unit.name,
-                epoch=update.epoch + 1,
-                loss=losses.mean().item(),
-                terms={name: value.item() for name, value in terms.terms.items()},
-                validation_loss=validation,
-                lr=learning_rate(self.c, self.plan.progress(update)),
-                embedding=embedding,
-                facts=self.method.facts() or None,
-            )
+        return Epoch(
+            unit.name,
+            epoch=update.epoch + 1,
+            loss=losses.mean().item(),
+            terms={name: value.item() for name, value in terms.terms.items()},
+            validation_loss=validation,
+            lr=learning_rate(self.c, self.plan.progress(update)),
+            embedding=embedding,
+            facts=self.method.facts() or None,
         )
 
     def end(self, seconds: float) -> None:
         """Emit that the group is trained, with the time in seconds and the peak memory."""
+        patience = self.state.patience
         units = self.state.units
         names = [unit.name for index, unit in enumerate(units) if self.state.is_mine[index]]
         memory, counter = peak_memory(self.validation.x.device)
-        self._tell(Trained(names, seconds, peak_memory_mb=memory, memory_counter=counter))
+        self.tell(
+            Trained(
+                names,
+                seconds,
+                peak_memory_mb=memory,
+                memory_counter=counter,
+                last_epoch=patience.epoch,
+                best_epoch=patience.best,
+            )
+        )
 
     def diverged(self, what: str, position: int) -> TrainingError:
         """Return the error for a value that is not finite before update ``position``."""
@@ -130,7 +160,8 @@ class Reports:
             + ". Try a smaller train.lr"
         )
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
+        """Emit an event, if this process is the one that reports."""
         if self.state.mesh.reports:
             self.emit(event)
 

@@ -12,6 +12,7 @@ began with one can be resumed with the other.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -41,6 +42,7 @@ from noprop.training.optimizers import (
     restore_average,
     restore_optimizer,
 )
+from noprop.training.patience import Patience
 
 __all__ = ["SHARED", "GroupState", "Parked"]
 
@@ -80,6 +82,10 @@ class GroupState:
         is_mine: Whether each unit is trained in this process.
         optimizers: Optimizer of each unit; None while it is parked.
         averages: Moving averages of each unit's weights; empty while it is parked, or without them.
+        best: Weights and averages of each unit after the best epoch; empty without
+            ``train.patience``, and after the end.
+        shared_best: The same of the shared parameters.
+        patience: Which epoch was the best.
         changed: Names of the parts that an update has changed since their file was written.
         files: The last file of each part; none for what has not been written.
     """
@@ -106,6 +112,9 @@ class GroupState:
             make_optimizer(self.c, [{"params": list(shared)}]) if shared else None
         )
         self.shared_average = self._average(method.shared) if shared else {}
+        self.best: list[dict[str, Any]] = [{} for _ in units]
+        self.shared_best: dict[str, Any] = {}
+        self.patience = Patience(train.patience)
         self.files: dict[str, Part] = {}
         self.changed = {SHARED} | {unit.name for unit in units if not isinstance(unit, Parked)}
         self.visitor: int | None = None  # the unit in memory that is parked at other times
@@ -151,6 +160,28 @@ class GroupState:
         descend(self.shared_optimizer, lr, self.c.clip)
         follow(self.shared_average, self.method.shared, self.c.ema, number)
         self.changed.add(SHARED)
+
+    # -- the best epoch --------------------------------------------------------------------------
+
+    def keep_best(self) -> None:
+        """Copy the weights and their averages, which are those of the best epoch until now."""
+        self.best = [
+            _copy_of(unit.module, average)
+            for unit, average in zip(self.units, self.averages, strict=True)
+        ]
+        self.shared_best = _copy_of(self.method.shared, self.shared_average)
+
+    def restore_best(self) -> None:
+        """Load the weights and averages of the best epoch, if there is one, and drop the copies."""
+        for unit, average, best in zip(self.units, self.averages, self.best, strict=True):
+            _load_copy(unit.module, average, best)
+        _load_copy(self.method.shared, self.shared_average, self.shared_best)
+        self.best, self.shared_best = [{} for _ in self.units], {}
+        self.touch()
+
+    def touch(self) -> None:
+        """Have the next commit write every part."""
+        self.changed = {SHARED} | {u.name for u in self.units if not isinstance(u, Parked)}
 
     # -- parked units ----------------------------------------------------------------------------
 
@@ -279,6 +310,7 @@ class GroupState:
         assert optimizer
         tensors = flatten(f"{unit.name}/module", unit.module.state_dict())
         tensors |= flatten(f"{unit.name}/average", self.averages[index])
+        tensors |= flatten(f"{unit.name}/best", self.best[index])
         return tensors | flatten(f"{unit.name}/optimizer", optimizer_state(optimizer))
 
     def _load_unit(self, index: int) -> None:
@@ -289,6 +321,7 @@ class GroupState:
             unit.module.load_state_dict(unflatten(f"{unit.name}/module", tensors))
             restore_average(self.averages[index], unflatten(f"{unit.name}/average", tensors))
             restore_optimizer(optimizer, unflatten(f"{unit.name}/optimizer", tensors))
+            self.best[index] = unflatten(f"{unit.name}/best", tensors)
         self.changed.discard(unit.name)
 
     def _shared_tensors(self) -> dict[str, Tensor]:
@@ -296,6 +329,9 @@ class GroupState:
         if self.shared_optimizer:
             tensors |= flatten("shared-average", self.shared_average)
             tensors |= flatten("shared-optimizer", optimizer_state(self.shared_optimizer))
+        if self.patience.limit:
+            tensors |= flatten("shared-best", self.shared_best)
+            tensors["patience/numbers"] = self.patience.numbers()
         return tensors
 
     def _load_shared(self) -> None:
@@ -304,6 +340,9 @@ class GroupState:
         if self.shared_optimizer:
             restore_average(self.shared_average, unflatten("shared-average", tensors))
             restore_optimizer(self.shared_optimizer, unflatten("shared-optimizer", tensors))
+        if self.patience.limit:
+            self.shared_best = unflatten("shared-best", tensors)
+            self.patience.restore(tensors["patience/numbers"])
         self.changed.discard(SHARED)
 
     @contextmanager
@@ -318,3 +357,14 @@ class GroupState:
             raise RunError(
                 f"{self.folder}: its checkpoint belongs to another architecture: {first}"
             ) from None
+
+
+def _copy_of(module: nn.Module, average: Mapping[str, Tensor]) -> dict[str, Any]:
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    return {"module": state, "average": {name: value.clone() for name, value in average.items()}}
+
+
+def _load_copy(module: nn.Module, average: Mapping[str, Tensor], copy: Mapping[str, Any]) -> None:
+    if copy:
+        module.load_state_dict(copy.get("module", {}))
+        restore_average(average, copy.get("average", {}))

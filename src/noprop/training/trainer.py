@@ -21,7 +21,7 @@ from noprop.errors import ConfigError, RunError, TrainingError
 from noprop.machine import reset_peak
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
-from noprop.training.events import Damaged, Emit
+from noprop.training.events import Damaged, Emit, Epoch
 from noprop.training.gradients import Gradients, flat_gradient, scatter
 from noprop.training.mesh import ALONE, Mesh, PeerStoppedError, Requests
 from noprop.training.optimizers import learning_rate
@@ -44,7 +44,8 @@ class Trainer:
         units: The group, with a :class:`~noprop.training.state.Parked` for each unit that is not
             in memory.
         train: Training part, on the device.
-        validation: Validation part, on the device; its local losses are reported, nothing else.
+        validation: Validation part, on the device; its local losses are reported, and stop the
+            training with ``train.patience``.
         normalization: Normalization of inputs.
         bf16: Whether convolutions and products run in bf16.
         folder: Folder of the group, for its commits.
@@ -146,16 +147,20 @@ class Trainer:
                 losses.append(terms.total.detach())
                 is_whole = self.plan.begins_mini_batch(self.position)
                 ends, due = self.plan.ends_epoch(update), is_whole and self.requests.save
-                now = time.monotonic()
-                if ends or due or now - reported > PROGRESS_EVERY:
-                    reported = now
-                    self.reports.progress(update, self.position, running)
+                now, position = time.monotonic(), self.position
                 if ends:
                     ended.append((update, torch.stack(losses), terms))
-                    losses.clear()
+                epochs = []
                 if ended and (is_whole or not self.is_stack):  # a stack's units end together
-                    self.reports.epochs(ended)
+                    epochs = self._judged(ended)
                     ended.clear()
+                if ends or due or now - reported > PROGRESS_EVERY:
+                    reported = now
+                    self.reports.progress(update, position, running)
+                if ends:
+                    losses.clear()
+                for epoch in epochs:
+                    self.reports.tell(epoch)
                 keep = self._epoch_to_keep() if is_whole else None
                 if due or keep:
                     self.save(keep_as_epoch=keep)
@@ -179,6 +184,26 @@ class Trainer:
             if whole and self.mesh.is_alone and self.state.not_finite() is None:
                 self.save()
             raise
+
+    def _judged(self, ended: Sequence[tuple[Update, Tensor, LossTerms]]) -> list[Epoch]:
+        """Return the epochs of units that have ended one, and stop a group without patience left.
+
+        Nothing is emitted or committed before the group is judged: a commit of this position says
+        that it was.
+        """
+        self.is_updating = self.c.patience > 0
+        epochs = self.reports.epochs(ended)
+        number, rest = divmod(self.position, len(self.plan.rows))
+        if self.c.patience and not rest:
+            patience = self.state.patience
+            if patience.improves(number, self.reports.group_loss(epochs)):
+                self.state.keep_best()
+            self.state.touch()
+            if patience.is_over or self.is_finished:
+                self.state.restore_best()
+                self.position = self.plan.total
+        self.is_updating = False
+        return epochs
 
     def step(self) -> tuple[Update, LossTerms]:
         """Make the next update of this process, and what follows from it.

@@ -1,0 +1,155 @@
+"""Early stopping: each unit by its own validation loss, and a resumed run as one never stopped."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import noprop
+from noprop.build import RunData
+from noprop.config import RunConfig, replace
+from noprop.data import Examples
+from noprop.errors import ConfigError
+from noprop.run.longer import extend
+from noprop.run.metrics import read_metrics
+from noprop.training import trainer
+from noprop.training.events import Epoch, Event, Trained
+from noprop.training.patience import Patience
+from noprop.training.reports import Reports
+from tools import LEARNED, NOISE_DATA, NOISE_TASK, SMALL, Clock, Killed, assert_same
+
+OTHER = Examples(
+    torch.randint(
+        256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    ),
+    torch.arange(40) % 10,
+)
+DATA = RunData(NOISE_TASK, NOISE_DATA.train, OTHER, NOISE_DATA.test)
+# Of noise the validation loss soon rises: every unit overfits.
+STOPPING = {
+    **SMALL,
+    "method.num_blocks": 2,
+    "method.encoder": "mlp",
+    "method.objective": "cross-entropy",
+    "method.weighting": "uniform",
+    "train.batch_size": 16,
+    "train.epochs": 12,
+    "train.patience": 2,
+    "train.lr": 3e-3,
+    "evaluation.budget": "off",
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "blocks": {},
+    "averaged": {"train.ema": 0.9},
+    "learned": {**LEARNED, "method.dim": 12, "train.epochs": 5, "train.patience": 1},
+    "parallel": {
+        **LEARNED,
+        "method.dim": 12,
+        "train.epochs": 5,
+        "train.patience": 1,
+        "train.order": "parallel",
+    },
+    "greedy": {"method.name": "greedy", "method.num_layers": 3},
+}
+
+
+def config_of(kind: str) -> RunConfig:
+    changes = {**STOPPING, **KINDS[kind]}
+    if kind == "greedy":
+        for name in ("method.num_blocks", "method.objective", "method.weighting"):
+            del changes[name]
+    return replace(RunConfig(), changes)
+
+
+def test_patience_is_over_after_so_many_epochs_without_a_lower_loss():
+    losses = [3.0, 2.0, 2.0, 1.5, math.nan, 1.6]
+    patience, ends = Patience(2), []
+    for epoch, loss in enumerate(losses, start=1):
+        patience.improves(epoch, loss)
+        ends.append(patience.is_over)
+    assert ends == [False, False, False, False, False, True]
+    assert (patience.best, patience.loss) == (4, 1.5)
+    again = Patience(2)
+    again.restore(patience.numbers())
+    assert again == patience
+
+
+def train(folder: Path, kind: str, events: list[Event]) -> noprop.Run:
+    run = noprop.Run.create(config_of(kind), folder=folder, data=DATA)
+    run.train(emit=events.append)
+    return run
+
+
+def test_each_unit_stops_on_its_own_loss_and_keeps_its_best_weights(tmp_path):
+    events: list[Event] = []
+    run = train(tmp_path / "run", "blocks", events)
+    ends = {e.units[0]: e for e in events if isinstance(e, Trained)}
+    assert ends["block-1"].last_epoch < 12  # it overfits
+    for name, end in ends.items():
+        told = [e for e in events if isinstance(e, Epoch) and e.unit == name]
+        losses = [e.validation_loss for e in told if e.validation_loss is not None]
+        assert end.best_epoch == 1 + losses.index(min(losses))
+        assert len(losses) == end.last_epoch == min(12, end.best_epoch + 2)
+    found = run.model().method.units
+    for unit in found:
+        best = ends[unit.name].best_epoch
+        plain = replace(run.config, {"train.patience": 0, "train.epochs": best})
+        shorter = noprop.Run.create(plain, folder=tmp_path / unit.name, data=DATA)
+        shorter.train([unit.name])
+        shorter.train()
+        expected = next(u for u in shorter.model().method.units if u.name == unit.name)
+        for name, value in unit.module.state_dict().items():
+            assert torch.equal(value, expected.module.state_dict()[name]), (unit.name, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_stops_at_the_same_epoch_with_the_same_bits(tmp_path, monkeypatch, kind):
+    """Killed by ``emit`` at every third event, also where an epoch has just ended."""
+    monkeypatch.setattr(trainer, "time", Clock())
+    if kind in ("learned", "parallel"):  # with W_Embed nothing overfits so soon
+        loss_of = Reports.group_loss
+        monkeypatch.setattr(
+            Reports,
+            "group_loss",
+            lambda self, known: loss_of(self, known) + 9 * known[-1].epoch // 3,
+        )
+    whole: list[Event] = []
+    train(tmp_path / "whole", kind, whole)
+    noprop.Run.create(config_of(kind), folder=tmp_path / "cut", data=DATA)
+    count = 0
+
+    def killing(event: Event) -> None:
+        nonlocal count
+        count += 1
+        if count % 17 == 0:
+            raise Killed
+
+    for _ in range(1000):
+        try:
+            noprop.Run.open(tmp_path / "cut", data=DATA).train(emit=killing)
+        except Killed:
+            continue
+        break
+    assert count > 17
+    assert_same(tmp_path / "whole", tmp_path / "cut")  # also the numbers of the epochs
+    trained = [e for e in read_metrics(tmp_path / "whole") if e["event"] == "trained"]
+    assert min(e["last_epoch"] for e in trained) < config_of(kind).train.epochs
+
+
+def test_patience_needs_a_validation_part(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.patience: .* got 3 with data\.validation=0"):
+        replace(RunConfig(), {"train.patience": 3, "data.validation": 0.0})
+    none = Examples(NOISE_DATA.validation.x[:1], NOISE_DATA.validation.y[:1])
+    data = RunData(NOISE_DATA.task, NOISE_DATA.train, none, NOISE_DATA.test)
+    with pytest.raises(ConfigError, match=r"train\.patience: .*data\.validation=0\.1 .*gives 1"):
+        noprop.Run.create(config_of("blocks"), folder=tmp_path / "run", data=data)
+    with pytest.raises(ConfigError, match=r"train\.patience: .*train\.offload and method\.learned"):
+        replace(config_of("learned"), {"train.offload": True})
+
+
+def test_a_run_that_stops_early_cannot_be_made_longer(tmp_path):
+    config = config_of("blocks")
+    with pytest.raises(ConfigError, match=r"with train\.patience=2 the run ended .* --init"):
+        extend(tmp_path, config, 20)
