@@ -70,9 +70,9 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 
 
 def test_a_method_without_weights_of_examples_refuses_them(tmp_path: Path):
-    config = replace(RunConfig(), {**IN_PROCESS, "method.name": "ct"})
+    config = replace(RunConfig(), {**IN_PROCESS, "method.name": "ff"})
     method = build_method(config, NOISE_TASK, build_embedding(config, NOISE_TASK, None))
-    with pytest.raises(ConfigError, match="method ct has no weights of examples"):
+    with pytest.raises(ConfigError, match="weights: not for ff: its layers compare"):
         Trainer(
             config, method, method.units, NOISE, NOISE, NOISE_TASK.normalization,
             bf16=False, folder=tmp_path, emit=quiet, weights=torch.ones(len(NOISE)),
