@@ -66,8 +66,8 @@ PATHLESS = {"single", "samples", "mean"}
 NOISELESS = {method: {"single"} for method in STACKS} | {"greedy": {"single", "path-fitted"}}
 MODES = PATHLESS | {"path", "path-fitted", "mean-path-fitted"}
 COMMON = {
-    "method", "examples", "runs", "samples", "evaluations", "default", "modes", "times", "steps",
-    "calibration_error", "part", "training",
+    "method", "parameters", "examples", "runs", "samples", "evaluations", "default", "modes",
+    "times", "steps", "calibration_error", "part", "training",
 }  # fmt: skip
 OWN = {
     "dt": {"last_block_alone", "elbo", "path_weights"},

@@ -179,11 +179,11 @@ def evaluate(
             ``modes``.
 
     Returns:
-        ``modes``: accuracy and log-loss of each way of predicting, mean, standard error over runs
-        (None for one run) and interval over examples; ``times`` and ``steps``: accuracy at levels
-        of one chain; ``evaluations`` of the network in one chain; ``calibration_error`` of the
-        default, if it is one of ``modes``. Where the method has them, ``last_block_alone``,
-        ``elbo`` (terms and their sum in nats) and ``path_weights``.
+        ``parameters``: their number; ``modes``: accuracy and log-loss of each way of predicting,
+        mean, standard error over runs (None for one run) and interval over examples; ``times`` and
+        ``steps``: accuracy at levels of one chain; ``evaluations`` of the network in one chain;
+        ``calibration_error`` of the default, if it is one of ``modes``. Where the method has
+        them, ``last_block_alone``, ``elbo`` (terms and their sum in nats) and ``path_weights``.
 
     Raises:
         TrainingError: If the predictions are not finite.
@@ -225,6 +225,7 @@ def evaluate(
     first = chunks[0][0]
     results: dict[str, Any] = {
         "method": model.config.method.name,
+        "parameters": sum(p.numel() for p in model.method.parameters()),
         "examples": len(examples),
         "runs": runs,
         "samples": model.config.evaluation.samples,

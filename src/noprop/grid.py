@@ -1,4 +1,6 @@
-"""A grid of runs, recipes by seeds: each has a run folder, and one engine trains the units of all.
+"""A grid of runs: recipes by values of fields by seeds, each in its run folder.
+
+One engine trains the units of all.
 
 An engine of many machines has the units of all runs in one queue. A run is assembled and evaluated
 as soon as its units are trained. Finished runs are not trained again, stopped runs are resumed, and
@@ -6,19 +8,25 @@ a run that fails does not stop the others.
 """
 
 import dataclasses
+import hashlib
+import itertools
 import math
+import re
 import statistics
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from noprop.config import RunConfig, replace
+from noprop.config import METHODS, RunConfig, methods_with, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError
 from noprop.evaluate import read_evaluation
+from noprop.files import read_object
 from noprop.model import open_run
+from noprop.paired import Answers, paired_difference
+from noprop.predictions import read_predictions
 from noprop.recipes import find_recipe, named_after_data
 from noprop.run.engine import Engine
 from noprop.run.folder import join_run
@@ -29,18 +37,21 @@ from noprop.training.events import Emit, Event, Failed, Finished, Grid, print_no
 
 __all__ = ["GridRun", "summary", "train_grid"]
 
+LONGEST_NAME = 80
+
 
 @dataclasses.dataclass
 class GridRun:
     """One run of a grid.
 
     Attributes:
-        recipe: Name of the recipe.
+        recipe: Name of the recipe, and of the values of the fields that differ between its rows.
         seed: Seed of the run.
         folder: Run folder.
         config: Configuration of the run.
         results: Evaluation on the test part; None until the run has finished.
         error: Error that stopped the run.
+        skipped: Fields that were not applied, because the method of the run does not have them.
     """
 
     recipe: str
@@ -49,6 +60,7 @@ class GridRun:
     config: RunConfig
     results: dict[str, Any] | None = None
     error: NoPropError | None = None
+    skipped: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,18 +74,22 @@ def train_grid(
     *,
     folder: Path | str = "runs",
     overrides: Mapping[str, Any] | None = None,
+    lists: Mapping[str, Sequence[Any]] | None = None,
     data_dir: Path | str | None = None,
     encoder: EncoderFactory | None = None,
     engine: Engine | None = None,
     emit: Emit = print_nothing,
 ) -> list[GridRun]:
-    """Train and evaluate every recipe with every seed.
+    """Train and evaluate every recipe with every combination of values and every seed.
 
     Args:
         recipes: Names of ``noprop.RECIPES``, or configurations with different names.
         seeds: Seeds of each recipe.
-        folder: Folder for the run folders, each called RECIPE-seed-N.
-        overrides: Fields to change in all runs.
+        folder: Folder for the run folders, each called RECIPE-seed-N, or
+            RECIPE-FIELD-VALUE-seed-N with the values of ``lists``.
+        overrides: Fields to change in all runs. A field of some methods is not applied to runs of
+            the others.
+        lists: Values to try by field, such as ``{"train.lr": [1e-3, 3e-4]}``; all combinations.
         data_dir: First folder to search for data.
         encoder: As in :func:`noprop.train`.
         engine: As in :func:`noprop.train`.
@@ -86,10 +102,10 @@ def train_grid(
         ConfigError: If a recipe, seed or field is wrong, or the engine is not available; then
             nothing is trained.
     """
-    runs = _planned(recipes, seeds, Path(folder), overrides)
+    runs = _planned(recipes, seeds, Path(folder), overrides or {}, lists or {})
     grid = _Grid(runs, data_dir, encoder, engine or LocalEngine(), emit)
     work = {r.name: float(len(r.config.method.unit_names) * r.config.train.epochs) for r in runs}
-    emit(Grid(work))
+    emit(Grid(work, notes=_notes(runs)))
     with grid.engine.opened(max((run.config for run in runs), key=thread_count)):
         grid.train()
     return runs
@@ -99,24 +115,96 @@ def _planned(
     recipes: Sequence[str | RunConfig],
     seeds: Iterable[int],
     folder: Path,
-    overrides: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+    lists: Mapping[str, Sequence[Any]],
 ) -> list[GridRun]:
     runs: dict[str, GridRun] = {}
-    if "train.seed" in (overrides or {}):
+    if "train.seed" in {**overrides, **lists}:
         raise ConfigError("train.seed: a grid has its seeds; give those")
+    if empty := [name for name, values in lists.items() if not values]:
+        raise ConfigError(f"{empty[0]}: wanted at least one value")
     numbers = list(seeds)
     for recipe in recipes:
         config = find_recipe(recipe) if isinstance(recipe, str) else recipe
-        config = named_after_data(replace(config, overrides or {}))
-        for seed in numbers:
-            name = f"{config.recipe}-seed-{seed}"
-            if name in runs:
-                raise ConfigError(f"grid: {name} is named twice; recipes and seeds must differ")
-            seeded = replace(config, {"train.seed": seed})
-            runs[name] = GridRun(config.recipe, seed, folder / name, seeded)
+        for row, skipped in _rows(config, overrides, lists):
+            for seed in numbers:
+                name = f"{row.recipe}-seed-{seed}"
+                if name in runs:
+                    raise ConfigError(f"grid: {name} is named twice; recipes and seeds must differ")
+                seeded = replace(row, {"train.seed": seed})
+                runs[name] = GridRun(row.recipe, seed, folder / name, seeded, skipped=skipped)
     if not runs:
         raise ConfigError("grid: wanted a recipe and a seed at least")
+    _check_applied(list(runs.values()), {**overrides, **lists})
     return list(runs.values())
+
+
+def _rows(
+    config: RunConfig, overrides: Mapping[str, Any], lists: Mapping[str, Sequence[Any]]
+) -> Iterator[tuple[RunConfig, tuple[str, ...]]]:
+    """Yield the configurations of a recipe, each with the fields that its method does not have.
+
+    Combinations that differ only in such fields are one row.
+    """
+    seen = set[str]()
+    for values in itertools.product(*lists.values()):
+        chosen = dict(zip(lists, values, strict=True))
+        changes = {**overrides, **chosen}
+        method = changes.get("method.name", config.method.name)
+        owners = {name: methods_with(name.removeprefix("method.")) for name in changes}
+        skipped = [
+            name
+            for name in changes
+            if name.startswith("method.")
+            and method in METHODS
+            and owners[name]
+            and method not in owners[name]
+        ]
+        applied = {name: value for name, value in changes.items() if name not in skipped}
+        row = named_after_data(replace(config, applied))
+        name = _named(row.recipe, {n: v for n, v in chosen.items() if n in applied})
+        if name not in seen:
+            seen.add(name)
+            yield replace(row, {"recipe": name}), tuple(skipped)
+
+
+def _named(recipe: str, chosen: Mapping[str, Any]) -> str:
+    """Return the name of a row: a recipe, and the values that make it differ from others."""
+    parts = [recipe]
+    for name, value in chosen.items():
+        field = "method" if name == "method.name" else name.rpartition(".")[2]
+        text = ("on" if value else "off") if isinstance(value, bool) else str(value).lower()
+        shown = re.sub(r"[^\w.-]+", "-", text)
+        parts.append(f"{field}-{shown}")
+    name = "-".join(parts)
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_NAME - 9]}-{digest}"
+
+
+def _check_applied(runs: Sequence[GridRun], changes: Mapping[str, Any]) -> None:
+    """Check that every field is one of some run's method.
+
+    Raises:
+        ConfigError: If not.
+    """
+    for name in changes:
+        if all(name in run.skipped for run in runs):
+            methods = dict.fromkeys(run.config.method.name for run in runs)
+            owners = methods_with(name.removeprefix("method."))
+            raise ConfigError(
+                f"{name}: is not a field of {', '.join(methods)}; it belongs to {', '.join(owners)}"
+            )
+
+
+def _notes(runs: Sequence[GridRun]) -> list[str]:
+    """Return a line for each row to which a field was not applied."""
+    skipped = {run.recipe: (run.config.method.name, run.skipped) for run in runs if run.skipped}
+    return [
+        f"{recipe}: {', '.join(names)} not applied; {method} has no such field"
+        for recipe, (method, names) in skipped.items()
+    ]
 
 
 class _Grid:
@@ -210,24 +298,55 @@ class _Grid:
 
 
 def summary(runs: Sequence[GridRun]) -> dict[str, dict[str, Any]]:
-    """Return the mean accuracy of each recipe in %, with its standard error over finished seeds.
+    """Return the results of each row, as means over its finished seeds.
 
     Returns:
-        By recipe: ``seeds``, the number of finished seeds; ``accuracy`` of the method's default
-        prediction and ``single`` of one chain, with ``accuracy_se`` and ``single_se``. A number
-        that does not exist is None: a standard error needs two seeds.
+        By row: ``seeds``, the number of finished seeds; ``accuracy`` in % and ``log_loss`` in nats
+        of the method's default prediction and ``single``, the accuracy of one chain, each with its
+        standard error over the seeds (``accuracy_se``, …); ``seconds`` of training, summed over
+        the workers; ``parameters``; ``peak_memory_mb`` of the largest process; ``difference``, the
+        paired difference of the accuracy to the first row, see :mod:`noprop.paired`. A number that
+        does not exist is None: a standard error needs two seeds.
     """
-    table = {}
+    table, answers = {}, dict[str, dict[int, Answers]]()
     for recipe in dict.fromkeys(run.recipe for run in runs):
-        done = [run.results for run in runs if run.recipe == recipe and run.results]
+        finished = [run for run in runs if run.recipe == recipe and run.results]
+        answers[recipe] = {run.seed: found for run in finished if (found := _answers(run))}
+        done = [run.results for run in finished if run.results]
+        best = [r["modes"][r["default"]] for r in done]
+        costs = [r["training"] for r in done if r.get("training")]
         row: dict[str, Any] = {"seeds": len(done)}
-        for name, modes in {
-            "accuracy": [r["modes"].get(r["default"]) for r in done],
-            "single": [r["modes"].get("single") for r in done],
-        }.items():
-            values = [mode["accuracy"] for mode in modes if mode]
-            row[name] = statistics.fmean(values) if values else None
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            row[f"{name}_se"] = None if spread is None else spread / math.sqrt(len(values))
+        row |= _mean("accuracy", [mode["accuracy"] for mode in best])
+        single = [r["modes"]["single"]["accuracy"] for r in done if "single" in r["modes"]]
+        row |= _mean("single", single)
+        row |= _mean("log_loss", [mode["log_loss"] for mode in best if "log_loss" in mode])
+        row["seconds"] = _mean("seconds", [c["seconds"] for c in costs])["seconds"]
+        row["parameters"] = max((r["parameters"] for r in done if "parameters" in r), default=None)
+        row["peak_memory_mb"] = max((c["peak_memory_mb"] for c in costs), default=None)
+        found = paired_difference(next(iter(answers.values())), answers[recipe])
+        is_other = len(answers) > 1 and found is not None
+        row["difference"] = dataclasses.asdict(found) if is_other and found else None
         table[recipe] = row
     return table
+
+
+def _answers(run: GridRun) -> Answers | None:
+    """Return which test examples the first inference run of a finished run answered right."""
+    try:
+        names = read_object(run.folder / "model.json").get("class_names")
+        found = read_predictions(run.folder, len(names) if isinstance(names, list) else 0)
+    except NoPropError:  # the run has its results; only the pairs are lost
+        return None
+    if found is None or found[1] != "test":
+        return None
+    index, order = found[0].index.sort()
+    return Answers(index.numpy(), found[0].correct[order].double().numpy())
+
+
+def _mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean of a number and its standard error; None where there is none."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {
+        name: statistics.fmean(values) if values else None,
+        f"{name}_se": None if spread is None else spread / math.sqrt(len(values)),
+    }

@@ -135,6 +135,8 @@ class Report:
                 self.runs = {name: _Run(work) for name, work in event.runs.items()}
                 done = f"; {event.done} are already finished" if event.done else ""
                 self._line(f"training {_count(len(event.runs), 'run')}{done}")
+                for note in event.notes:
+                    self._line(note)
             case Initialized():
                 fresh = f"; from the seed: {condensed(event.fresh)}" if event.fresh else ""
                 self._detail(

@@ -164,13 +164,44 @@ def accuracy_text(results: Mapping[str, Any]) -> str:
 
 
 def grid_text(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the accuracy of each recipe, as :func:`noprop.grid.summary` gives it."""
-    head = ["accuracy %, mean ± standard error", "seeds", "default prediction", "one chain"]
-    rows = [
-        [recipe, str(row["seeds"]), _mean_of(row, "accuracy"), _mean_of(row, "single")]
-        for recipe, row in summary.items()
-    ]
-    return table(head, rows)
+    """Return the results of each row, as :func:`noprop.grid.summary` gives them."""
+    head = ["run", "seeds", "accuracy %", "difference", "one chain %", "log-loss nats"]
+    head += ["training", "parameters", "memory MB"]
+    rows = []
+    for name, row in summary.items():
+        seconds, parameters, memory = (
+            row[key] for key in ("seconds", "parameters", "peak_memory_mb")
+        )
+        cells = [name, str(row["seeds"]), _mean_of(row, "accuracy")]
+        cells += [_difference_text(row["difference"]), _mean_of(row, "single")]
+        cells += [_mean_of(row, "log_loss", 4), "–" if seconds is None else duration(seconds)]
+        cells += ["–" if parameters is None else f"{parameters:,}"]
+        rows.append([*cells, "–" if memory is None else f"{memory:.0f}"])
+    return f"{table(head, rows)}\n\n{_grid_caption(summary)}"
+
+
+def _difference_text(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return "–"
+    text, interval = f"{difference['mean']:+.2f}", difference["interval"]
+    return text if interval is None else f"{text} ({interval[0]:+.2f} to {interval[1]:+.2f})"
+
+
+def _grid_caption(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what the numbers of a grid are."""
+    lines = ["accuracy and log-loss of the default prediction; ± is the standard error over seeds"]
+    found = [row["difference"] for row in summary.values() if row["difference"]]
+    if found:
+        counts = sorted({d["examples"] for d in found})
+        examples = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        several = any(d["seeds"] > 1 for d in found)
+        pairs = "paired over them, and over seeds" if several else "paired over them, one seed"
+        lines.append(
+            f"difference: accuracy minus that of the first row, on the same {examples} test "
+            f"examples, with a 95 % normal interval {pairs}; first inference run"
+        )
+    lines.append("training: time of all workers, mean over seeds; memory: the largest process")
+    return "\n".join(lines)
 
 
 def description_text(about: Mapping[str, Any]) -> str:

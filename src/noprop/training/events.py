@@ -260,10 +260,12 @@ class Grid(Event):
     Attributes:
         runs: Amount of work of each run, by its name; only their ratios count.
         done: Number of further runs that an earlier command has finished.
+        notes: Lines to show at the start.
     """
 
     runs: Mapping[str, int | float]
     done: int = 0
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+r"""The difference of the accuracies of two models on the same test examples, with its interval.
+
+Both models answer the same examples, most of which both find easy. So the variance is that of the
+differences $d_i$ of each example, which is far below that of two separate test parts.
+
+With runs of several seeds, $d_i$ is the mean over the seeds, and the variance between the seeds'
+mean differences is added: :math:`s_i^2 / n + s_s^2 / S`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+__all__ = ["Answers", "Difference", "paired_difference"]
+
+QUANTILE = 1.959964  # of the normal distribution, for 95 %
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How often a model is right on each test example.
+
+    Attributes:
+        index: Number of each example in the test part, shape (n,), ascending.
+        right: 1 if its answer is right, else 0, or a mean of such numbers, shape (n,).
+    """
+
+    index: Int64[np.ndarray, " n"]
+    right: Float64[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of accuracies in percentage points.
+
+    Attributes:
+        mean: The difference.
+        interval: Ends of its 95 % interval; None from a single example.
+        examples: Number of test examples that both models answered.
+        seeds: Number of seeds that both rows have.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    examples: int
+    seeds: int
+
+
+def paired_difference(
+    first: Mapping[int, Answers], other: Mapping[int, Answers]
+) -> Difference | None:
+    """Return how much more accurate ``other`` is than ``first``, or None without a pair.
+
+    Args:
+        first: Answers of the runs to compare with, by seed.
+        other: Answers of the other runs, by seed.
+    """
+    seeds = sorted(first.keys() & other.keys())
+    every = [first[seed].index for seed in seeds] + [other[seed].index for seed in seeds]
+    if not every:
+        return None
+    common = every[0]
+    for index in every[1:]:
+        common = np.intersect1d(common, index, assume_unique=True)
+    n = len(common)
+    if n == 0:
+        return None
+    rows = [_on(other[seed], common) - _on(first[seed], common) for seed in seeds]
+    means = [float(row.mean()) for row in rows]
+    over_seeds = np.mean(rows, axis=0)
+    variance = _variance(over_seeds.tolist()) / n + _variance(means) / len(seeds)
+    mean, half = 100 * float(over_seeds.mean()), 100 * QUANTILE * math.sqrt(variance)
+    interval = (mean - half, mean + half) if n > 1 else None
+    return Difference(mean, interval, n, len(seeds))
+
+
+def _on(answers: Answers, index: Int64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+    return answers.right[np.searchsorted(answers.index, index)]
+
+
+def _variance(values: Sequence[float]) -> float:
+    return float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
