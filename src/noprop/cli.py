@@ -94,13 +94,20 @@ class _Outcome:
     status = 0
 
 
+def _tell_warning(message: Warning | str, *rest: object, **more: object) -> None:
+    """Print a warning of the package as one line."""
+    tell(f"noprop: warning: {message}")
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[_Outcome]:
     """Report an error that a user can cause as one line, and set the status that says so."""
     outcome = _Outcome()
     try:
         try:
-            yield outcome
+            with warnings.catch_warnings():
+                warnings.showwarning = _tell_warning
+                yield outcome
         finally:
             sys.stdout.flush()  # here, for at the end of Python an error would be a trace
     except NoPropError as error:

@@ -31,6 +31,7 @@ from noprop.config import (
 )
 from noprop.data import Examples, Normalization, as_pixels
 from noprop.data.arrays import MAX_CLASSES
+from noprop.encoder_file import check_encoder
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
 from noprop.evaluate import (
@@ -411,8 +412,8 @@ def load(
     """
     folder = Path(folder)
     config = open_run(folder)
-    if config.method.has_own_code and encoder is None:
-        raise RunError(f"{folder}: was trained with an encoder of its own; give it as encoder")
+    if config.method.has_own_code:
+        check_encoder(folder, encoder)
     path, weights_path = folder / "model.json", folder / "model.safetensors"
     if not path.exists():
         raise RunError(

@@ -22,6 +22,7 @@ from torch import Tensor
 from noprop.build import RunData
 from noprop.config import RunConfig, replace
 from noprop.data import stratified, stratified_indices
+from noprop.encoder_file import check_encoder, note_encoder
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, RunError
 from noprop.evaluate import choose_weights, evaluate
@@ -144,6 +145,7 @@ class Run:
         initialized = start.check(config, data, encoder)
         path = Path(folder) if folder else make_free_folder(config.recipe)
         create_run(path, config, embedding, start.content)
+        note_encoder(path, encoder)
         run = cls(path, config, data, encoder)
         run.initialized = initialized
         return run
@@ -194,12 +196,15 @@ class Run:
         config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
         exists, embedding, initialized = (path / "config.toml").exists(), None, None
         start = _Start.of(config, data, init, exists=exists)
+        if exists and config.method.has_own_code:
+            check_encoder(path, encoder)
         if exists:
             config = resolve_from(start.config, open_run(path))
         else:
             config, embedding = resolve_new(start.config, data, encoder, start.tensors)
             initialized = start.check(config, data, encoder)
         join_run(path, config, embedding, start.content)
+        note_encoder(path, encoder)
         run = cls(path, config, data, encoder)
         run.initialized = initialized
         if config.train.extended_from:
