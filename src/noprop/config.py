@@ -7,6 +7,7 @@ import torch.
 
 import dataclasses
 import difflib
+import functools
 import math
 import tomllib
 import types
@@ -825,6 +826,12 @@ def _type_of(name: str, methods: list[str]) -> Any:
     return Literal[*dict.fromkeys(word for kind in kinds for word in typing.get_args(kind))]
 
 
+@functools.cache
+def _field_names() -> list[str]:
+    """Return the dotted names of all fields, which each of the recipes asks for as it is built."""
+    return [name for name, *_ in fields_of()]
+
+
 def methods_with(name: str) -> list[str]:
     """Return the names of the methods that have a field."""
     return [m for m, cls in METHODS.items() if name in {f.name for f in dataclasses.fields(cls)}]
@@ -881,7 +888,7 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: If a field is unknown or a value out of range.
     """
-    known = [n for n, *_ in fields_of()]
+    known = _field_names()
     mapping = to_mapping(config)
     method = changes.get("method.name", config.method.name)
     if not isinstance(method, str):
