@@ -606,7 +606,9 @@ METHODS = {cls.name: cls for cls in typing.get_args(AnyMethod)}
 class DataConfig:
     """The examples and their division."""
 
-    dataset: Text = option("digits", "name, folder of class folders, .npz file, or table")
+    dataset: Text = option(
+        "digits", "name, folder of class folders, .npz file, table, or hf: and a name of the Hub"
+    )
     label: Text | None = option(
         None, "column of a table with the labels; label, labels, target, class or y unless given"
     )

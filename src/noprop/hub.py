@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from noprop.data import GIVEN, SOURCES
+from noprop.data.hub_datasets import PREFIX, absolute_place
 from noprop.errors import RunError
 from noprop.terminal import printable
 
@@ -172,6 +173,7 @@ def model_card(model: "Model", repository: str, license: str | None = None) -> s
     """
     c, task, results = model.config, model.task, model.results
     kind = "image" if len(task.shape) == 3 else "tabular"
+    inputs = f"{task.dtype}, shape (N, {', '.join(map(str, task.shape))})"
     metadata = {
         "library_name": "noprop",
         "pipeline_tag": f"{kind}-classification",
@@ -179,8 +181,8 @@ def model_card(model: "Model", repository: str, license: str | None = None) -> s
     }
     if license:
         metadata["license"] = license
-    if c.data.dataset in ON_HUB:
-        metadata["datasets"] = [ON_HUB[c.data.dataset]]
+    if on_hub := ON_HUB.get(c.data.dataset) or _name_on_hub(c.data.dataset):
+        metadata["datasets"] = [on_hub]
     if results:
         metadata["model-index"] = [_measured(c.recipe, c.data.dataset, kind, results)]
     custom = " It was trained with an encoder of its own: pass the function that makes it as "
@@ -194,7 +196,7 @@ def model_card(model: "Model", repository: str, license: str | None = None) -> s
         f"by the method `{c.method.name}` of noprop without full back-propagation.{own}",
         accuracy=_accuracy(results),
         repository=_plain(repository),
-        inputs=f"{task.dtype}, shape (N, {', '.join(map(str, task.shape))})",
+        inputs=inputs,
         classes=task.num_classes,
         fields="\n".join(f"| `{name}` | {_plain(str(value))} |" for name, value in values.items()),
     )
@@ -203,7 +205,16 @@ def model_card(model: "Model", repository: str, license: str | None = None) -> s
 def published_name(dataset: str) -> str:
     """Return the name of a data set without the folders of a path, which are the user's own."""
     known = dataset in (GIVEN, "digits", *SOURCES)
-    return dataset if known else Path(dataset).name or "data"
+    on_hub = dataset.startswith(PREFIX) and absolute_place(dataset) == dataset
+    if known or (on_hub and not dataset.startswith(f"{PREFIX}/")):
+        return dataset
+    return Path(dataset).name or "data"
+
+
+def _name_on_hub(dataset: str) -> str:
+    """Return the name on the Hub of a data set that was read from there, or nothing."""
+    name = dataset.removeprefix(PREFIX)
+    return name if name != dataset and REPOSITORY.fullmatch(name) else ""
 
 
 def _field(config: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ import torch
 from noprop.data.arrays import Dataset, Examples, split_off_test
 from noprop.data.download import digest_of, fetch
 from noprop.data.folders import read_class_folders
+from noprop.data.hub_datasets import PREFIX, absolute_place, read_hub_dataset
 from noprop.data.numpy_files import read_npz
 from noprop.data.sources import DIGITS, SOURCES, Source
 from noprop.data.table_files import TABLE_SUFFIXES, read_table
@@ -56,6 +57,8 @@ def _expanded(path: Path | str) -> Path:
 
 def absolute_name(name: str) -> str:
     """Return a name that is valid in any working folder: paths become absolute."""
+    if name.startswith(PREFIX):
+        return absolute_place(name)
     is_name = name == "digits" or name in SOURCES
     return name if is_name else str(_expanded(name).absolute())
 
@@ -73,8 +76,9 @@ def load_dataset(
 
     Args:
         name: ``digits``, a name of the catalogue, a folder of class folders of images, an ``.npz``
-            file, or a table (``.csv``, ``.tsv``, ``.parquet``). A folder that is called like a data
-            set is given as ``./mnist``.
+            file, a table (``.csv``, ``.tsv``, ``.parquet``), or ``hf:`` with a name or folder, see
+            :mod:`noprop.data.hub_datasets`. A folder that is called like a data set is given as
+            ``./mnist``.
         data_dir: The first folder to search, see :func:`search_path`.
         download: Whether a missing data set may be downloaded.
         image_size: Side in pixels to which a folder's images are resized; with None all must have
@@ -87,6 +91,8 @@ def load_dataset(
         DataError: If there is no such data set, it can neither be found nor downloaded, or a file
             of it is damaged; the message names the file.
     """
+    if name.startswith(PREFIX):
+        return read_hub_dataset(name, image_size, color, label)
     path = _expanded(name)
     is_named, is_file = name == "digits" or name in SOURCES, path.exists() and not path.is_dir()
     suffix = path.suffix.lower() if is_file and not is_named else ""
