@@ -343,7 +343,7 @@ def test_help_names_what_a_value_is(command, capsys):
     assert repeated <= {"time", "scale"}
     if command not in ("train", "grid", "describe"):
         return
-    assert "--encoder {auto,conv,conv-bn,small,mlp}|MODULE:FUNCTION" in text
+    assert "--encoder {auto,conv,conv-bn,small,mlp}|timm:NAME|MODULE:FUNCTION" in text
     assert "--sampler {ancestral,euler,heun,dopri5}" in text  # those of CT and of FM
     assert "--validation FRACTION" in text
     assert "--train-size N" in text

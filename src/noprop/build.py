@@ -30,6 +30,7 @@ from noprop.config import (
     replace,
 )
 from noprop.data import GIVEN, Dataset, Examples, Normalization, hold_out, load_dataset
+from noprop.data.features import with_features
 from noprop.embeddings import (
     Embedding,
     class_medoids,
@@ -114,6 +115,8 @@ def load_data(config: RunConfig, data_dir: Path | None = None) -> RunData:
 def split_data(config: RunConfig, dataset: Dataset) -> RunData:
     """Split and measure a data set, as the configuration of the run says."""
     c = config.data
+    if c.features:
+        dataset = with_features(dataset, c.features)
     sizes = {"train_size": c.train_size, "test_size": c.test_size}
     parts = hold_out(dataset, c.validation, config.train.seed, **sizes)
     dtype = str(parts.train.x.dtype).removeprefix("torch.")

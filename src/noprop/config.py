@@ -625,6 +625,13 @@ class DataConfig:
     test_size: Positive | None = option(
         None, "number of test examples, stratified, the same for every seed; all unless given"
     )
+    features: Annotated[str, Field(pattern=r"^timm:[\w.]+(:random)?$", max_length=200)] | None = (
+        option(
+            None,
+            "read images through a frozen network, timm:NAME, whose features are kept; "
+            "timm:NAME:random has random weights",
+        )
+    )
     normalization: Literal["standard", "unit", "symmetric"] = option(
         "standard", "inputs: mean 0 and deviation 1 per channel, or pixels in 0..1 or -1..1"
     )

@@ -172,7 +172,8 @@ def model_card(model: "Model", repository: str, license: str | None = None) -> s
         license: License of the weights in the notation of the Hub, such as ``apache-2.0``.
     """
     c, task, results = model.config, model.task, model.results
-    kind = "image" if len(task.shape) == 3 else "tabular"
+    frozen = c.data.features
+    kind = "image" if len(task.shape) == 3 or frozen else "tabular"
     inputs = f"{task.dtype}, shape (N, {', '.join(map(str, task.shape))})"
     metadata = {
         "library_name": "noprop",
@@ -196,7 +197,7 @@ def model_card(model: "Model", repository: str, license: str | None = None) -> s
         f"by the method `{c.method.name}` of noprop without full back-propagation.{own}",
         accuracy=_accuracy(results),
         repository=_plain(repository),
-        inputs=inputs,
+        inputs=f"images, uint8, shape (N, C, H, W), read by {frozen}" if frozen else inputs,
         classes=task.num_classes,
         fields="\n".join(f"| `{name}` | {_plain(str(value))} |" for name, value in values.items()),
     )

@@ -31,6 +31,7 @@ from noprop.config import (
 )
 from noprop.data import Examples, Normalization, as_pixels
 from noprop.data.arrays import MAX_CLASSES
+from noprop.data.features import features_of
 from noprop.encoder_file import check_encoder
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError, RunError
@@ -137,7 +138,8 @@ class Model:
 
         Args:
             x: Raw inputs of the kind that the run was trained on: images (N, C, H, W), uint8 or
-                floats in 0..1, or features (N, …), which become float32.
+                floats in 0..1, or features (N, …), which become float32. With ``data.features``
+                images of any size, or the features of the frozen network.
             samples: Number K of chains to average; the run's ``evaluation.samples`` unless given.
                 1 with ``average="readout"`` is the paper's single run, a sample from p(y|x).
             noise: Whether chains draw noise; the mean chain does not. The default is True if
@@ -163,7 +165,10 @@ class Model:
         if samples > MAX_SAMPLES:
             raise ConfigError(f"samples must be at most {MAX_SAMPLES}, got {samples}")
         shape, dtype = self.task.shape, self.task.dtype
-        x = _as_trained_on(torch.as_tensor(x), dtype)
+        x = torch.as_tensor(x)
+        if (name := self.config.data.features) and x.ndim == 4:
+            x = features_of(name, _as_trained_on(x, "uint8"))
+        x = _as_trained_on(x, dtype)
         came = str(x.dtype).removeprefix("torch.")
         if tuple(x.shape[1:]) != shape or came != dtype:
             raise DataError(

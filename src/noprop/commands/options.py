@@ -148,10 +148,10 @@ def add_encoder(parser: Parser, *, fields: bool = False) -> None:
         (kind, default) for name, kind, default, _ in fields_of() if name == ENCODER
     )
     built_in = ",".join(name for name in kind.__args__ if name != "custom")
-    text = "image path: convolutions of Fig. 5, five with batch norm, small ones, an MLP, or a "
-    text += "function that makes your own"
+    text = "image path: convolutions of Fig. 5, five with batch norm, small ones, an MLP, a "
+    text += "frozen network of timm, or a function that makes your own"
     parser.add_argument(
-        "--encoder", metavar=f"{{{built_in}}}|MODULE:FUNCTION", help=f"{text} [{default}]"
+        "--encoder", metavar=f"{{{built_in}}}|timm:NAME|MODULE:FUNCTION", help=f"{text} [{default}]"
     )
 
 
@@ -301,7 +301,13 @@ def named_encoder(name: str | None) -> Any:
 
 
 def encoder_or_field(arguments: argparse.Namespace) -> Any:
-    """Return the function of ``--encoder``, or set the field of the method for a built-in one."""
+    """Return the function of ``--encoder``, or set a field: of the method, or of the data for timm.
+
+    A network of timm is frozen, so it is a way of reading the data.
+    """
+    if (arguments.encoder or "").startswith("timm:"):
+        setattr(arguments, "data.features", arguments.encoder)
+        return None
     if ":" in (arguments.encoder or ""):
         return named_encoder(arguments.encoder)
     setattr(arguments, ENCODER, arguments.encoder)

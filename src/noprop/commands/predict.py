@@ -56,6 +56,7 @@ def add_options(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
     from noprop.data import read_inputs
+    from noprop.data.features import input_shape
     from noprop.report.tables import table
 
     if arguments.samples is not None and arguments.samples < 1:
@@ -64,7 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
     model = load_run(arguments)
     task = model.task
-    names, x = read_inputs(arguments.files, task.shape, columns=task.columns, dtype=task.dtype)
+    shape, dtype = task.shape, task.dtype
+    if frozen := model.config.data.features:  # it resizes images itself
+        shape, dtype = input_shape(frozen), "uint8"
+    names, x = read_inputs(arguments.files, shape, columns=task.columns, dtype=dtype)
     probabilities = model.predict(
         x,
         samples=arguments.samples,

@@ -5,7 +5,9 @@ does with one. :mod:`~noprop.data.formats`, :mod:`~noprop.data.numpy_files`,
 :mod:`~noprop.data.table_files`, :mod:`~noprop.data.images` and :mod:`~noprop.data.folders` turn
 files into tensors, and :mod:`~noprop.data.labels` turns labels into 0..m-1. The catalogue is
 :mod:`~noprop.data.sources`; :mod:`~noprop.data.download` and :mod:`~noprop.data.loading` lead from
-a name to a data set. :mod:`~noprop.data.inputs` reads what is predicted.
+a name to a data set, :mod:`~noprop.data.hub_datasets` from a name of the Hugging Face Hub.
+:mod:`~noprop.data.features` puts the features of a frozen network in place of images, and
+:mod:`~noprop.data.inputs` reads what is predicted.
 """
 
 from noprop.data.arrays import (
