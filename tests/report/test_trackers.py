@@ -176,8 +176,10 @@ def test_event_files_of_tensorboard_hold_a_run_of_two_workers(tmp_path):
     }
     assert found == pytest.approx(losses)
     assert len(found) >= 4
-    (accuracy,) = read.Scalars(f"accuracy/{model.results['default']}")
-    assert accuracy.value == pytest.approx(model.results["accuracy"])
+    results = model.results
+    assert results
+    (accuracy,) = read.Scalars(f"accuracy/{results['default']}")
+    assert accuracy.value == pytest.approx(results["accuracy"])
     assert b'name = "dt"' in read.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     assert set(read.Tags()["images"]) >= {"curves", "chain"}
 
