@@ -358,6 +358,25 @@ def test_a_hundred_blocks_have_no_hundred_legends(tmp_path):
     assert len(picture.svg) < 400_000
 
 
+def test_layers_and_their_inverses_are_told_apart(tmp_path):
+    """Colour tells the number, the style the kind; all are named."""
+    model = untrained()
+    units = ["inverse-2", "inverse-3", "layer-1", "layer-2", "layer-3", "output"]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(epoch(unit, n, 1 / n)) + "\n" for unit in units for n in (1, 2))
+    )
+    with figures_recorded() as drawn:
+        draw_run(tmp_path, model, some_examples(model))
+    left, right = drawn["curves"].axes
+    looks = {line.get_label(): (str(line.get_color()), line.get_linestyle()) for line in left.lines}
+    assert looks.keys() == set(units)
+    assert len(set(looks.values())) == 6
+    for n in (2, 3):
+        assert looks[f"inverse-{n}"][0] == looks[f"layer-{n}"][0]
+    assert {t.get_text() for t in left.get_legend().get_texts()} == set(units)
+    assert len(right.lines) == 6
+
+
 def test_of_many_classes_the_likeliest_are_named(tmp_path, drawn):
     names = tuple(f"class {i}" for i in range(100))
     model = untrained(names)

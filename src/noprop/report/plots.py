@@ -107,7 +107,11 @@ def _epochs(run: Path) -> list[dict[str, Any]]:
 
 
 def _curves(figure: Any, run: Path, model: Model) -> None:
-    """Draw the losses of each unit without its weight, so that the blocks can be compared."""
+    """Draw the losses of each unit without its weight, so that the blocks can be compared.
+
+    The color tells the number of a unit, and the style its kind where there are two: layers and
+    their inverses. Units without a number are black.
+    """
     from matplotlib.cm import ScalarMappable
 
     losses: dict[str, dict[int, tuple[float | None, ...]]] = {}
@@ -116,16 +120,19 @@ def _curves(figure: Any, run: Path, model: Model) -> None:
         weight, pair = weights.get(e["unit"], 1.0), (e["loss"], e["validation_loss"])
         points = losses.setdefault(e["unit"], {})
         points[e["epoch"]] = tuple(None if loss is None else loss / weight for loss in pair)
-    blocks = {name: int(name[6:]) for name in losses if name.startswith("block-")}
-    scale, colors = _colors_by_t(max(blocks.values(), default=1))
-    many = len(blocks) > FEW_POINTS
+    numbers = {name: int(name.rpartition("-")[2]) for name in losses if name[-1].isdigit()}
+    kinds = sorted({name.rpartition("-")[0] for name in numbers}, reverse=True)
+    scale, colors = _colors_by_t(max(numbers.values(), default=1))
+    many = len(numbers) > FEW_POINTS
+    barred = len(numbers) > 1 and kinds == ["block"]
     axes = figure.subplots(1, 2, sharey=True)
     for part, axis in enumerate(axes):
-        for unit in sorted(losses, key=lambda name: blocks.get(name, math.inf)):
+        for unit in sorted(losses, key=lambda name: numbers.get(name, math.inf)):
             look: dict[str, Any] = {"color": "black", "linestyle": "--", "label": unit}
-            if unit in blocks:  # many lines are kept as pixels, or the SVG would be megabytes
-                look = {"color": colors(scale(blocks[unit])), "rasterized": many}
-                look |= {"label": unit} if len(blocks) == 1 else {}
+            if unit in numbers:  # many lines are kept as pixels, or the SVG would be megabytes
+                style = ("-", ":")[kinds.index(unit.rpartition("-")[0]) % 2]
+                look = {"color": colors(scale(numbers[unit])), "linestyle": style}
+                look |= {"rasterized": many} | ({} if barred else {"label": unit})
             points = {epoch: pair[part] for epoch, pair in sorted(losses[unit].items())}
             if None not in points.values():  # no validation part
                 axis.plot(*zip(*points.items(), strict=True), marker=marker(points), lw=1.2, **look)
@@ -134,8 +141,8 @@ def _curves(figure: Any, run: Path, model: Model) -> None:
     weighted = any(weight != 1 for weight in weights.values())
     axes[0].set_ylabel("loss, divided by the unit's weight" if weighted else "loss")
     if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend()
-    if len(blocks) > 1:
+        axes[0].legend(fontsize="small", ncols=1 + len(numbers) // 8 if not barred else 1)
+    if barred:
         bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, label="block t")
         bar.locator.set_params(integer=True, steps=[1, 2, 5, 10])
 
