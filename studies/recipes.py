@@ -35,6 +35,7 @@ def steps(dataset: str) -> dict[str, dict[str, Any]]:
         },
         "exact evidence": {"method.evidence": "exact"},
         "networks read x alone": {"method.network_reads": "x"},
+        "training on noise": {"method.train_levels": "noise"},
         "conv-bn": {"method.encoder": "conv-bn"},
         "dropout 0.05": {"method.dropout": 0.05},
         "EMA": {"train.ema": 0.999},
