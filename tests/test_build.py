@@ -15,10 +15,11 @@ from noprop.build import (
     load_data,
     resolve_auto,
 )
-from noprop.config import METHODS, RunConfig, replace
+from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, DataError
 from noprop.layers import ReLUDropout
+from noprop.method_settings import METHODS
 from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import ContinuousBlock
 from noprop.recipes import find_recipe
@@ -204,6 +205,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "tolerance": (1e-1, {"method.sampler": "dopri5"}),
     "evidence": ("exact", {}),
     "network_reads": ("x", {"method.evidence": "exact"}),
+    "train_levels": ("noise", {"method.evidence": "exact", "method.network_reads": "x"}),
     "step": ("label", {}),
     "mixing": (0.2, {}),
     "gradient": ("autograd", {}),

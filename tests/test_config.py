@@ -12,9 +12,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noprop.config import (
-    METHODS,
-    DTConfig,
-    FMConfig,
     RunConfig,
     fields_of,
     from_mapping,
@@ -26,6 +23,7 @@ from noprop.config import (
     to_toml,
 )
 from noprop.errors import ConfigError
+from noprop.method_settings import METHODS, DTConfig, FMConfig
 
 FIELDS = [name for name, *_ in fields_of()]
 positive = st.floats(1e-300, 1e300)

@@ -10,7 +10,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from noprop.config import (
+from noprop.config import RunConfig, replace
+from noprop.data import GIVEN, Dataset, Examples, Normalization, hold_out, load_dataset
+from noprop.data.features import with_features
+from noprop.embeddings import (
+    Embedding,
+    class_medoids,
+    greatest_distance,
+    one_hot_embeddings,
+    orthogonal_embeddings,
+    random_embeddings,
+    separation,
+)
+from noprop.encoders import EncoderFactory, image_layers
+from noprop.errors import ConfigError, DataError
+from noprop.method_settings import (
     MAX_ABS_GAMMA,
     AdjointConfig,
     BackpropConfig,
@@ -26,22 +40,7 @@ from noprop.config import (
     LatentConfig,
     LocalMixerConfig,
     MethodConfig,
-    RunConfig,
-    replace,
 )
-from noprop.data import GIVEN, Dataset, Examples, Normalization, hold_out, load_dataset
-from noprop.data.features import with_features
-from noprop.embeddings import (
-    Embedding,
-    class_medoids,
-    greatest_distance,
-    one_hot_embeddings,
-    orthogonal_embeddings,
-    random_embeddings,
-    separation,
-)
-from noprop.encoders import EncoderFactory, image_layers
-from noprop.errors import ConfigError, DataError
 from noprop.methods.adjoint import NeuralODE, SolverUnit
 from noprop.methods.backprop import BackpropChain, ChainUnit
 from noprop.methods.base import Method

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noprop.config import DTConfig, RunConfig, from_mapping, replace, to_mapping
+from noprop.config import RunConfig, from_mapping, replace, to_mapping
 from noprop.data import Examples, stratified_split
 from noprop.data.tables import Table, channels_first, distinct, moments
 from noprop.errors import ConfigError, NoPropError
@@ -35,6 +35,7 @@ from noprop.in_memory import (
     trainer_in_memory,
 )
 from noprop.machine import choose_device
+from noprop.method_settings import DTConfig
 from noprop.methods.base import Method
 from noprop.randomness import derive_seed
 from noprop.training.trainer import Trainer

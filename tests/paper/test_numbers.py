@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from noprop.build import Task, build_embedding, build_method
-from noprop.config import EncoderConfig, replace
+from noprop.config import replace
 from noprop.data import SOURCES, Normalization
+from noprop.method_settings import EncoderConfig
 from noprop.paper.cells import EXPERIMENTS, Cell
 from noprop.paper.numbers import EARLIER, EPOCHS, SETTINGS, TABLE1, TABLE2
 from noprop.paper.pages import parameter_table
