@@ -22,6 +22,7 @@ YOUNGER = (
     "method.gamma_shift",
     "method.network_reads",
     "method.time_scale",
+    "method.train_levels",
     "train.class_weights",
     "train.clip",
     "train.cutout",
