@@ -155,6 +155,7 @@ def read_tensorboard(folder: Path) -> Any:
     return read
 
 
+@pytest.mark.slow
 def test_event_files_of_tensorboard_hold_a_run_of_two_workers(tmp_path):
     """Losses are those of metrics.jsonl, also those of a worker process; a resumed run adds."""
     needs("tensorboard")
