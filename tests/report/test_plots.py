@@ -23,8 +23,8 @@ from noprop.evaluate import evaluate
 from noprop.methods.base import Prediction
 from noprop.model import Model
 from noprop.predictions import FILE, Predictions, predictions_of, save_predictions
+from noprop.report import chain, plots
 from noprop.report import page as page_module
-from noprop.report import plots
 from noprop.report.answers import class_rows, draw_confusion, draw_reliability
 from noprop.report.page import write_page
 from noprop.report.pictures import Picture, draw, save_pictures
@@ -385,7 +385,7 @@ def test_of_many_classes_the_likeliest_are_named(tmp_path, drawn):
     labels = [t.get_text() for t in drawn["chain"].axes[1].get_yticklabels()]
     assert len(labels) == 12
     assert "class 57" in labels
-    cosine, guesses, last = plots._follow(model, examples.x)
+    cosine, guesses, last = chain._follow(model, examples.x)
     assert guesses is not None
     assert last == 2
     assert cosine.shape == (3, 100)
@@ -431,7 +431,7 @@ def test_every_method_has_its_pictures(rendered, method):
     titles = [axis.get_title() for axis in drawn["chain"].axes]
     assert "latent z_t: cosine to each u_y" in titles
     assert ("class probabilities at t" in titles) == (not pathless)
-    cosine, guesses, last = plots._follow(model, some_examples(model).x[:1])
+    cosine, guesses, last = chain._follow(model, some_examples(model).x[:1])
     (levels, stretches) = {"ct": (21, 10), "fm": (21, 10)}.get(method, (len(cosine), None))
     assert len(cosine) == levels
     assert (None if guesses is None else len(guesses)) == stretches
@@ -645,15 +645,15 @@ def test_an_example_that_is_hard_at_first_is_followed(monkeypatch):
     model = untrained()
     own = torch.tensor([[0.9, 0.9, 0.9], [0.1, 0.1, 0.2], [0.1, 0.6, 0.95], [0.4, 0.8, 0.9]])
 
-    def chain(model: Model, raw: Tensor) -> Prediction:
+    def run(model: Model, raw: Tensor) -> Prediction:
         p = own[raw[:, 0, 0, 0].long()].T
         path = torch.stack([p, 1 - p], dim=2)
         levels = torch.zeros(3, len(raw), dtype=torch.int64)
         return Prediction(path[-1], path[-1], path, torch.arange(3.0), levels, path, 3)
 
-    monkeypatch.setattr(plots, "_one_chain", chain)
+    monkeypatch.setattr(chain, "one_chain", run)
     x = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 8, 8)
     examples = Examples(x, torch.zeros(4, dtype=torch.int64))
-    assert plots._hard_at_first(model, examples) == 2
-    assert plots._hard_at_first(model, examples.take(torch.tensor([0, 1, 3]))) == 2
-    assert plots._hard_at_first(model, examples.take(torch.tensor([1, 1]))) == 0  # none is right
+    assert chain._hard_at_first(model, examples) == 2
+    assert chain._hard_at_first(model, examples.take(torch.tensor([0, 1, 3]))) == 2
+    assert chain._hard_at_first(model, examples.take(torch.tensor([1, 1]))) == 0  # none is right

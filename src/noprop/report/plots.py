@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from noprop.data import Examples
 from noprop.embeddings import separation
-from noprop.errors import ConfigError, RunError
-from noprop.evaluate import inputs, prepare
-from noprop.methods.base import Prediction
+from noprop.errors import RunError
 from noprop.model import Model
 from noprop.predictions import read_predictions
-from noprop.randomness import generator
 from noprop.report.answers import draw_confusion, draw_mistakes, draw_reliability
+from noprop.report.chain import check_example, draw_chain
 from noprop.report.pictures import (
     FEW_POINTS,
     MANY_CLASSES,
@@ -36,9 +33,6 @@ from noprop.tensor_files import load_tensors
 
 __all__ = ["draw_run"]
 
-CANDIDATES = 300  # examples among which the one to follow is chosen
-FOLLOWED = 5  # of those, looked at more closely
-
 
 def draw_run(
     run: Path, model: Model, examples: Examples, example: int | None = None
@@ -55,13 +49,10 @@ def draw_run(
     Raises:
         ConfigError: If matplotlib is not installed, or there is no such example.
     """
-    if example is not None and not 0 <= example < len(examples):
-        raise ConfigError(
-            f"example: wanted a number of a test example, 0 to {len(examples) - 1}, got {example}"
-        )
+    check_example(examples, example)
     drawings: dict[str, Draw] = {
         "curves": lambda figure: _curves(figure, run, model),
-        "chain": lambda figure: _chain(figure, model, examples, example),
+        "chain": lambda figure: draw_chain(figure, model, examples, example),
         "embeddings": lambda figure: _embeddings(figure, model),
         **_answers(run, model, examples),
     }
@@ -239,105 +230,6 @@ def _facts(figure: Any, run: Path) -> None:
         axes[-1].set(title="after each epoch", xlabel="epoch", yscale="log")
         whole_ticks(axes[-1])
         axes[-1].legend()
-
-
-# -- one prediction --------------------------------------------------------------------------------
-
-
-def _chain(figure: Any, model: Model, examples: Examples, example: int | None) -> None:
-    """Draw one input, its latent as nearness to each class, and the probabilities at each step."""
-    if len(examples) == 0:
-        raise ValueError("there is no example to follow")
-    chosen = _hard_at_first(model, examples) if example is None else example
-    cosine, path, end = _follow(model, examples.x[chosen : chosen + 1])
-    names, label = model.task.class_names, int(examples.y[chosen])
-    shown = _likeliest(cosine if path is None else path, label)
-    panels = [(cosine, "latent z_t: cosine to each u_y", "RdBu_r", -1, 0.0)]
-    if path is not None:
-        panels.append((path, "class probabilities at t", "viridis", 0, end / len(path)))
-    right = _draw_input(figure, examples.x[chosen], f"x, true class {short(names[label])}")
-    axes = right.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (values, title, colors, low, start) in zip(axes, panels, strict=True):
-        half = (end - start) / max(1, len(values) - 1) / 2 or 0.5
-        drawn = axis.imshow(
-            values[:, shown].T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1,
-            extent=(start - half, end + half, len(shown) - 0.5, -0.5), interpolation="nearest",
-        )  # fmt: skip
-        axis.set(title=title, xlabel="t")
-        axis.tick_params(labelleft=axis is axes[0])
-        right.colorbar(drawn, ax=axis)
-        if end > 1:
-            whole_ticks(axis)
-    axes[0].set_yticks(range(len(shown)), [short(names[i]) for i in shown])
-    axes[0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
-    few = f" ({len(shown)} likeliest of {len(names)} classes)" if len(shown) < len(names) else ""
-    figure.suptitle(f"test example {chosen}, from noise to label{few}")
-
-
-def _hard_at_first(model: Model, examples: Examples) -> int:
-    """Return the index of an example whose label is unlikely at first and predicted at the end.
-
-    Candidates are ranked by one chain of each, computed together. The first ones are followed
-    again as they will be drawn, because the noise of a chain depends on its batch.
-    """
-    some = examples.take(torch.arange(min(CANDIDATES, len(examples)), device=examples.y.device))
-    ranked = _late(model, _one_chain(model, some.x), some.y).argsort(descending=True, stable=True)
-    best = ranked[:FOLLOWED].tolist()
-    scores = [_late(model, _one_chain(model, some.x[i : i + 1]), some.y[i : i + 1]) for i in best]
-    return best[int(torch.cat(scores).argmax())]
-
-
-def _late(model: Model, p: Prediction, y: Tensor) -> Tensor:
-    """Return how late each true class appears (B,): its value at the end minus that at first.
-
-    A value is the class's probability where the method has such at every step, or its cosine to the
-    latent. A wrong end counts as -2, less than any other.
-    """
-    values = _cosines(model, p) if p.path is None else p.path.float().cpu()
-    own = values[:, torch.arange(len(y)), y.cpu()]
-    late = own[-1] - own[: max(1, len(own) // 3)].mean(dim=0)
-    right = (values[-1].argmax(dim=1) == y.cpu()) & (p.single.argmax(dim=1).cpu() == y.cpu())
-    return torch.where(right, late, -2.0)
-
-
-def _one_chain(model: Model, raw: Tensor) -> Prediction:
-    """Return a chain of each example."""
-    x = inputs(model, raw)
-    draws = generator(model.config.train.seed, "plot", device=model.device)
-    return model.method.predict(x, draws, prepared=prepare(model, x))
-
-
-def _cosines(model: Model, p: Prediction) -> Tensor:
-    """Return the cosine of z_t to the embedding of each class, shape (L, B, m)."""
-    unit = torch.nn.functional.normalize(model.method.embedding.weight.detach(), dim=1)
-    return (torch.nn.functional.normalize(p.latents, dim=2) @ unit.T).cpu()
-
-
-def _follow(model: Model, raw: Tensor) -> tuple[Tensor, Tensor | None, float]:
-    """Return the cosine of z_t to each class (L, m), the path (P, m) if any, and the last time."""
-    p = _one_chain(model, raw)
-    path = None if p.path is None else p.path[:, 0].float().cpu()
-    return _cosines(model, p)[:, 0], path, p.times[-1].item()
-
-
-def _likeliest(values: Tensor, label: int) -> list[int]:
-    """Return all classes where they are few, or else the label and the likeliest at some step."""
-    if values.shape[1] <= MANY_CLASSES:
-        return list(range(values.shape[1]))
-    best = values.max(dim=0).values
-    best[label] = torch.inf
-    return sorted(best.topk(12).indices.tolist())
-
-
-def _draw_input(figure: Any, raw: Tensor, title: str) -> Any:
-    """Draw x on the left if it is an image, and return the rest of the figure."""
-    if raw.ndim != 3:
-        return figure
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 3.4))
-    axis = left.subplots()
-    draw_image(axis, raw.cpu())
-    axis.set(title=title, xticks=[], yticks=[])
-    return right
 
 
 # -- the embeddings --------------------------------------------------------------------------------
