@@ -373,10 +373,13 @@ def test_the_command_line_reads_it(run, capsys, tmp_path):
 @pytest.mark.parametrize("run", DRAWN, indirect=True, ids="-".join)
 def test_plot_draws_what_the_run_has(run, capsys, tmp_path):
     """Every picture as PNG, all of them in one page, and nothing that could not be drawn."""
-    assert main(["plot", str(run.folder), "--out", str(tmp_path), "--json"]) == 0
+    plot = ["plot", str(run.folder), "--out", str(tmp_path), "--json"]
+    assert main([*plot, "--animate", "--example", "3"]) == 0
     out, error = capsys.readouterr()
     assert error == ""
-    written = [Path(p) for p in json.loads(out)]
+    *written, animation = [Path(p) for p in json.loads(out)]
+    assert animation == tmp_path / "chain.gif"
+    assert animation.read_bytes().startswith(b"GIF89a")
     wanted = {"curves", "chain", "embeddings", "confusion", "reliability"}
     wanted |= {"schedule"} if run.method in ("dt", "ct", "backprop") else set()
     wanted |= {"separation"} if run.kind == "learned" else set()

@@ -32,28 +32,39 @@ def add_options(parser: Parser) -> None:
         "--example",
         type=whole_number,
         metavar="N",
-        help="test example that the picture of a chain follows, counted from 0 [one whose label is "
-        "unlikely at the first steps and predicted at the end]",
+        help="test example that the picture and the animation of a chain follow, counted from 0 "
+        "[one whose label is unlikely at the first steps and predicted at the end]",
+    )
+    parser.add_argument(
+        "--animate",
+        action="store_true",
+        help="also write chain.gif: a label that appears out of noise, step by step",
     )
     add_data_dir(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command, and return its status."""
+    from noprop.report.animation import animate
     from noprop.report.page import write_page
     from noprop.report.pictures import save_pictures
     from noprop.report.plots import draw_run
 
     model = load_run(arguments)
     examples = model.examples("test", arguments.data_dir)
+    folder, animations = arguments.out or arguments.run / "plots", []
+    if arguments.animate:  # first, because a method without steps is an error
+        animations.append(animate(model, examples, arguments.example, folder / "chain.gif"))
     pictures = draw_run(arguments.run, model, examples, arguments.example)
-    paths = save_pictures(pictures, arguments.out or arguments.run / "plots")
+    paths = [*save_pictures(pictures, folder), *animations]
     for picture in pictures:
         if picture.trouble:
             tell(f"{picture.name}: cannot be drawn: {picture.trouble}")
     place = (arguments.out or arguments.run) / "report.html"
     page = write_page(arguments.run, model, pictures, place)
-    if arguments.json:  # only the pictures, because the page is always report.html
+    if (
+        arguments.json
+    ):  # only the pictures and the animation, because the page is always report.html
         show_json([str(p) for p in paths])
     else:
         show("\n".join(map(printable, [*paths, page])))
