@@ -5,6 +5,7 @@ holds what comes from the data: shapes, names, input statistics and weights of t
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import os
@@ -389,9 +390,18 @@ def open_run(folder: Path) -> RunConfig:
         os.lstat(folder / "config.toml")
     except (FileNotFoundError, NotADirectoryError):
         what = "it has no config.toml" if folder.is_dir() else "it does not exist"
-        raise RunError(f"{folder}: is not a run folder: {what}") from None
+        raise RunError(f"{folder}: is not a run folder: {what}{_near_run(folder)}") from None
     check_folder(folder)  # only a run: other folders may hold links, and be large
     return from_toml(folder / "config.toml")
+
+
+def _near_run(folder: Path) -> str:
+    """Return a hint with the run of a similar name next to a folder, or else in ``runs``."""
+    for place in (folder.parent, Path("runs")):
+        names = [path.parent.name for path in place.glob("*/config.toml")]
+        if near := difflib.get_close_matches(folder.name, names, n=1, cutoff=0.4):
+            return f"; did you mean {place / near[0]}?"
+    return ""
 
 
 def load(

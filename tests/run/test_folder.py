@@ -606,6 +606,19 @@ def test_a_process_killed_while_it_made_the_folder_left_nothing_in_the_way(tmp_p
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_of_a_similar_name_is_named(tmp_path, monkeypatch):
+    """Next to the folder, such as the one made for other data, or else in ``runs``."""
+    create_run(tmp_path / "runs" / "photos-dt", configured())
+    (tmp_path / "runs" / "photos").mkdir()  # no run
+    monkeypatch.chdir(tmp_path)
+    for given in ("runs/photos", "photos-dt", "runs/photo-dt"):
+        with pytest.raises(RunError, match=r"; did you mean runs/photos-dt\?$"):
+            open_run(Path(given))
+    for given in ("runs/xyz", "other/mnist"):
+        with pytest.raises(RunError, match=r"is not a run folder: it does not exist$"):
+            open_run(Path(given))
+
+
 def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(RunError, match="absent: is not a run folder: it does not exist"):
         open_run(tmp_path / "absent")
