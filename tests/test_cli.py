@@ -331,6 +331,19 @@ def test_help_shows_the_values_of_the_default_recipe(capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_the_terminal(command, capsys, monkeypatch):
+    """The description is wrapped as the options are; an optional RECIPE is in brackets."""
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    head = lines[: lines.index("options:")]
+    assert [line for line in head if len(line) > 60] == []
+    if command == "grid":
+        assert head[0] == "usage: noprop grid [RECIPE ...] [options]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_what_a_value_is(command, capsys):
     """Every choice is listed, those of all methods that have the field; no value is a VALUE."""
     with pytest.raises(SystemExit):

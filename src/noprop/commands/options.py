@@ -4,7 +4,9 @@ import argparse
 import difflib
 import importlib
 import re
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +55,7 @@ MANY_OPTIONS = 25  # more make a usage line that nobody reads
 class Parser(argparse.ArgumentParser):
     """Argument parser that reports errors in one line, with the nearest known option.
 
-    Its description and epilog keep their lines.
+    Its epilog keeps its lines.
     """
 
     def __init__(self, **given: Any):
@@ -63,8 +65,11 @@ class Parser(argparse.ArgumentParser):
         """Return the help; many options are listed once, and not in the usage line as well."""
         if self.usage is None and len(self._actions) > MANY_OPTIONS:
             positional = [a for a in self._actions if not a.option_strings]
-            names = [f"[{a.metavar}]" if a.nargs == "?" else f"{a.metavar} ..." for a in positional]
+            forms = {None: "{}", "?": "[{}]", "*": "[{} ...]", "+": "{} ..."}
+            names = [forms[a.nargs].format(a.metavar) for a in positional]
             self.usage = " ".join(["%(prog)s", *names, "[options]"])
+        width = max(20, shutil.get_terminal_size().columns - 2)  # as argparse chooses it
+        self.description = textwrap.fill(self.description or "", width)
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
