@@ -1,16 +1,18 @@
 """Grids of values: which runs there are, and what a killed one keeps."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import noprop
 from noprop.cli import main
 from noprop.errors import ConfigError
-from noprop.grid import _planned, summary
-from noprop.predictions import FILE, read_predictions
+from noprop.grid import _answers, _planned, summary
+from noprop.predictions import FILE, predictions_of, read_predictions, save_predictions
 from noprop.report.tables import grid_text
 from noprop.run.metrics import read_metrics
 from noprop.training.events import Event, Grid, Trained
@@ -112,9 +114,28 @@ def test_a_killed_grid_loses_no_finished_run_and_ends_with_the_same_results(tmp_
         )
     text = grid_text(table)
     assert "on the same 359 test examples" in text
-    assert "paired over them, one seed" in text
+    assert "paired over them, one seed; of the first inference run alone" in text
     (again[1].folder / FILE).write_bytes(b"x")
     assert list(summary(again).values())[1]["difference"] is None
+
+
+def test_answers_are_paired_by_the_index_of_each_example(tmp_path):
+    """In whatever order a file has them, and of the test part alone."""
+    (tmp_path / "model.json").write_text(json.dumps({"class_names": ["a", "b"]}))
+    (run,) = _planned(["digits-dt"], [0], tmp_path, {}, {})
+    run.folder = tmp_path
+    p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    found = dataclasses.replace(
+        predictions_of(p, torch.tensor([0, 0, 1])), index=torch.tensor([7, 2, 5])
+    )
+    save_predictions(tmp_path, found, "test")
+    answers = _answers(run)
+    assert answers is not None
+    assert answers.index.tolist() == [2, 5, 7]
+    assert answers.y.tolist() == [0, 1, 0]
+    assert answers.right.tolist() == [0, 0, 1]
+    save_predictions(tmp_path, found, "validation")
+    assert _answers(run) is None
 
 
 def test_the_command_takes_lists(capsys, tmp_path):

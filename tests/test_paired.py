@@ -8,9 +8,11 @@ import pytest
 from noprop.paired import Answers, paired_difference
 
 
-def answers(right: list[float], index: list[int] | None = None) -> Answers:
+def answers(right: list[float], index: list[int] | None = None, label: int = 0) -> Answers:
     return Answers(
-        np.array(index or range(len(right)), dtype=np.int64), np.array(right, dtype=np.float64)
+        np.array(index or range(len(right)), dtype=np.int64),
+        np.full(len(right), label),
+        np.array(right, dtype=np.float64),
     )
 
 
@@ -32,6 +34,15 @@ def test_only_what_both_answered_is_paired():
     assert (found.mean, found.interval, found.examples, found.seeds) == (0, (0, 0), 2, 1)
     assert paired_difference(first, {2: other[2]}) is None
     assert paired_difference(first, {0: answers([1], [12])}) is None
+
+
+def test_examples_of_different_data_are_no_pair():
+    """Of two data sets the examples have the same numbers: their labels tell them apart."""
+    first, other = {0: answers([1, 0])}, {0: answers([1, 1], label=1)}
+    assert paired_difference(first, other) is None
+    assert paired_difference(first, {0: answers([1, 1]), 1: other[0]}) is not None
+    first[1] = answers([1, 0])
+    assert paired_difference(first, {0: answers([1, 1]), 1: other[0]}) is None
 
 
 def test_seeds_add_their_own_variance():

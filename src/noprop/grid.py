@@ -341,7 +341,8 @@ def _answers(run: GridRun) -> Answers | None:
     if found is None or found[1] != "test":
         return None
     index, order = found[0].index.sort()
-    return Answers(index.numpy(), found[0].correct[order].double().numpy())
+    y, right = found[0].y[order], found[0].correct[order].double()
+    return Answers(index.numpy(), y.numpy(), right.numpy())
 
 
 def _mean(name: str, values: Sequence[float]) -> dict[str, float | None]:

@@ -25,10 +25,12 @@ class Answers:
 
     Attributes:
         index: Number of each example in the test part, shape (n,), ascending.
+        y: Its label, shape (n,).
         right: 1 if its answer is right, else 0, or a mean of such numbers, shape (n,).
     """
 
     index: Int64[np.ndarray, " n"]
+    y: Int64[np.ndarray, " n"]
     right: Float64[np.ndarray, " n"]
 
 
@@ -54,21 +56,25 @@ def paired_difference(
 ) -> Difference | None:
     """Return how much more accurate ``other`` is than ``first``, or None without a pair.
 
+    Examples with the same index and different labels are those of different data: no pair.
+
     Args:
         first: Answers of the runs to compare with, by seed.
         other: Answers of the other runs, by seed.
     """
     seeds = sorted(first.keys() & other.keys())
-    every = [first[seed].index for seed in seeds] + [other[seed].index for seed in seeds]
+    every = [first[seed] for seed in seeds] + [other[seed] for seed in seeds]
     if not every:
         return None
-    common = every[0]
-    for index in every[1:]:
-        common = np.intersect1d(common, index, assume_unique=True)
+    common = every[0].index
+    for answers in every[1:]:
+        common = np.intersect1d(common, answers.index, assume_unique=True)
     n = len(common)
-    if n == 0:
+    labels = [answers.y[_at(answers, common)] for answers in every]
+    if n == 0 or any((y != labels[0]).any() for y in labels):
         return None
-    rows = [_on(other[seed], common) - _on(first[seed], common) for seed in seeds]
+    right = [answers.right[_at(answers, common)] for answers in every]
+    rows = [b - a for a, b in zip(right[: len(seeds)], right[len(seeds) :], strict=True)]
     means = [float(row.mean()) for row in rows]
     over_seeds = np.mean(rows, axis=0)
     variance = _variance(over_seeds.tolist()) / n + _variance(means) / len(seeds)
@@ -77,8 +83,9 @@ def paired_difference(
     return Difference(mean, interval, n, len(seeds))
 
 
-def _on(answers: Answers, index: Int64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
-    return answers.right[np.searchsorted(answers.index, index)]
+def _at(answers: Answers, index: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+    """Return the positions of examples that are among those of the answers."""
+    return np.searchsorted(answers.index, index)
 
 
 def _variance(values: Sequence[float]) -> float:

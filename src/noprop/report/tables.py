@@ -198,7 +198,8 @@ def _grid_caption(summary: Mapping[str, Mapping[str, Any]]) -> str:
         pairs = "paired over them, and over seeds" if several else "paired over them, one seed"
         lines.append(
             f"difference: accuracy minus that of the first row, on the same {examples} test "
-            f"examples, with a 95 % normal interval {pairs}; first inference run"
+            f"examples, with a 95 % normal interval {pairs}; of the first inference "
+            "run alone, so it can differ from that of the accuracies"
         )
     lines.append("training: time of all workers, mean over seeds; memory: the largest process")
     return "\n".join(lines)
