@@ -54,6 +54,7 @@ def test_a_changed_encoder_is_a_warning_and_a_missing_one_is_named(module, tmp_p
     said = capsys.readouterr().err
     assert said.startswith(f"noprop: warning: run: was made with {module}:make")
     assert said.count("\n") == 1
+    assert json.loads((tmp_path / "run" / ENCODER).read_text()) == noted  # so it warns again
 
 
 def test_a_stranger_s_run_imports_nothing(module, tmp_path):

@@ -1,6 +1,7 @@
 """The pictures and the page of a run: what they say, and that nobody's name becomes HTML."""
 
 import builtins
+import dataclasses
 import json
 import re
 import shutil
@@ -25,7 +26,7 @@ from noprop.model import Model
 from noprop.predictions import FILE, Predictions, predictions_of, save_predictions
 from noprop.report import chain, plots
 from noprop.report import page as page_module
-from noprop.report.answers import class_rows, draw_confusion, draw_reliability
+from noprop.report.answers import class_rows, draw_confusion, draw_mistakes, draw_reliability
 from noprop.report.page import write_page
 from noprop.report.pictures import Picture, draw, save_pictures
 from noprop.report.plots import draw_run
@@ -578,6 +579,24 @@ def test_the_reliability_diagram_has_the_calibration_error():
     confidence, accuracy = upper.containers[0].lines[0].get_data()
     assert len(confidence) == len(accuracy) <= 15
     assert all(0 <= c <= 100 for c in (*confidence, *accuracy))
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_mistake_is_drawn_with_its_own_image_and_probabilities():
+    """The answers are those of examples 4, 1 and 3, of which the second is right."""
+    p = torch.tensor([[0.25, 0.75], [0.9, 0.1], [0.4, 0.6]])
+    found = predictions_of(p, torch.tensor([0, 0, 0]))
+    found = dataclasses.replace(found, index=torch.tensor([4, 1, 3]))
+    x = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 8, 8)
+    examples = Examples(x, torch.zeros(6, dtype=torch.int64))
+    with figures_recorded() as drawn:
+        plots.draw("mistakes", lambda figure: draw_mistakes(figure, found, ("a", "b"), examples))
+    axes = [axis for axis in drawn["mistakes"].axes if axis.images]
+    assert [int(axis.images[0].get_array().max()) for axis in axes] == [4, 3]
+    assert [axis.get_title() for axis in axes] == [
+        "predicted b (75.0 %)\ntrue a (25.0 %)\nexample 4",
+        "predicted b (60.0 %)\ntrue a (40.0 %)\nexample 3",
+    ]
 
 
 def test_a_run_of_an_older_version_has_a_page(tmp_path, rendered):

@@ -110,6 +110,18 @@ def test_a_run_that_was_killed_is_the_one_that_was_not_whatever_becomes_of_the_s
     assert other.fingerprint != whole.fingerprint
 
 
+def test_workers_are_sent_the_weights_too(source, tmp_path):
+    """A worker reads the tensors of its job from a file; the message itself has none."""
+    job = create(tmp_path / "run", source).job
+    job.write_tensors(tmp_path / "tensors")
+    small = job.without_tensors()
+    assert not any(len(tensor) for tensor in small.tensors)
+    received = small.read_tensors(tmp_path / "tensors")
+    assert digest_of(received.initial.numpy().tobytes()) == received.config.train.init
+    for sent, tensor in zip(job.tensors, received.tensors, strict=True):
+        assert torch.equal(sent, tensor)
+
+
 @pytest.mark.slow
 def test_workers_change_no_bit(tmp_path):
     noprop.train(settings(**{"train.seed": 1}), folder=tmp_path / "source", data=NOISE_DATA)

@@ -1,6 +1,7 @@
 """Early stopping: each unit by its own validation loss, and a resumed run as one never stopped."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from noprop.training import trainer
 from noprop.training.events import Epoch, Event, Trained
 from noprop.training.patience import Patience
 from noprop.training.reports import Reports
-from tools import LEARNED, NOISE_DATA, NOISE_TASK, SMALL, Clock, Killed, assert_same
+from tools import LEARNED, NOISE_DATA, NOISE_TASK, SMALL, Clock, Killed, assert_same, weights
 
 OTHER = Examples(
     torch.randint(
@@ -82,9 +83,29 @@ def train(folder: Path, kind: str, events: list[Event]) -> noprop.Run:
     return run
 
 
-def test_each_unit_stops_on_its_own_loss_and_keeps_its_best_weights(tmp_path):
+def later_losses_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add to the losses that groups are judged by: with W_Embed nothing overfits so soon."""
+    loss_of = Reports.group_loss
+    monkeypatch.setattr(
+        Reports, "group_loss", lambda self, known: loss_of(self, known) + 9 * known[-1].epoch // 3
+    )
+
+
+def assert_best(folder: Path, group: str, shorter: Path) -> None:
+    """The weights of a group, and their averages, are those of a run of so many epochs."""
+    left, right = (
+        {n: v for n, v in weights(place, group).items() if re.search("module|average|weight", n)}
+        for place in (folder, shorter)
+    )
+    left = {n: v for n, v in left.items() if not re.search("optimizer|best|patience", n)}
+    right = {n: v for n, v in right.items() if "optimizer" not in n}
+    assert_same(left, right)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "averaged"])
+def test_each_unit_stops_on_its_own_loss_and_keeps_its_best_weights(tmp_path, kind):
     events: list[Event] = []
-    run = train(tmp_path / "run", "blocks", events)
+    run = train(tmp_path / "run", kind, events)
     ends = {e.units[0]: e for e in events if isinstance(e, Trained)}
     assert ends["block-1"].last_epoch < 12  # it overfits
     for name, end in ends.items():
@@ -92,29 +113,45 @@ def test_each_unit_stops_on_its_own_loss_and_keeps_its_best_weights(tmp_path):
         losses = [e.validation_loss for e in told if e.validation_loss is not None]
         assert end.best_epoch == 1 + losses.index(min(losses))
         assert len(losses) == end.last_epoch == min(12, end.best_epoch + 2)
-    found = run.model().method.units
-    for unit in found:
-        best = ends[unit.name].best_epoch
-        plain = replace(run.config, {"train.patience": 0, "train.epochs": best})
-        shorter = noprop.Run.create(plain, folder=tmp_path / unit.name, data=DATA)
-        shorter.train([unit.name])
-        shorter.train()
-        expected = next(u for u in shorter.model().method.units if u.name == unit.name)
-        for name, value in unit.module.state_dict().items():
-            assert torch.equal(value, expected.module.state_dict()[name]), (unit.name, name)
+        plain = replace(run.config, {"train.patience": 0, "train.epochs": end.best_epoch})
+        shorter = noprop.Run.create(plain, folder=tmp_path / name, data=DATA)
+        shorter.train([name])
+        assert_best(run.folder, name, shorter.folder)
+
+
+@pytest.mark.parametrize("kind", ["learned", "greedy"])
+def test_units_that_stop_together_keep_the_weights_of_one_epoch(tmp_path, monkeypatch, kind):
+    """With W_Embed its weights, too; a stack is judged by the loss of its last unit alone."""
+    if kind == "learned":
+        later_losses_rise(monkeypatch)
+    judged, improves = [], Patience.improves
+
+    def judge(self: Patience, number: int, loss: float) -> bool:
+        judged.append(loss)
+        return improves(self, number, loss)
+
+    monkeypatch.setattr(Patience, "improves", judge)
+    events: list[Event] = []
+    run = train(tmp_path / "run", kind, events)
+    (end,) = (e for e in events if isinstance(e, Trained))
+    assert end.best_epoch == 1 + judged.index(min(judged)) < end.last_epoch == len(judged)
+    if kind == "greedy":
+        last = [
+            e for e in events if isinstance(e, Epoch) and e.unit == run.config.method.unit_names[-1]
+        ]
+        assert judged == [e.validation_loss for e in last]
+    plain = replace(run.config, {"train.patience": 0, "train.epochs": end.best_epoch})
+    shorter = noprop.Run.create(plain, folder=tmp_path / "shorter", data=DATA)
+    shorter.train()
+    assert_best(run.folder, run.groups[0], shorter.folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_stops_at_the_same_epoch_with_the_same_bits(tmp_path, monkeypatch, kind):
     """Killed by ``emit`` at every third event, also where an epoch has just ended."""
     monkeypatch.setattr(trainer, "time", Clock())
-    if kind in ("learned", "parallel"):  # with W_Embed nothing overfits so soon
-        loss_of = Reports.group_loss
-        monkeypatch.setattr(
-            Reports,
-            "group_loss",
-            lambda self, known: loss_of(self, known) + 9 * known[-1].epoch // 3,
-        )
+    if kind in ("learned", "parallel"):
+        later_losses_rise(monkeypatch)
     whole: list[Event] = []
     train(tmp_path / "whole", kind, whole)
     noprop.Run.create(config_of(kind), folder=tmp_path / "cut", data=DATA)
