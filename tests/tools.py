@@ -1,9 +1,11 @@
 """What many tests need: small settings, noise images, the weights of a run, ways to stop one."""
 
+import itertools
 import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -24,7 +26,8 @@ from noprop.encoders import EncoderFactory
 from noprop.model import Model
 from noprop.run.run import Run
 from noprop.run.units import group_folder
-from noprop.training.commits import Commit, latest, load_part
+from noprop.training import commits
+from noprop.training.commits import LAST, Commit, latest, load_part
 from noprop.training.events import Emit, print_nothing
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "assert_same",
     "commit_of",
     "files_of",
+    "pause_in_commit",
     "rng",
     "train_run",
     "weights",
@@ -140,6 +144,24 @@ def alter(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-len(content) // 3] ^= 1
     path.write_bytes(content)
+
+
+def pause_in_commit(number: int, mark: Path) -> None:
+    """Halt this process in its commit of a number, of which half is written; ``mark`` then exists.
+
+    So a kill finds it there, however busy the machine is.
+    """
+    count, write = itertools.count(1), commits.write_whole
+
+    def write_half(path: Path, content: bytes, before: Path | None = None) -> None:
+        if path.name == LAST and next(count) == number:
+            half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            half.write_bytes(content[: len(content) // 2])
+            mark.touch()
+            threading.Event().wait()
+        write(path, content, before)
+
+    commits.write_whole = write_half
 
 
 class Command:

@@ -5,6 +5,7 @@ Every process here is one of the command line, and every fault is answered by st
 
 import contextlib
 import errno
+import functools
 import os
 import random
 import resource
@@ -37,6 +38,7 @@ from tools import (
     assert_same,
     commit_of,
     files_of,
+    pause_in_commit,
     weights,
 )
 
@@ -77,8 +79,8 @@ def started(folder: Path, config: RunConfig, *argv: str, **options) -> Command:
 
 
 def wait_for(condition: Callable[[], object], process: Command) -> None:
-    """Look every millisecond, for as long as the process is there."""
-    deadline = time.monotonic() + 60
+    """Look every millisecond, for as long as the process is there and does not hang."""
+    deadline = time.monotonic() + 600
     while not condition() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
@@ -287,18 +289,17 @@ def test_a_worker_of_another_version_is_refused(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_kill_minus_9_at_random_updates_of_one_unit(whole, tmp_path):
-    """Twice, with a checkpoint after every update, in a process for block-2 alone."""
+    """Twice, while the checkpoint of an update is written, in a process for block-2 alone."""
     folder, rng, positions = tmp_path / "r", random.Random(0), [0]
-    path = group_folder(folder, "block-2") / LAST
-    for _ in range(2):
-        process = started(folder, CONFIG, "--units", "block-2")
-        before = path.stat().st_mtime_ns if path.exists() else 0
-        wait_for(lambda b=before: path.exists() and path.stat().st_mtime_ns != b, process)
-        time.sleep(rng.uniform(0, 0.05))
+    for number in (rng.randint(2, 15) for _ in range(2)):
+        mark = tmp_path / f"mark-{len(positions)}"
+        pause = functools.partial(pause_in_commit, number, mark)
+        process = started(folder, CONFIG, "--units", "block-2", before=pause)
+        wait_for(mark.exists, process)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        positions.append(commit_of(folder, "block-2").position)
-    assert positions == sorted(set(positions))
+        positions.append(positions[-1] + number - 1)
+        assert commit_of(folder, "block-2").position == positions[-1]
     assert not group_folder(folder, "block-1").exists()
     noprop.train_units(folder, ["block-1..readout"], overrides=SELDOM)
     assert_same(whole, folder)
