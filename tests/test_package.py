@@ -105,7 +105,7 @@ def test_ci_has_what_the_tests_of_small_extras_need():
     brought = {
         e for line in EXTRAS["dev"] if "noprop[" in line for e in re.findall(r"[\w-]+", line)
     }
-    assert {"all", "completion", "datasets", "hub", "onnx", "tensorboard"} <= brought
+    assert {"all", "completion", "datasets", "docs", "hub", "onnx", "tensorboard"} <= brought
 
 
 def test_workflows_run_the_checks_and_publish_tags_alone():
