@@ -163,6 +163,16 @@ def test_a_run_finds_its_data_from_another_folder(capsys, monkeypatch, tmp_path)
     assert main(["evaluate", "../r", "--json"]) == 0
 
 
+@pytest.mark.parametrize(("batch", "told"), [(128, True), (4, False)])
+def test_a_run_of_hardly_any_updates_is_told_of_smaller_batches(capsys, tmp_path, batch, told):
+    file = features(tmp_path / "table.npz")
+    short = [option for option in FAST if option != "--quiet"]
+    command = ["train", *short, "--dataset", str(file), "--batch-size", str(batch)]
+    assert main([*command, "--run", str(tmp_path / "r")]) == 0
+    err = capsys.readouterr().err
+    assert ("training examples has 1 update, 1 in all, which is little" in err) == told
+
+
 def test_an_encoder_that_ships_is_a_field(capsys, tmp_path):
     """A name sets method.encoder, as for describe; what has a colon is a function of one's own."""
     run = tmp_path / "r"
@@ -171,10 +181,10 @@ def test_an_encoder_that_ships_is_a_field(capsys, tmp_path):
     assert "method.encoder: input should be 'auto'" in line_of_error(
         capsys, "train", "--encoder", "mpl"
     )
-    assert (
-        "only train.workers, train.epochs, evaluation.budget can change, got method.encoder"
-        in line_of_error(capsys, "train", "--resume", str(run), "--encoder", "conv")
-    )
+    refused = line_of_error(capsys, "train", "--resume", str(run), "--encoder", "conv")
+    fields = "only train.workers, train.epochs, evaluation.budget can change, got method.encoder"
+    assert fields in refused
+    assert f"a new run with --init {run}" in refused
     assert "--encoder wants MODULE:FUNCTION" in line_of_error(
         capsys, "evaluate", str(run), "--encoder", "mlp"
     )

@@ -24,13 +24,15 @@ from noprop.commands.options import (
     path,
     whole_number,
 )
-from noprop.config import RunConfig, replace
+from noprop.config import RunConfig, TrainConfig, replace
 from noprop.errors import ConfigError
 from noprop.recipes import RECIPES
 from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
 
+# With fewer updates than both, a run has hardly begun to learn.
+FEW_UPDATES, FEW_UPDATES_IN_ALL = 8, 100
 # What may change when a run is resumed; more epochs train it longer.
 CHANGEABLE = ("train.workers", "train.epochs", "evaluation.budget")
 HELP = "Train a recipe in a run folder, and evaluate it."
@@ -117,6 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
             folder = opened.folder
             if opened.initialized:
                 report(opened.initialized)
+            if first and not arguments.quiet:
+                _hint_at_batches(opened.config.train, len(opened.data.train))
             trackers = arguments.track if engine.reports else ()
             with tracked(trackers, folder, opened.config, report) as emit:
                 opened.train(units, engine=engine, emit=emit)
@@ -140,6 +144,16 @@ def run(arguments: argparse.Namespace) -> int:
     if units is not None:
         return _show_units(arguments, folder, opened.states())
     return show_result(arguments, folder)
+
+
+def _hint_at_batches(train: TrainConfig, examples: int) -> None:
+    """Say so where an epoch is hardly any training, as with a few images of one's own."""
+    updates = max(1, examples // train.batch_size)
+    if updates < FEW_UPDATES and updates * train.epochs < FEW_UPDATES_IN_ALL:
+        tell(
+            f"an epoch of {examples} training examples has {updates} update{'s' * (updates > 1)}, "
+            f"{updates * train.epochs} in all, which is little; a smaller --batch-size makes more"
+        )
 
 
 def _start_server(arguments: argparse.Namespace, config: RunConfig) -> None:
@@ -171,7 +185,10 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
             raise ConfigError("--resume keeps the run's configuration: give no recipe or fields")
         changed = [n for n in vars(arguments) if "." in n and getattr(arguments, n) is not None]
         if others := [n for n in changed if n not in CHANGEABLE]:
-            raise ConfigError(f"--resume: only {', '.join(CHANGEABLE)} can change, got {others[0]}")
+            raise ConfigError(
+                f"--resume: only {', '.join(CHANGEABLE)} can change, got {others[0]}; to train on "
+                f"with other settings, start a new run with --init {arguments.resume}"
+            )
         changes = overrides(arguments)
         if epochs := changes.pop("train.epochs", None):
             from noprop.run.longer import extend
