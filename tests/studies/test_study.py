@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import ablation
+import compiling
 import precision
 import silent_choices
 import study
@@ -100,6 +101,7 @@ def test_a_run_is_scored_on_the_validation_part(monkeypatch):
     ("name", "table"),
     [
         ("ablation", ablation.table),
+        ("compiling", compiling.table),
         ("precision", precision.table),
         (
             "silent-choices",
