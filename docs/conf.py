@@ -13,18 +13,24 @@ author = copyright = "The noprop developers"
 release = version = __version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinxcontrib.mermaid",
 ]
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "*.md", "results/reproduction/*.md"]
+include_patterns = ["docs/*.md", "docs/*.ipynb", "*.md", "results/reproduction/*.md"]
 exclude_patterns = [".*", "bench*", "build", "dist", "examples", "runs", "src", "studies", "tests"]
 
 myst_heading_anchors = 4  # links to a heading are those of GitHub
 myst_fence_as_directive = ["mermaid"]
+
+nb_execution_mode = "force"  # notebooks are kept without outputs, and executed here
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds of one cell, on a busy machine
+nb_output_stderr = "error"  # a warning is written there
+nb_mime_priority_overrides = [("html", "image/gif", 35)]
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

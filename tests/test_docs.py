@@ -1,5 +1,6 @@
 """What the pages name exists: files, links, and the tests that catch planted slips."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,12 +8,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")])
+
+
+def text_of(page: Path) -> str:
+    """Return the text of a page; of a notebook that of its cells in Markdown."""
+    text = page.read_text()
+    if page.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_files_exist(page):
-    text = page.read_text()
+    text = text_of(page)
     links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
     files = re.findall(r"`((?:src|tests|studies|examples|results)/[\w./-]+)", text)
     wanted = {page.parent / link for link in links} | {ROOT / file for file in files}
@@ -22,9 +32,9 @@ def test_links_and_files_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_into_a_page_name_one_of_its_headings(page):
     """The anchor of a heading as GitHub makes it: lower case, hyphens, no punctuation."""
-    links = re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text())
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", text_of(page))
     for file, anchor in links:
-        target = (page.parent / file).read_text() if file else page.read_text()
+        target = text_of(page.parent / file if file else page)
         headings = re.findall(r"^#+ (.+)$", target, flags=re.M)
         known = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert anchor in known, f"{page.name}: {file}#{anchor}"
