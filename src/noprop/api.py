@@ -59,6 +59,12 @@ def train(
 
     Raises:
         NoPropError: If an argument is wrong.
+
+    Example:
+        >>> import noprop
+        >>> size = {"method.num_blocks": 2}
+        >>> noprop.train("digits-dt", epochs=1, workers=1, evaluation="off", overrides=size)
+        <noprop.Model digits-dt: dt on digits, 10 classes, in runs/digits-dt>
     """
     short = {
         "train.epochs": epochs,
@@ -158,6 +164,16 @@ def train_units(
     Raises:
         NoPropError: If an argument is wrong; if the folder is the run of another training; or if
             another process is training one of the units.
+
+    Example:
+        >>> import noprop
+        >>> size = {"method.num_blocks": 2, "train.epochs": 1}
+        >>> for unit in ("block-2", "readout", "block-1"):
+        ...     states = noprop.train_units("runs/parts", [unit], "digits-dt", overrides=size)
+        >>> [(state.name, state.finished) for state in states]
+        [('block-1', True), ('block-2', True), ('readout', True)]
+        >>> noprop.assemble("runs/parts", evaluation="off")
+        <noprop.Model digits-dt: dt on digits, 10 classes, in runs/parts>
     """
     config = resolve(recipe or open_run(Path(folder)), overrides, encoder)
     engine = engine or LocalEngine()

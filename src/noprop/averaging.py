@@ -24,6 +24,13 @@ def fit_path_weights(
 
     Returns:
         The weights, shape (T,), ≥ 0 with sum 1.
+
+    Example:
+        Of a block that knows the labels and one that guesses, the first has all the weight:
+
+        >>> knows, guesses = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.full((2, 2), 0.5)
+        >>> fit_path_weights(torch.stack([knows, guesses]), torch.tensor([0, 1])).round(decimals=3)
+        tensor([1., 0.])
     """
     likelihood = path[:, torch.arange(y.shape[0], device=y.device), y]
     likelihood = likelihood.cpu().double().clamp_min(1e-12)  # not every device has float64
@@ -67,6 +74,10 @@ def wilson_interval(share: float, examples: int, z: float = 1.96) -> tuple[float
         share: Share that was found, in 0..1.
         examples: Number n of examples, at least 1.
         z: Quantile of the normal distribution.
+
+    Example:
+        >>> [round(100 * end, 2) for end in wilson_interval(1.0, 359)]
+        [98.94, 100.0]
     """
     centre = (share + z * z / (2 * examples)) / (1 + z * z / examples)
     variance = share * (1 - share) / examples + (z / (2 * examples)) ** 2

@@ -56,6 +56,16 @@ def level_evidence(
         z: Latents, shape (B, d).
         weight: W_Embed, shape (m, d).
         gamma: $-\log\mathrm{SNR}$ of the level: a scalar shared by the batch, or one each, (B,).
+
+    Example:
+        The more noise, the less a latent tells of its label:
+
+        >>> z, W = torch.tensor([[0.9, 0.1, 0.0]]), torch.eye(3)
+        >>> for gamma in (10.0, 0.0, -3.0):
+        ...     print(level_evidence(z, W, torch.tensor(gamma)).softmax(dim=1).round(decimals=2))
+        tensor([[0.3300, 0.3300, 0.3300]])
+        tensor([[0.6200, 0.2000, 0.1700]])
+        tensor([[1., 0., 0.]])
     """
     return evidence(z, weight, torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma))
 

@@ -61,6 +61,13 @@ def expected_velocity(
         z: Latents at t, shape (B, d).
         t: One time for all rows, or one each, shape (B,).
         sigma: $\sigma$ of the path; $(1 - t)^2 + \sigma^2$ below 1e-6 counts as 1e-6.
+
+    Example:
+        A straight line along it ends at the guess, wherever it starts (``sigma`` = 0):
+
+        >>> u_hat, z, t = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, -2.0]]), torch.tensor(0.2)
+        >>> torch.allclose(extrapolate(z, t, expected_velocity(u_hat, z, t)), u_hat, atol=1e-6)
+        True
     """
     t = t[..., None]
     variance = ((1 - t).square() + sigma**2).clamp(min=LEAST_VARIANCE)

@@ -149,6 +149,14 @@ class Model:
             DataError: If ``x`` has another shape or type than the training data, or is not finite.
             ConfigError: If ``samples`` is not in 1..1000, or the method does not have the average.
             TrainingError: If the predictions are not finite.
+
+        Example:
+            >>> import noprop
+            >>> model = noprop.load("runs/digits-dt")
+            >>> x = model.examples("test").x[:4]  # uint8, shape (4, 1, 8, 8)
+            >>> model.predict(x).shape
+            torch.Size([4, 10])
+            >>> one_chain = model.predict(x, samples=1, average="readout")  # the paper's protocol
         """
         if noise is None:
             chains_wanted = samples is not None or average == "readout"
@@ -420,6 +428,12 @@ def load(
     Raises:
         RunError: If the folder is not a run, or its training has not finished.
         ConfigError: If a field cannot change after training.
+
+    Example:
+        >>> import noprop
+        >>> model = noprop.load("runs/digits-dt")
+        >>> model.task.shape, model.class_names[:3]
+        ((1, 8, 8), ('0', '1', '2'))
     """
     folder = Path(folder)
     config = open_run(folder)

@@ -61,6 +61,16 @@ def paired_difference(
     Args:
         first: Answers of the runs to compare with, by seed.
         other: Answers of the other runs, by seed.
+
+    Example:
+        Both are right on 90 of 100 examples, but on different ones:
+
+        >>> index, y = np.arange(100), np.zeros(100, dtype=np.int64)
+        >>> first = Answers(index, y, (index >= 10).astype(float))
+        >>> other = Answers(index, y, (index < 90).astype(float))
+        >>> difference = paired_difference({0: first}, {0: other})
+        >>> difference.mean, [round(end, 1) for end in difference.interval]
+        (0.0, [-8.8, 8.8])
     """
     seeds = sorted(first.keys() & other.keys())
     every = [first[seed] for seed in seeds] + [other[seed] for seed in seeds]

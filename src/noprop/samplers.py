@@ -69,6 +69,15 @@ def ancestral(
 
     Returns:
         $z_T$, shape (B, d).
+
+    Example:
+        A denoiser that always guesses one embedding leads the mean chain to it:
+
+        >>> from noprop.diffusion import step_coefficients
+        >>> from noprop.schedules import cosine_gamma
+        >>> u, k = torch.tensor([[0.0, 1.0]]), step_coefficients(cosine_gamma(10).float())
+        >>> ancestral(lambda i, z: u, torch.zeros(1, 2), k.a, k.b, k.c).round(decimals=2)
+        tensor([[0., 1.]])
     """
     deviation = c.sqrt()
     if observe:
@@ -137,6 +146,16 @@ def heun(
     """Follow dz/ds with two evaluations a step, the trapezoid on Euler's guess: order 2.
 
     Arguments as for :func:`euler`.
+
+    Example:
+        Twice the steps divide Euler's error by 2, and Heun's by 4. Here dz/ds = z, so z(1) = e:
+
+        >>> import math
+        >>> def error(method, steps):
+        ...     times = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        ...     return method(lambda i, z: z, torch.ones(1, 1).double(), times).item() - math.e
+        >>> [round(error(method, 100) / error(method, 200), 1) for method in (euler, heun)]
+        [2.0, 4.0]
     """
     step = times.diff()
     if observe:

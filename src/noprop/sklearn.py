@@ -101,6 +101,13 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
         optimizer_: State of the optimizers by name, after :meth:`partial_fit`.
         mean_: Mean of each feature or channel.
         scale_: Deviation of each feature or channel.
+
+    Example:
+        >>> from sklearn.datasets import load_wine
+        >>> x, y = load_wine(return_X_y=True)
+        >>> model = NoPropClassifier(num_blocks=1, epochs=20, random_state=0).fit(x[::2], y[::2])
+        >>> bool(model.score(x[1::2], y[1::2]) > 0.9)
+        True
     """
 
     @no_type_check  # scikit-learn's contract: any value is kept here, and checked by fit
