@@ -12,7 +12,7 @@ from noprop.embeddings import Embedding, one_hot_embeddings
 from noprop.methods.base import Method
 from noprop.methods.dtp import InverseUnit, OutputUnit, TargetLayer, TargetStack, targets
 from noprop.recipes import RECIPES
-from noprop.training.optimizers import descend, make_optimizer
+from noprop.training.optimizers import Optimizer, descend
 from noprop.training.plan import Plan
 from tools import rng
 
@@ -175,7 +175,7 @@ def test_rmsprop_is_centred_with_momentum():
     r"""Two updates by hand: $v = 0.9 v + g / (\sqrt{E[g^2] - E[g]^2} + \epsilon)$."""
     config = replace(RECIPES["mnist-dtp"], {"train.lr": 0.1})
     p = nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = make_optimizer(config.train, [{"params": [p]}])
+    optimizer = Optimizer(config.train, [{"params": [p]}])
     mean = square = velocity = torch.zeros(2)
     wanted = p.detach().clone()
     for gradient in (torch.tensor([1.0, 0.5]), torch.tensor([-0.3, 2.0])):

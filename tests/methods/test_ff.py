@@ -22,7 +22,7 @@ from noprop.methods.ff import (
     wrong_labels,
 )
 from noprop.recipes import RECIPES
-from noprop.training.optimizers import descend, learning_rate, make_optimizer
+from noprop.training.optimizers import Optimizer, descend, learning_rate
 from tools import rng
 
 M, B, SIDE, WIDTH, LAYERS, PEER = 3, 6, 4, 8, 3, 0.03
@@ -159,7 +159,7 @@ def test_forty_updates_are_those_of_the_published_script(decay):
         groups = unit.parameter_groups()
         if not decay:
             groups = [group | {"weight_decay": 0.0} for group in groups]
-        optimizers.append(make_optimizer(config, groups))
+        optimizers.append(Optimizer(config, groups))
     scripts = [Script(method), Script(method)]
     for n in range(epochs * batches):
         x, y = batch(n)

@@ -22,10 +22,10 @@ from noprop.tensor_files import load_tensors
 from noprop.training import trainer
 from noprop.training.events import Epoch, Event, Progress, print_nothing
 from noprop.training.optimizers import (
+    Optimizer,
     descend,
     follow,
     learning_rate,
-    make_optimizer,
     optimizer_state,
     restore_optimizer,
 )
@@ -116,9 +116,7 @@ def test_each_unit_has_the_whole_schedule_whatever_the_order(order, shared):
 
 def test_an_update_has_the_given_rate_and_no_longer_gradient_than_allowed():
     p = nn.Parameter(torch.zeros(4))
-    optimizer = make_optimizer(
-        TrainConfig(optimizer="sgd", lr=9.0, weight_decay=0), [{"params": [p]}]
-    )
+    optimizer = Optimizer(TrainConfig(optimizer="sgd", lr=9.0, weight_decay=0), [{"params": [p]}])
     for clip, norm in ((0.0, 2.0), (3.0, 2.0), (0.5, 0.5)):
         p.data.zero_()
         p.grad = torch.ones(4)
@@ -155,7 +153,7 @@ def test_momentum_is_of_sgd_and_rmsprop_and_comes_back_from_a_file():
     for momentum in (0.9, 0.0):
         config = TrainConfig(optimizer="sgd", momentum=momentum)
         p = nn.Parameter(torch.ones(3))
-        optimizer = make_optimizer(config, [{"params": [p]}])
+        optimizer = Optimizer(config, [{"params": [p]}])
         p.grad = torch.ones(3)
         descend(optimizer, 0.1, 0.0)
         made.append((optimizer, optimizer_state(optimizer)))

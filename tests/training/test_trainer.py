@@ -22,7 +22,7 @@ from noprop.randomness import generator
 from noprop.training import trainer as trainer_module
 from noprop.training.commits import LAST, PREVIOUS, read_commit
 from noprop.training.events import Epoch, Event, Progress, Trained
-from noprop.training.optimizers import make_optimizer
+from noprop.training.optimizers import Optimizer, optimizer_state
 from noprop.training.plan import Update
 from noprop.training.trainer import Trainer
 from tools import (
@@ -328,21 +328,30 @@ def test_the_losses_told_are_means_over_an_epoch_and_over_validation(tmp_path, m
         ("adam", torch.optim.Adam, {}),
         ("sgd", torch.optim.SGD, {}),
         ("sgd", torch.optim.SGD, {"momentum": 0.5}),
+        ("rmsprop", torch.optim.RMSprop, {}),
+        ("rmsprop", torch.optim.RMSprop, {"momentum": 0.5}),
     ],
 )
 def test_an_optimizer_is_torch_s_of_that_name(name, kind, own):
-    """Adam's decay joins the gradient, AdamW's the weight: after three steps they differ."""
+    """Adam's decay joins the gradient, AdamW's the weight: torch's classes to the last bit."""
     settings = {"train.optimizer": name, "train.lr": 0.1, "train.weight_decay": 0.2}
     settings |= {f"train.{option}": value for option, value in own.items()}
     mine, theirs = (torch.linspace(-1, 2, 6).requires_grad_() for _ in range(2))
-    made = make_optimizer(replace(RunConfig(), settings).train, [{"params": [mine]}])
+    made = Optimizer(replace(RunConfig(), settings).train, [{"params": [mine]}])
+    if name == "rmsprop":
+        own |= {"alpha": 0.95, "eps": 1e-3**0.5, "centered": True}
+    else:
+        own |= {"fused": True}
     plain = kind([theirs], lr=0.1, weight_decay=0.2, **own)
     for _ in range(3):
         for p, optimizer in ((mine, made), (theirs, plain)):
             optimizer.zero_grad()
             (p**3).sum().backward()
             optimizer.step()
-    torch.testing.assert_close(mine, theirs)
+    assert torch.equal(mine, theirs)
+    kept, state = optimizer_state(made).get("0", {}), plain.state[theirs]
+    assert kept.keys() == state.keys()
+    assert all(torch.equal(kept[key], state[key]) for key in kept)
 
 
 def test_a_step_moves_one_unit_only(tmp_path):

@@ -5,7 +5,6 @@ Nothing else imports this module. A fork copies one thread alone, so no library 
 
 import os
 import sys
-from contextlib import suppress
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's would start threads; children get another value
 if sys.path and not sys.path[0]:  # the current folder, where a user's own files have any names
@@ -13,6 +12,3 @@ if sys.path and not sys.path[0]:  # the current folder, where a user's own files
 
 import noprop.evaluate
 import noprop.run.local  # noqa: F401
-
-with suppress(ImportError):
-    import torch._dynamo  # noqa: F401 - the first optimizer imports it, which takes a second

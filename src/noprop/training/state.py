@@ -35,9 +35,9 @@ from noprop.training.commits import (
 )
 from noprop.training.mesh import Mesh
 from noprop.training.optimizers import (
+    Optimizer,
     descend,
     follow,
-    make_optimizer,
     optimizer_state,
     restore_average,
     restore_optimizer,
@@ -108,9 +108,7 @@ class GroupState:
         self.optimizers = [self._optimizer(unit) for unit in units]
         self.averages = [self._average(unit.module) for unit in units]
         shared = method.shared_parameters
-        self.shared_optimizer = (
-            make_optimizer(self.c, [{"params": list(shared)}]) if shared else None
-        )
+        self.shared_optimizer = Optimizer(self.c, [{"params": list(shared)}]) if shared else None
         self.shared_average = self._average(method.shared) if shared else {}
         self.best: list[dict[str, Any]] = [{} for _ in units]
         self.shared_best: dict[str, Any] = {}
@@ -130,8 +128,8 @@ class GroupState:
                 return name
         return None
 
-    def _optimizer(self, unit: Unit) -> torch.optim.Optimizer | None:
-        return None if isinstance(unit, Parked) else make_optimizer(self.c, unit.parameter_groups())
+    def _optimizer(self, unit: Unit) -> Optimizer | None:
+        return None if isinstance(unit, Parked) else Optimizer(self.c, unit.parameter_groups())
 
     def _average(self, module: nn.Module) -> dict[str, Tensor]:
         if not self.c.ema:
