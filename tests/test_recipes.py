@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import Task, build_embedding, build_method, resolve_layers
 from noprop.cli import main
 from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
@@ -42,6 +42,7 @@ def test_every_recipe_names_itself_and_builds(name):
     task = Task(shape, tuple(map(str, range(classes))), Normalization(channels, channels))
     if hasattr(config.method, "num_blocks"):
         config = replace(config, {"method.num_blocks": 2})
+    config = resolve_layers(config, task)
     method = build_method(config, task, build_embedding(config, task, None))
     assert [unit.name for unit in method.units] == config.method.unit_names
     assert bool(method.shared_parameters) == config.method.learned

@@ -1,7 +1,7 @@
 """The one place where a configuration becomes objects: data, networks, units, methods, devices."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +70,7 @@ __all__ = [
     "build_method",
     "load_data",
     "resolve_auto",
+    "resolve_layers",
     "split_data",
 ]
 
@@ -233,6 +234,44 @@ def resolve_auto(config: RunConfig, embedding: Embedding) -> RunConfig:
         if getattr(c, name) == "auto":
             changes[f"method.{name}"] = _gamma_over_distance(name, embedding, gamma)
     return replace(config, changes) if changes else config
+
+
+def resolve_layers(
+    config: RunConfig, task: Task, factory: EncoderFactory | None = None
+) -> RunConfig:
+    """Return the configuration with the layers of the image path, where their number is ``auto``.
+
+    Args:
+        config: The run.
+        task: The task.
+        factory: Function that makes the user's own encoder.
+
+    Raises:
+        ConfigError: If the encoder does not suit the data.
+    """
+    if "num_layers" not in config.method.auto_fields:
+        return config
+    try:
+        count = len(_image_path(config, task, factory))
+    except ValueError as error:
+        raise ConfigError(f"method: {error}") from error
+    return replace(config, {"method.num_layers": count})
+
+
+def _image_path(
+    config: RunConfig, task: Task, factory: EncoderFactory | None
+) -> Sequence[nn.Module]:
+    """Return the layers of the image path as they are before training."""
+    c = config.method
+    assert isinstance(c, ImagePathConfig)
+    with seeded(derive_seed(config.train.seed, "init", block="image")):
+        return image_layers(
+            task.shape,
+            kind=c.encoder,
+            dropout=c.dropout,
+            factory=factory,
+            dropout_kind=c.dropout_kind,
+        )
 
 
 def _gamma_over_distance(name: str, embedding: Embedding, gamma: float) -> float:
@@ -501,18 +540,11 @@ class _Parts:
 
     def image_layers(self, c: ImagePathConfig) -> list[tuple[nn.Module, int]]:
         """Return the layers of Fig. 5's image path, each with the size of its output."""
-        with seeded(derive_seed(self.config.train.seed, "init", block="image")):
-            layers = image_layers(
-                self.task.shape,
-                kind=c.encoder,
-                dropout=c.dropout,
-                factory=self.factory,
-                dropout_kind=c.dropout_kind,
-            )
-        if len(layers) != c.num_layers:
+        layers = _image_path(self.config, self.task, self.factory)
+        if c.num_layers not in ("auto", len(layers)):
             raise ConfigError(
                 f"method.num_layers: wanted {len(layers)}, the layers with weights of the image "
-                f"path, got {c.num_layers}"
+                f"path, or auto, got {c.num_layers}"
             )
         x, sized = torch.zeros(2, *self.task.shape), list[tuple[nn.Module, int]]()
         with torch.no_grad():

@@ -415,17 +415,27 @@ class StackConfig(MethodConfig):
 class ImagePathConfig(EncoderConfig, StackConfig):
     """Method that trains the image path of Fig. 5, layer by layer."""
 
-    num_layers: Blocks = option(
-        4,
-        "hidden layers with weights. ff: 3 unless given, dtp: 7. greedy, dfa: those of the "
+    num_layers: Blocks | Literal["auto"] = option(
+        "auto",
+        "hidden layers with weights. ff: 3 unless given, dtp: 7. greedy, dfa: auto, those of the "
         "encoder, the FC 256 included: 4 of Fig. 5's image path, 5 from 48 pixels a side, 3 of the "
         "small one and the MLP, 6 of conv-bn, 2 of your own",
     )
 
     @property
+    def auto_fields(self) -> tuple[str, ...]:
+        """``num_layers``, if it is ``auto``."""
+        return ("num_layers",) if self.num_layers == "auto" else ()
+
+    @property
+    def layer_count(self) -> int:
+        """The number of layers; while it is ``auto``, that of Fig. 5's image path."""
+        return 4 if self.num_layers == "auto" else self.num_layers
+
+    @property
     def unit_costs(self) -> dict[str, float]:
         """``layer-1`` … ``layer-L``."""
-        return {f"layer-{n}": 1.0 for n in range(1, self.num_layers + 1)}
+        return {f"layer-{n}": 1.0 for n in range(1, self.layer_count + 1)}
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
@@ -439,7 +449,7 @@ class GreedyConfig(ImagePathConfig):
     @property
     def chain_length(self) -> int:
         """An answer of each layer's head."""
-        return self.num_layers
+        return self.layer_count
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)

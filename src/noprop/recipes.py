@@ -53,7 +53,7 @@ STACK_SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "dfa": {"method.dropout": 0.0, "train.schedule": "one-cycle"},
 }
-DEEP_DFA = {"method.encoder": "conv-bn", "method.num_layers": 6}  # needs 16 pixels a side
+DEEP_DFA = {"method.encoder": "conv-bn"}  # needs 16 pixels a side
 STACK_EPOCHS = {"digits": 20, "mnist": 20, "fashion-mnist": 20, "cifar10": 50, "cifar100": 50}
 # Forward-Forward: the rates of Hinton's published script, whose average of gradients is momentum.
 FF: dict[str, Any] = {
@@ -193,9 +193,8 @@ def _fast(dataset: str, epochs: int) -> RunConfig:
 def _stacks(dataset: str, epochs: int) -> list[RunConfig]:
     made = []
     for method, settings in STACK_SETTINGS.items():
-        layers = DEEP_DFA if method == "dfa" else {}
-        layers = {"method.num_layers": 3} if dataset == "digits" else layers
-        made.append(_recipe(f"{dataset}-{method}", dataset, method, epochs, **settings, **layers))
+        deep = DEEP_DFA if method == "dfa" and dataset != "digits" else {}
+        made.append(_recipe(f"{dataset}-{method}", dataset, method, epochs, **settings, **deep))
     return made
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import Task, build_embedding, build_method, resolve_layers
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
 from noprop.methods.greedy import GreedyStack
+from noprop.report.describe import describe
 from tools import rng
 
 TASK = Task((1, 28, 28), tuple("0123456789"), Normalization((0.0,), (1.0,)))
@@ -32,7 +33,7 @@ def test_the_layers_are_those_of_fig_5_with_a_head_each():
 
 
 def test_another_number_of_layers_is_refused():
-    with pytest.raises(ConfigError, match=r"method\.num_layers: wanted 4, .*, got 3"):
+    with pytest.raises(ConfigError, match=r"method\.num_layers: wanted 4, .* or auto, got 3"):
         greedy(**{"method.num_layers": 3})
 
 
@@ -63,3 +64,29 @@ def test_the_answers_are_the_heads_of_the_outputs_that_training_reads():
         for unit, p in zip(method.units, answers, strict=True):
             wanted = F.nll_loss(p.log(), y)
             torch.testing.assert_close(unit.loss(read, y, rng()).total, wanted)
+
+
+@pytest.mark.parametrize(("method", "shape", "layers"), [
+    ("dfa", (1, 8, 8), 3), ("dfa", (1, 28, 28), 4), ("greedy", (3, 64, 64), 5), ("dt", (1, 8, 8), 0)
+])  # fmt: skip
+def test_the_number_of_layers_follows_from_the_data(method, shape, layers):
+    """So that a method can be named with any data; a number that was given is kept."""
+    task = Task(shape, ("a", "b"), Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
+    config = replace(RunConfig(), {"method.name": method})
+    found = resolve_layers(config, task)
+    assert getattr(found.method, "num_layers", 0) == layers
+    assert [n for n in found.method.unit_names if "layer" in n] == [
+        f"layer-{n}" for n in range(1, layers + 1)
+    ]
+    if layers:
+        given = replace(config, {"method.num_layers": 2})
+        assert resolve_layers(given, task) == given
+        about = describe(config, shape, 2)
+        assert [u["name"] for u in about["units"]] == found.method.unit_names
+
+
+def test_an_encoder_that_does_not_suit_the_data_is_refused():
+    task = Task((1, 8, 8), ("a", "b"), Normalization((0.0,), (1.0,)))
+    config = replace(RunConfig(), {"method.name": "dfa", "method.encoder": "conv"})
+    with pytest.raises(ConfigError, match="14 pixels"):
+        resolve_layers(config, task)

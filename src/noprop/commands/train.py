@@ -103,20 +103,21 @@ def run(arguments: argparse.Namespace) -> int:
     engine = engine_of(arguments) or (TorchrunEngine() if together else LocalEngine())
     report = Report(config.train.batch_size, quiet=arguments.quiet or not first)
     units = arguments.units.split(",") if arguments.units is not None else None
-    if arguments.no_wait:
-        units = units or config.method.unit_names
-    if units is not None:
+    known = "num_layers" not in config.method.auto_fields  # else the data tell the units
+    if units is not None and known:
         choose_groups(config, units)  # before the data are loaded
     given = {"data_dir": arguments.data_dir, "encoder": encoder, "init": arguments.init}
     try:
         with answered_between_updates(), closing(report), engine.opened(config):
             if isinstance(engine, TorchrunEngine):
                 opened = engine.join(config, folder, **given)
-            elif arguments.resume or units is not None:
+            elif arguments.resume or units is not None or arguments.no_wait:
                 opened = Run.join(config, folder, **given)
             else:
                 opened = Run.create(config, folder=folder, **given)
             folder = opened.folder
+            if arguments.no_wait:
+                units = units or opened.config.method.unit_names
             if opened.initialized:
                 report(opened.initialized)
             if first and not arguments.quiet:

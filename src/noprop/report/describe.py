@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import Task, build_embedding, build_method, resolve_layers
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.encoders import EncoderFactory
@@ -42,6 +42,7 @@ def describe(
         raise ConfigError("method.encoder: give your own encoder with --encoder MODULE:FUNCTION")
     labels = tuple(map(str, range(classes)))
     task = Task(shape, labels, Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
+    config = resolve_layers(config, task, encoder)
     steps = config.method.chain_length
     if config.method.trains_chain and not config.method.keeps_chain:
         config = replace(config, {"method.steps": 2})  # the memory does not depend on T

@@ -16,6 +16,7 @@ from noprop.build import (
     build_method,
     load_data,
     resolve_auto,
+    resolve_layers,
     split_data,
 )
 from noprop.config import RunConfig, replace
@@ -99,6 +100,7 @@ def resolve_new(
     ``initial`` are the tensors that the run starts from, if it does not start from its seed.
     A configuration that cannot be built raises its error here, before a run folder is made.
     """
+    config = resolve_layers(config, data.task, encoder)
     embedding = build_embedding(config, data.task, data.train)
     start_embedding(embedding, initial or {})
     config = resolve_auto(_with_counts(config, config.train.shards or 1), embedding)
