@@ -8,14 +8,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from noprop import api
-from noprop.build import RunData, Task
+from noprop.build import RunData, Task, resolve_layers
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.evaluate import modes_of
+from noprop.methods.base import Method
 from noprop.model import empty_model
 from noprop.predictions import read_predictions
 from noprop.run import extent as extents
-from noprop.run.extent import choose_extent, count_products
+from noprop.run.extent import Extent, choose_extent, count_products
 from noprop.training.events import Evaluated, Evaluating, Event, Started
 from tools import IN_PROCESS
 
@@ -54,6 +55,63 @@ def test_products_are_counted_as_torch_counts_them(name, encoder):
     with FlopCounterMode(display=False) as theirs:
         method.predict(x, draws)
     assert ours.total == theirs.get_total_flops() / 2 > 0
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dt": {"method.num_blocks": 3},
+    "ct": CT,
+    "fm": {"method.steps": 20},
+    "backprop": {"method.num_blocks": 3},
+    "greedy": {},
+    "dfa": {},
+    "ff": {"method.width": 30},
+    "dtp": {"method.num_layers": 3, "method.width": 30},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_costs_what_its_gradients_compute(name):
+    """torch's counter sees every product of the forward and the backward passes of a mini-batch.
+
+    With Forward-Forward they are seven passes of the layers: those of positives and negatives
+    forward and backward, less the gradient of the image, and one of the neutral label.
+    """
+    config = replace(RunConfig(), {**IN_PROCESS, "method.name": name, **METHODS[name]})
+    config = resolve_layers(config, TASK)
+    method, batch = empty_model(config, TASK).method, 60
+    x, y, draws = torch.rand(batch, *TASK.shape), torch.arange(batch) % 4, torch.Generator()
+    with FlopCounterMode(display=False) as counted:
+        for phase in sorted({unit.phase for unit in method.units}):
+            signals = method.signals(x, y, draws, phase)
+            for unit in method.units:
+                if unit.phase == phase:
+                    unit.module.eval()
+                    for _ in range(unit.passes):
+                        unit.loss(signals, y, draws).total.backward(retain_graph=True)
+    wanted = counted.get_total_flops() / 2 / batch
+    data = RunData(TASK, *PARTS)
+    extent = choose_extent(replace(config, {"train.epochs": 7}), data)
+    cost = cost_of(config, extent, method)
+    # A chain is counted by its first ten steps, with the one readout at its end.
+    rel = 1e-4 if config.method.one_network else 1e-6
+    assert cost / extent.cost / (7 * len(PARTS[0])) == pytest.approx(wanted, rel=rel)
+
+
+def cost_of(config: RunConfig, extent: Extent, method: Method) -> float:
+    """Return the products of an evaluation, as torch counts those of a hundred more examples."""
+    draws, found = torch.Generator(), list[tuple[float, float]]()
+    for batch in (100, 200):
+        x = torch.rand(batch, *TASK.shape)
+        with torch.no_grad(), FlopCounterMode(display=False) as features:
+            prepared = method.prepare(x)
+        with FlopCounterMode(display=False) as chain:
+            method.predict(x, draws, noise=False, prepared=prepared)
+        found.append((features.get_total_flops() / 2, chain.get_total_flops() / 2))
+    each, one = ((more - few) / 100 for few, more in zip(*found, strict=True))
+    samples = config.evaluation.samples if method.has_noise else 1
+    mean = method.has_noise and any("mean" in mode for mode in extent.modes)
+    cost = extent.examples * (each + (extent.runs * samples + mean) * one)
+    return cost + (extent.weights * (each + samples * one))
 
 
 def test_averages_of_chains_go_first_then_runs_then_examples(monkeypatch):

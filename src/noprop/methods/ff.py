@@ -242,7 +242,9 @@ class ForwardForwardStack(Stack):
         directions = None
         if self.negatives == "labels":
             directions = self._features(self._neutral(flat))
-            wrong = wrong_labels(self.softmax.layer(directions).detach(), y, generator)
+            with torch.no_grad():
+                logits = self.softmax.layer(directions)
+            wrong = wrong_labels(logits, y, generator)
             labels = F.one_hot(torch.cat([y, wrong]), self.num_classes).to(flat)
             rows = with_labels(flat.repeat(2, 1), labels)
         else:

@@ -22,6 +22,7 @@ from noprop.build import RunData, Task
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.evaluate import CHAINS, MEAN, WEIGHT_EXAMPLES, default_mode, modes_of
+from noprop.methods.base import Method
 from noprop.model import empty_model, ready
 
 __all__ = ["Extent", "choose_extent", "count_products"]
@@ -31,7 +32,7 @@ LEAST_EXAMPLES = 200  # their accuracy has a standard error of at most 3.5 %
 WEIGHTS_SHARE = 0.2  # of the budget, for the chains that the path weights are fitted to
 FEW_STEPS = 10  # of a chain whose cost is counted
 ADAPTIVE_STEPS = 100  # about what dopri5 takes
-BACKWARD = 3.0  # cost of a forward and a backward pass, in forward passes
+BACKWARD = 3.0  # cost of a chain forward and of its adjoint backward, in chains forward
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def choose_extent(
     model = empty_model(_few_steps(config), data.task, encoder)
     ready(model)
     features, chain = _costs(config, model.method, data.task)
-    training = _training_cost(config, features, chain) * len(data.train)
+    training = _training_cost(config, model.method, data.task, features, chain) * len(data.train)
     e, examples, every = config.evaluation, len(data.test), tuple(modes_of(model))
     most, chains = (e.runs, e.samples) if model.method.has_noise else (1, 1)
     share = {"full": math.inf, "off": 0.0}.get(str(e.budget), e.budget)
@@ -115,27 +116,57 @@ def _few_steps(config: RunConfig) -> RunConfig:
     return replace(config, changes)
 
 
-def _costs(config: RunConfig, method: Any, task: Task) -> tuple[float, float]:
-    """Return the cost of the features of one example, and that of a chain from them."""
+def _costs(config: RunConfig, method: Method, task: Task) -> tuple[float, float]:
+    """Return the cost of the features of one example, and that of a chain from them.
+
+    That of a second example: what all of a batch share, such as the features of the times, is
+    computed once for hundreds of examples.
+    """
     device = next(iter(method.parameters())).device
-    x = torch.zeros(1, *task.shape, device=device)
-    with torch.no_grad(), count_products() as features:
-        prepared = method.prepare(x)
-    draws = torch.Generator(device)
-    with torch.no_grad(), count_products() as chain:
-        method.predict(x, draws, noise=False, prepared=prepared)
+    draws, found = torch.Generator(device), list[tuple[int, int]]()
+    for batch in (1, 2):
+        x = torch.zeros(batch, *task.shape, device=device)
+        with torch.no_grad(), count_products() as features:
+            prepared = method.prepare(x)
+        with torch.no_grad(), count_products() as chain:
+            method.predict(x, draws, noise=False, prepared=prepared)
+        found.append((features.total, chain.total))
+    features, chain = (float(two - one) for one, two in zip(*found, strict=True))
     steps = config.method.chain_length
     if getattr(config.method, "sampler", "") == "dopri5":
         steps = ADAPTIVE_STEPS
-    return float(features.total), chain.total * steps / method.num_steps
+    return features, chain * steps / method.num_steps
 
 
-def _training_cost(config: RunConfig, features: float, chain: float) -> float:
-    """Return the cost of training with one example."""
-    method = config.method
-    if method.one_network and not method.trains_chain:
-        chain = chain / method.chain_length  # one time an example
-    return max(1.0, BACKWARD * config.train.epochs * (features + chain))
+def _training_cost(
+    config: RunConfig, method: Method, task: Task, features: float, chain: float
+) -> float:
+    """Return the cost of training with one example, of which features and a chain are given."""
+    if config.method.trains_chain and not config.method.keeps_chain:
+        return max(1.0, BACKWARD * config.train.epochs * (features + chain))
+    few, more = (_cost_of_updates(config, method, task, n) for n in (2, 4))
+    return max(1.0, config.train.epochs * (more - few) / 2)
+
+
+def _cost_of_updates(config: RunConfig, method: Method, task: Task, batch: int) -> int:
+    """Return the cost of one mini-batch for every unit, forward and backward."""
+    device = next(iter(method.parameters())).device
+    x, y = torch.zeros(batch, *task.shape, device=device), torch.arange(batch, device=device)
+    y, draws, total = y % task.num_classes, torch.Generator(device), 0
+    for phase in sorted({unit.phase for unit in method.units}):
+        with count_products(backward=True) as counted:
+            signals = method.signals(x, y, draws, phase)
+        total += counted.total
+        costs = dict[str, int]()
+        for unit in (unit for unit in method.units if unit.phase == phase):
+            # The blocks of a chain are equal, and may be a thousand; layers of a stack are not.
+            kind = unit.name if config.method.stack else unit.name.rpartition("-")[0]
+            if kind not in costs:
+                with count_products(backward=True) as counted:
+                    unit.loss(signals, y, draws)
+                costs[kind] = counted.total * unit.passes
+            total += costs[kind]
+    return total
 
 
 class count_products(TorchFunctionMode):  # noqa: N801, it reads as a function
@@ -143,13 +174,17 @@ class count_products(TorchFunctionMode):  # noqa: N801, it reads as a function
 
     torch's own counter and its modes below this one import a compiler, which takes seconds.
 
+    Args:
+        backward: Count those of a backward pass through the block, too: one more product for each
+            factor that has a gradient.
+
     Attributes:
         total: The count.
     """
 
-    def __init__(self):
+    def __init__(self, *, backward: bool = False):
         super().__init__()
-        self.total = 0
+        self.backward, self.total = backward, 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -159,7 +194,11 @@ class count_products(TorchFunctionMode):  # noqa: N801, it reads as a function
         name = getattr(func, "__name__", "").strip("_")
         if name in ("conv1d", "conv2d", "conv3d"):
             weight: Tensor = args[1]
-            self.total += out.numel() * weight.numel() // weight.shape[0]
+            self._add(out.numel() * weight.numel() // weight.shape[0], out, args)
         elif name in ("linear", "matmul", "mm", "bmm"):
-            self.total += out.numel() * args[0].shape[-1]
+            self._add(out.numel() * args[0].shape[-1], out, args)
         return out
+
+    def _add(self, products: int, out: Tensor, args: tuple[Any, ...]) -> None:
+        back = sum(factor.requires_grad for factor in args[:2]) if out.requires_grad else 0
+        self.total += products * (1 + back * self.backward)
