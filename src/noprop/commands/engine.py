@@ -29,8 +29,8 @@ OPTIONS = {
 }
 
 
-def add_engine(parser: Parser) -> None:
-    """Add ``--engine`` and its options."""
+def add_engine(parser: Parser, *, waits: bool = False) -> None:
+    """Add ``--engine`` and its options, of which ``--no-wait`` is for a command that can leave."""
     group = parser.add_argument_group("where units are trained")
     group.add_argument(
         "--engine",
@@ -84,6 +84,8 @@ def add_engine(parser: Parser) -> None:
         metavar="NAME=VALUE",
         help="slurm: another option of sbatch, such as account=me; may be repeated",
     )
+    if waits:
+        return
     group.add_argument(
         "--no-wait",
         action="store_true",
@@ -97,7 +99,7 @@ def engine_of(arguments: argparse.Namespace) -> Any:
     given = {}
     for engine, options in OPTIONS.items():
         for name, option in options.items():
-            value = getattr(arguments, name)
+            value = getattr(arguments, name, None)
             if value is None or value is False:
                 continue
             if engine != arguments.engine:

@@ -21,7 +21,6 @@ from noprop.commands.options import (
     path,
 )
 from noprop.config import fields_of, parse_value
-from noprop.errors import ConfigError
 from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]
@@ -56,7 +55,7 @@ def add_options(parser: Parser) -> None:
     )
     add_quiet(parser)
     add_set(parser, "set any field, for all recipes that have it; a list of values, too")
-    add_engine(parser)
+    add_engine(parser, waits=True)
     add_fields(parser)
     add_data_dir(parser)
     add_encoder(parser, fields=True)
@@ -70,8 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop.training.signals import Terminated, answered_between_updates
 
     encoder, engine = encoder_or_field(arguments), engine_of(arguments)
-    if arguments.no_wait:
-        raise ConfigError("--no-wait: a grid evaluates its runs, so it waits for them")
     changes, lists = values_of(arguments)
     report = Report(quiet=arguments.quiet)
     try:
