@@ -1,6 +1,8 @@
 """The answers that an evaluation keeps: what is counted of them, and files of strangers."""
 
+import json
 from dataclasses import replace as with_part
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from noprop.methods.base import Method
 from noprop.model import Model, empty_model, ready
 from noprop.predictions import (
     FILE,
+    TENSORS,
     Predictions,
     predictions_of,
     read_predictions,
@@ -32,9 +35,15 @@ def model() -> Model:
     return model
 
 
+def coded(names: Any) -> torch.Tensor:
+    """Names of files as a file of answers holds them."""
+    return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
+
+
 def made() -> Predictions:
     p = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.1, 0.9, 0.0]])
-    return predictions_of(p, torch.tensor([0, 1, 2, 2]))
+    files = "cats/1.png", "cats/ü\n.png", "dogs/<b>.png", "birds/3.png"
+    return with_part(predictions_of(p, torch.tensor([0, 1, 2, 2])), files=files)
 
 
 def test_answers_are_counted_by_hand():
@@ -102,8 +111,11 @@ def test_a_file_of_answers_is_read_as_it_was_written(tmp_path):
     assert stored is not None
     found, part = stored
     assert part == "test"
-    for name, value in vars(made()).items():
-        assert torch.equal(getattr(found, name), value), name
+    for name in TENSORS:
+        assert torch.equal(getattr(found, name), getattr(made(), name)), name
+    assert found.files == made().files
+    assert found.name(2) == "dogs/<b>.png"
+    assert with_part(found, files=(), index=found.index + 7).name(2) == "example 9"
     save_predictions(
         tmp_path, predictions_of(torch.ones(10_000, 10) / 10, found.y[:1].expand(10_000)), "test"
     )
@@ -124,13 +136,19 @@ def test_a_file_of_answers_is_read_as_it_was_written(tmp_path):
         ({"part": "<b>"}, "names no part"),
         ({"part": None}, "names no part"),
         ({"confidence": None}, "KeyError"),
+        ({"files": coded(["a"] * 3)}, "files has no name for each of 4"),
+        ({"files": coded({"a": 1, "b": 2, "c": 3, "d": 4})}, "files has no name"),
+        ({"files": coded(["a", "b", "c", 4])}, "files has a name that is no text"),
+        ({"files": coded("abcd")[:2]}, "JSONDecodeError"),
+        ({"files": torch.zeros(4)}, "files is torch.float32"),
     ],
 )
 def test_a_file_of_a_stranger_is_refused_with_its_reason(tmp_path, change, reason):
     save_predictions(tmp_path, made(), "test")
     stored = read_predictions(tmp_path, 3)
     assert stored is not None
-    tensors = {n: v.int() if v.dtype == torch.int64 else v for n, v in vars(stored[0]).items()}
+    found = {name: getattr(stored[0], name) for name in TENSORS}
+    tensors = {n: v.int() if v.dtype == torch.int64 else v for n, v in found.items()}
     about = {"part": change.pop("part", "test")}
     tensors = {n: v for n, v in (tensors | change).items() if v is not None}
     save_tensors(tmp_path / FILE, tensors, about)

@@ -1,10 +1,12 @@
 """The answers of an evaluation: each example's label, prediction and probabilities, in a file.
 
 An evaluation keeps the default prediction of its first inference run, so that a report can show
-which examples were wrong without predicting them again. Twenty bytes an example.
+which examples were wrong without predicting them again. Twenty bytes an example, and the names of
+files where each example has one.
 """
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,10 +16,19 @@ from torch import Tensor
 from noprop.errors import DamagedError
 from noprop.tensor_files import load_tensors, save_tensors
 
-__all__ = ["FILE", "Predictions", "predictions_of", "read_predictions", "save_predictions"]
+__all__ = [
+    "FILE",
+    "TENSORS",
+    "Predictions",
+    "predictions_of",
+    "read_predictions",
+    "save_predictions",
+]
 
 FILE = "predictions.safetensors"  # in a run folder
 INTEGERS = ("index", "y", "label")
+TENSORS = (*INTEGERS, "confidence", "likelihood")
+FILES = "files"
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Predictions:
         label: The predicted label, the most probable one, shape (N,).
         confidence: Probability of the predicted label, shape (N,).
         likelihood: Probability of the true label, shape (N,).
+        files: Name of the file of each example, where each has one of its own; else none.
     """
 
     index: Tensor  # no shapes in the annotations: they are checked where a file is read
@@ -37,6 +49,7 @@ class Predictions:
     label: Tensor
     confidence: Tensor
     likelihood: Tensor
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)
@@ -57,6 +70,10 @@ class Predictions:
         order = self.confidence[wrong].argsort(descending=True, stable=True)
         return wrong[order[:at_most]]
 
+    def name(self, position: int) -> str:
+        """Return the name of an example: that of its file, or its index."""
+        return self.files[position] if self.files else f"example {int(self.index[position])}"
+
 
 def predictions_of(
     probabilities: Float[Tensor, "batch classes"], y: Int64[Tensor, " batch"]
@@ -74,8 +91,11 @@ def save_predictions(folder: Path, predictions: Predictions, part: str) -> None:
     Raises:
         RunError: If the disk is full or the folder cannot be written.
     """
-    tensors = {f.name: getattr(predictions, f.name) for f in fields(Predictions)}
+    tensors = {name: getattr(predictions, name) for name in TENSORS}
     tensors |= {name: tensors[name].to(torch.int32) for name in INTEGERS}
+    if predictions.files:
+        names = json.dumps(predictions.files).encode()
+        tensors[FILES] = torch.frombuffer(bytearray(names), dtype=torch.uint8)
     save_tensors(folder / FILE, tensors, {"format": 1, "part": part})
 
 
@@ -94,14 +114,32 @@ def read_predictions(folder: Path, classes: int) -> tuple[Predictions, str] | No
         return None
     tensors, about = load_tensors(path)
     try:
-        found = {f.name: tensors[f.name] for f in fields(Predictions)}
+        found = {name: tensors[name] for name in TENSORS}
         _check(found, classes)
+        files = _files_in(tensors[FILES], len(found["y"])) if FILES in tensors else ()
         part = about["part"]
         if part not in ("test", "validation", "train"):
             raise ValueError("it names no part of the data")
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: is damaged ({type(error).__name__}: {error})") from None
-    return Predictions(**found | {name: found[name].long() for name in INTEGERS}), part
+    found |= {name: found[name].long() for name in INTEGERS}
+    return Predictions(**found, files=files), part
+
+
+def _files_in(encoded: Tensor, count: int) -> tuple[str, ...]:
+    """Return names of files, which are stored as the bytes of their JSON.
+
+    Raises:
+        ValueError: If they are not as many names.
+    """
+    if encoded.dtype != torch.uint8 or encoded.ndim != 1:
+        raise ValueError(f"{FILES} is {encoded.dtype} of shape {tuple(encoded.shape)}")
+    names = json.loads(encoded.numpy().tobytes())
+    if not isinstance(names, list) or len(names) != count:
+        raise ValueError(f"{FILES} has no name for each of {count} examples")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{FILES} has a name that is no text")
+    return tuple(names)
 
 
 def _check(tensors: dict[str, Tensor], classes: int) -> None:

@@ -36,6 +36,8 @@ def test_each_image_has_the_label_of_its_folder(shapes):
     for part in (dataset.train, dataset.test):
         number = part.x[:, 0, 0, 0].long()
         assert part.y.equal((number < 10).long())  # circles were numbered from 10
+        names = [f"{('square', 'circle')[n // 10]}/{n % 10}.png" for n in number.tolist()]
+        assert list(part.files) == names
         seen += number.tolist()
     assert sorted(seen) == list(range(20))
 

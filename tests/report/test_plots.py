@@ -597,6 +597,14 @@ def test_a_mistake_is_drawn_with_its_own_image_and_probabilities():
         "predicted b (75.0 %)\ntrue a (25.0 %)\nexample 4",
         "predicted b (60.0 %)\ntrue a (40.0 %)\nexample 3",
     ]
+    named = dataclasses.replace(found, files=("a/one.png", "a/two.png", f"a/{'x' * 40}/three.png"))
+    with figures_recorded() as drawn:
+        plots.draw("mistakes", lambda figure: draw_mistakes(figure, named, ("a", "b"), examples))
+    axes = [axis for axis in drawn["mistakes"].axes if axis.images]
+    assert [axis.get_title().splitlines()[-1] for axis in axes] == [
+        "a/one.png",
+        f"…{'x' * 17}/three.png",
+    ]
 
 
 def test_a_run_of_an_older_version_has_a_page(tmp_path, rendered):
@@ -629,9 +637,7 @@ def test_the_mistakes_of_a_table_are_rows(tmp_path):
     run = write_run(tmp_path / "run", model)
     p = torch.tensor([[0.25, 0.75], [0.9, 0.1]])
     wrong = predictions_of(p, torch.tensor([0, 1]))
-    save_predictions(
-        run, Predictions(torch.tensor([31, 47]), *list(vars(wrong).values())[1:]), "test"
-    )
+    save_predictions(run, dataclasses.replace(wrong, index=torch.tensor([31, 47])), "test")
     examples = Examples(torch.zeros(60, 64), torch.zeros(60, dtype=torch.int64))
     names = {p.name for p in plots.draw_run(run, model, examples)}
     assert "mistakes" not in names

@@ -40,13 +40,15 @@ class Examples:
     Attributes:
         x: Images, uint8 of shape (N, C, H, W) in 0..255, or features, float32 of shape (N, ...).
         y: Labels from 0, int64 of shape (N,).
+        files: Name of the file of each example, where each has one of its own; else none.
 
     Raises:
-        DataError: If the two differ in length or have other types than these.
+        DataError: If these differ in length or have other types than these.
     """
 
     x: Tensor  # no shapes in the annotations: these are checked below in every run, not in tests
     y: Tensor
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images = self.x.dtype == torch.uint8 and self.x.ndim == 4
@@ -61,17 +63,20 @@ class Examples:
             )
         if len(self.x) != len(self.y):
             raise DataError(f"{len(self.x)} examples came with {len(self.y)} labels")
+        if self.files and len(self.files) != len(self.y):
+            raise DataError(f"{len(self.x)} examples came with {len(self.files)} names of files")
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, indices: Int64[Tensor, " k"]) -> "Examples":
         """Return a copy of the examples at ``indices``, in that order."""
-        return Examples(self.x[indices], self.y[indices])
+        files = [self.files[i] for i in indices.tolist()] if self.files else ()
+        return Examples(self.x[indices], self.y[indices], tuple(files))
 
     def to(self, device: torch.device | str) -> "Examples":
         """Return the same examples on another device."""
-        return Examples(self.x.to(device), self.y.to(device))
+        return Examples(self.x.to(device), self.y.to(device), self.files)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def with_features(dataset: Dataset, name: str) -> Dataset:
             with suppress(RunError, OSError):  # a folder that cannot be written: computed again
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_tensors(path, found, {"format": 1, "network": name})
-    train, test = (Examples(found[p], e.y) for p, e in _examples(dataset).items())
+    train, test = (Examples(found[p], e.y, e.files) for p, e in _examples(dataset).items())
     return replace(dataset, train=train, test=test)
 
 

@@ -57,10 +57,11 @@ def read_class_folders(folder: Path, image_size: int | None = None, color: str =
     every = files + test_files
     size, channels = _common_size(every, image_size, color)
     x = read_images(every, size, channels, resize=image_size is not None)
-    whole = Examples(x[: len(files)], torch.tensor(labels))
+    names = tuple(path.relative_to(folder).as_posix() for path in every)
+    whole = Examples(x[: len(files)], torch.tensor(labels), names[: len(files)])
     if test is None:
         return split_off_test(str(folder), whole, classes)
-    held_out = Examples(x[len(files) :], torch.tensor(test_labels))
+    held_out = Examples(x[len(files) :], torch.tensor(test_labels), names[len(files) :])
     return Dataset(str(folder), whole, held_out, tuple(classes))
 
 

@@ -22,6 +22,7 @@ __all__ = [
 MISTAKES = 10  # shown
 COLUMNS = 5  # of them side by side
 BINS = 15  # of the calibration error
+LONGEST_NAME = 28  # characters of a file's name, of which the last are shown
 NAMED = 12  # classes of the part of a large confusion matrix that is shown with names
 STRONG = 0.1  # a mistake in this share of a class has the strongest red, unless others have more
 
@@ -175,8 +176,11 @@ def draw_mistakes(
         draw_image(axis, examples.x[int(found.index[i])].cpu())
         predicted = f"{short(names[found.label[i]], 12)} ({_percent(found.confidence[i])})"
         true = f"{short(names[found.y[i]], 12)} ({_percent(found.likelihood[i])})"
-        head = f"predicted {predicted}\ntrue {true}\nexample {int(found.index[i])}"
-        axis.set_title(head, fontsize=8)
+        name = found.name(i)
+        name = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+        axis.set_title(
+            f"predicted {predicted}\ntrue {true}\n{short(name, LONGEST_NAME)}", fontsize=8
+        )
 
 
 def _percent(p: Tensor) -> str:
@@ -193,6 +197,7 @@ def mistake_rows(found: Predictions, names: tuple[str, ...]) -> list[dict[str, A
     return [
         {
             "index": int(found.index[i]),
+            "name": found.name(i),
             "true": names[found.y[i]],
             "predicted": names[found.label[i]],
             "confidence": _percent(found.confidence[i]),

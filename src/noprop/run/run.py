@@ -372,7 +372,8 @@ class Run:
         chosen = stratified_indices(self.data.test.y.cpu(), extent.examples)
 
         def keep(found: Predictions) -> None:
-            save_predictions(self.folder, dataclasses.replace(found, index=chosen), "test")
+            found = dataclasses.replace(found, index=chosen, files=test.files)
+            save_predictions(self.folder, found, "test")
 
         results = evaluate(
             model,
