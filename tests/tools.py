@@ -15,6 +15,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import NoReturn
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -46,6 +47,7 @@ __all__ = [
     "commit_of",
     "files_of",
     "pause_in_commit",
+    "remove_package",
     "rng",
     "train_run",
     "weights",
@@ -236,3 +238,9 @@ class Command:
                 file.seek(0)
                 written.append(file.read().decode())
         return written[0], written[1]
+
+
+def remove_package(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have every import of a package fail during a test, as if it were not installed."""
+    for module in [name, *(m for m in sys.modules if m.startswith(f"{name}."))]:
+        monkeypatch.setitem(sys.modules, module, None)

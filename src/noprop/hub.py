@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from noprop.data import GIVEN, SOURCES
 from noprop.data.hub_datasets import PREFIX, absolute_place
-from noprop.errors import RunError
+from noprop.errors import RunError, import_extra
 from noprop.terminal import printable
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ def _hub() -> ModuleType:
     Raises:
         RunError: If it is not installed.
     """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise RunError("the Hub needs huggingface_hub: pip install 'noprop[hub]'") from None
-    return huggingface_hub
+    return import_extra("huggingface_hub", "hub", "the Hub needs", RunError)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import io
 import os
 import re
 import struct
-import sys
 import zlib
 from contextlib import suppress
 from functools import partial
@@ -19,6 +18,7 @@ from PIL import EpsImagePlugin, Image
 from noprop.data import images, read_inputs
 from noprop.data.images import read_header, read_image, read_images
 from noprop.errors import DataError
+from tools import remove_package
 
 
 def refused(path: Path, message: str):
@@ -295,6 +295,6 @@ def test_inputs_that_do_not_fit_the_model_are_refused(tmp_path, write_image):
 
 def test_without_pillow_the_extra_is_named(tmp_path, write_image, monkeypatch):
     write_image(tmp_path / "a.png", 8, 8)
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    remove_package(monkeypatch, "PIL")
     with pytest.raises(DataError, match=r"image files need Pillow: pip install 'noprop\[images\]'"):
         read_inputs([tmp_path / "a.png"], (1, 8, 8))

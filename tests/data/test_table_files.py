@@ -172,6 +172,8 @@ def test_columns_are_found_by_name_wherever_they_are(tmp_path):
         read_inputs([path], (2,), columns=("size", "age"), dtype="float32")
     with refused(path, "has 4 columns, the model takes 3 numbers"):
         read_inputs([path], (3,), dtype="float32")
+    with refused(path, r"has 4 columns, the model takes images of shape \(1, 2, 3\): wanted image"):
+        read_inputs([path], (1, 2, 3))
 
 
 def test_standard_input_is_csv_and_may_be_pixels(monkeypatch):

@@ -1,7 +1,5 @@
 """The animation of a prediction: its frames are the chain's, and the last one has the answer."""
 
-import builtins
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from noprop.model import Model
 from noprop.report import animation
 from noprop.report.animation import Frame, animate, frames_of
 from noprop.report.chain import one_chain
-from tools import IN_PROCESS, rng
+from tools import IN_PROCESS, remove_package, rng
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
@@ -171,16 +169,9 @@ def test_what_cannot_be_animated_is_one_clear_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["matplotlib", "PIL"])
-def test_without_the_extra_there_is_one_clear_line(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(("name", "package"), [("matplotlib", "matplotlib"), ("PIL", "Pillow")])
+def test_without_the_extra_there_is_one_clear_line(tmp_path, monkeypatch, name, package):
     model = model_of(**{"method.name": "dt"})
-    original = builtins.__import__
-
-    def absent(module, *rest, **named):
-        if module.partition(".")[0] == name:
-            raise ImportError(name)
-        return original(module, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ConfigError, match=r"need matplotlib: pip install 'noprop\[plots\]'"):
+    remove_package(monkeypatch, name)
+    with pytest.raises(ConfigError, match=rf"need {package}: pip install 'noprop\[plots\]'"):
         animate(model, examples_of(model), 0, tmp_path / "chain.gif")

@@ -1,6 +1,5 @@
 """The pictures and the page of a run: what they say, and that nobody's name becomes HTML."""
 
-import builtins
 import dataclasses
 import json
 import re
@@ -32,7 +31,7 @@ from noprop.report.pictures import Picture, draw, save_pictures
 from noprop.report.plots import draw_run
 from noprop.report.tables import mean_text
 from noprop.tensor_files import save_tensors
-from tools import IN_PROCESS, LEARNED
+from tools import IN_PROCESS, LEARNED, remove_package
 
 matplotlib = pytest.importorskip("matplotlib")
 EVIL = (
@@ -477,14 +476,7 @@ def test_the_mixing_weights_are_drawn_block_by_block(tmp_path, drawn):
 def test_without_the_extra_there_is_one_clear_line(tmp_path, monkeypatch, name):
     model = untrained()
     run = write_run(tmp_path / "run", model)
-    original = builtins.__import__
-
-    def absent(module, *rest, **named):
-        if module.partition(".")[0] == name:
-            raise ImportError(name)
-        return original(module, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    remove_package(monkeypatch, name)
     with pytest.raises(ConfigError, match=rf"need.? {name}: pip install 'noprop\[plots\]'"):
         page_of(run, model)
 

@@ -119,4 +119,4 @@ def test_without_ray_the_error_says_what_to_install(capsys, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["train", "--run", str(tmp_path / "r"), "--engine", "ray"]) == 1
     text = capsys.readouterr().err
-    assert text == "noprop: error: engine: ray is not installed; pip install 'noprop[ray]'\n"
+    assert text == "noprop: error: engine ray needs ray: pip install 'noprop[ray]'\n"

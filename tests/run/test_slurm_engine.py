@@ -243,7 +243,7 @@ def test_without_submitit_the_error_says_what_to_install(capsys, tmp_path, monke
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert main(["train", "--run", str(tmp_path / "r"), "--engine", "slurm"]) == 1
     text = capsys.readouterr().err
-    assert text == "noprop: error: engine: submitit is not installed; pip install 'noprop[slurm]'\n"
+    assert text == "noprop: error: engine slurm needs submitit: pip install 'noprop[slurm]'\n"
 
 
 def test_a_grid_waits(capsys, tmp_path):

@@ -17,7 +17,7 @@ from shutil import copyfileobj
 from typing import IO
 
 from noprop.data.sources import Download, Source
-from noprop.errors import DataError
+from noprop.errors import DataError, import_extra
 from noprop.files import open_regular
 
 __all__ = ["digest_of", "fetch"]
@@ -59,10 +59,7 @@ def digest_of(path: Path, algorithm: str) -> str:
 
 def _retrieve(item: Download, folder: Path) -> Path:
     """Download one file into ``folder``; it appears there only if its digest is right."""
-    try:
-        import pooch
-    except ImportError as error:
-        raise DataError("downloading needs pooch: pip install 'noprop[download]'") from error
+    pooch = import_extra("pooch", "download", "downloading needs", DataError)
     pooch.get_logger().setLevel(logging.WARNING)
     # Pooch takes any object with a progress bar's methods; its annotations do not say so.
     downloader = pooch.HTTPDownloader(

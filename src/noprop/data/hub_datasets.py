@@ -19,7 +19,7 @@ from noprop.data.formats import read_bytes
 from noprop.data.labels import Classes, find_classes
 from noprop.data.numpy_files import to_dataset
 from noprop.data.table_files import LABEL_COLUMNS
-from noprop.errors import DataError
+from noprop.errors import DataError, import_extra
 
 __all__ = ["PREFIX", "absolute_place", "read_hub_dataset"]
 
@@ -77,10 +77,7 @@ def read_hub_dataset(
 
 
 def _datasets(name: str) -> ModuleType:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(f"{name}: needs datasets: pip install 'noprop[datasets]'") from None
+    datasets = import_extra("datasets", "datasets", f"{name}: needs", DataError)
     if int(datasets.__version__.split(".")[0]) < LEAST_VERSION:
         raise DataError(
             f"{name}: needs datasets {LEAST_VERSION} or later, because earlier ones run code of a "

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from noprop.data.formats import open_data
-from noprop.errors import DataError
+from noprop.errors import DataError, import_extra
 from noprop.files import RATIO, may_unpack
 
 if TYPE_CHECKING:
@@ -194,8 +194,4 @@ def _open(path: Path) -> "Iterator[Image]":
 
 
 def _pillow() -> ModuleType:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError("image files need Pillow: pip install 'noprop[images]'") from error
-    return Image
+    return import_extra("PIL.Image", "images", "image files need", DataError)

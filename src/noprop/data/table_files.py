@@ -5,7 +5,6 @@ take of memory is bounded before it is read, as for other files.
 """
 
 import csv
-import importlib
 import io
 import math
 import warnings
@@ -23,7 +22,7 @@ from torch import Tensor
 from noprop.data.arrays import Dataset
 from noprop.data.formats import open_data
 from noprop.data.numpy_files import name_some, to_dataset, to_inputs
-from noprop.errors import DataError
+from noprop.errors import DataError, import_extra
 from noprop.files import may_unpack
 from noprop.terminal import is_number
 
@@ -82,9 +81,11 @@ def table_inputs(
     if missing := [name for name in columns if name not in names]:
         raise DataError(f"{place}: lacks the column {name_some(missing)} of the training data")
     if not columns and len(names) != math.prod(shape):
-        raise DataError(
-            f"{place}: has {len(names)} columns, the model takes {math.prod(shape)} numbers"
-        )
+        size, wanted = math.prod(shape), f"{math.prod(shape)} numbers"
+        if len(shape) == 3:
+            wanted = f"images of shape {shape}: wanted image files, or a column for each of {size} "
+            wanted += "pixels"
+        raise DataError(f"{place}: has {len(names)} columns, the model takes {wanted}")
     values = _numbers(place, frame, columns or names)
     if dtype == "uint8":
         with np.errstate(invalid="ignore"):  # of infinity, which is found below
@@ -248,8 +249,4 @@ def _labels(path: Path, column: Any, name: str) -> np.ndarray:
 
 
 def _imported(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise DataError(f"tables need {package}: pip install 'noprop[tables]'") from error
+    return import_extra(name, "tables", "tables need", DataError)

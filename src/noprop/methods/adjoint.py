@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.errors import ConfigError
+from noprop.errors import import_extra
 from noprop.methods.base import LossTerms, Method, Unit, cross_entropy
 from noprop.methods.chains import Chains, initial_latent
 from noprop.networks import ContinuousBlock
@@ -50,12 +50,7 @@ class SolverUnit(Unit):
         steps: int = 1000,
         gradient: Literal["adjoint", "autograd"] = "adjoint",
     ):
-        try:
-            import torchdiffeq
-        except ImportError:
-            raise ConfigError(
-                "method adjoint needs torchdiffeq: pip install 'noprop[ode]'"
-            ) from None
+        torchdiffeq = import_extra("torchdiffeq", "ode", "method adjoint needs")
         self.odeint, self.odeint_adjoint = torchdiffeq.odeint, torchdiffeq.odeint_adjoint
         self.network, self.readout, self.embedding = network, readout, embedding
         self.module = nn.ModuleDict({"network": network, "readout": readout})

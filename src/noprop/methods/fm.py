@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
-from noprop.errors import ConfigError
+from noprop.errors import import_extra
 from noprop.evidence import flow_evidence
 from noprop.flow import expected_velocity, extrapolate, sample_path, target_velocity
 from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
@@ -108,11 +108,7 @@ class VelocityUnit(Unit):
 
 def _dopri5() -> Callable[..., Any]:
     """Import torchdiffeq's solver, before anything is trained."""
-    try:
-        from torchdiffeq import odeint
-    except ImportError:
-        raise ConfigError("sampler dopri5 needs torchdiffeq: pip install 'noprop[ode]'") from None
-    return odeint
+    return import_extra("torchdiffeq", "ode", "sampler dopri5 needs").odeint
 
 
 class FlowNoProp(Method):

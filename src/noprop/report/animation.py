@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from noprop.data import Examples
-from noprop.errors import ConfigError
+from noprop.errors import ConfigError, import_extra
 from noprop.files import write_whole
 from noprop.model import Model
 from noprop.report.chain import choose_example, cosines, draw_input, likeliest, one_chain
@@ -63,19 +63,17 @@ def animate(model: Model, examples: Examples, example: int | None, path: Path) -
             answers in a single step.
         RunError: If the disk is full or the folder cannot be written.
     """
-    try:
-        import PIL.Image  # noqa: F401 (used by _gif)
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("animations need matplotlib: pip install 'noprop[plots]'") from None
+    style, figures, _ = (
+        import_extra(name, "plots", "animations need")
+        for name in ("matplotlib.style", "matplotlib.figure", "PIL.Image")
+    )
     _check_steps(model)
     chosen = choose_example(model, examples, example)
     raw, label = examples.x[chosen], int(examples.y[chosen])
     frames = frames_of(model, raw, label)
     # A character that the font lacks is drawn as a box; the warning would help nobody.
     with warnings.catch_warnings(action="ignore"), style.context("default"):
-        figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+        figure = figures.Figure(figsize=SIZE, dpi=DPI, layout="constrained")
         title = f"test example {chosen}"
         pixels = list(_draw(figure, model, raw, label, frames, title))
     write_whole(path, _gif(pixels))

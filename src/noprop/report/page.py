@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from noprop.errors import ConfigError, RunError
+from noprop.errors import RunError, import_extra
 from noprop.files import read_object, write_whole
 from noprop.model import Model
 from noprop.predictions import read_predictions
@@ -55,11 +55,8 @@ def write_page(run: Path, model: Model, pictures: list[Picture], path: Path) -> 
         ConfigError: If jinja2 or matplotlib is not installed.
         RunError: If the disk is full or the folder cannot be written.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined, TemplateError
-    except ImportError:
-        raise ConfigError("the page needs jinja2: pip install 'noprop[plots]'") from None
-    jinja = Environment(autoescape=True, undefined=StrictUndefined)
+    jinja2 = import_extra("jinja2", "plots", "the page needs")
+    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     jinja.filters |= {"fixed": lambda v, n: f"{v:.{n}f}", "short": lambda v: f"{v:.4g}"}
     jinja.filters["spread"] = lambda error, n: mean_text(0.0, error, n).removeprefix(f"{0.0:.{n}f}")
     source = (files("noprop.report") / "page.html.jinja").read_text(encoding="utf-8")
@@ -67,7 +64,7 @@ def write_page(run: Path, model: Model, pictures: list[Picture], path: Path) -> 
     results, reason = _read(run / "evaluation.json")
     try:
         html = template.render(content | _results(content, results, reason))
-    except (TemplateError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (jinja2.TemplateError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"evaluation.json is damaged ({type(error).__name__}: {error})."
         html = template.render(content | _results(content, {}, reason))
     write_whole(path, html.encode("utf-8", "replace"))

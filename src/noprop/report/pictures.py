@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop.errors import ConfigError
+from noprop.errors import import_extra
 from noprop.files import write_whole
 
 __all__ = [
@@ -61,17 +61,15 @@ def draw(name: str, drawing: Draw) -> Picture:
     Raises:
         ConfigError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("plots need matplotlib: pip install 'noprop[plots]'") from None
+    style, figures = (
+        import_extra(f"matplotlib.{name}", "plots", "plots need") for name in ("style", "figure")
+    )
     salt = {"svg.hashsalt": name, "svg.fonttype": "path"}
     files = {"png": io.BytesIO(), "svg": io.BytesIO()}
     # A character that the font lacks is drawn as a box; the warning would help nobody.
     with warnings.catch_warnings(action="ignore"), style.context(["default", salt]):
         try:
-            figure = Figure(figsize=SIZE, layout="constrained")
+            figure = figures.Figure(figsize=SIZE, layout="constrained")
             drawing(figure)
             for kind, file in files.items():
                 figure.savefig(file, format=kind, dpi=120)

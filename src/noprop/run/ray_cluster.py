@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from noprop.errors import ConfigError
+from noprop.errors import ConfigError, import_extra
 
 __all__ = ["connected", "reason_of", "room", "the_ray"]
 
@@ -25,11 +25,7 @@ def the_ray() -> Any:
     Raises:
         ConfigError: If it is not installed.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError("engine: ray is not installed; pip install 'noprop[ray]'") from None
-    return ray
+    return import_extra("ray", "ray", "engine ray needs")
 
 
 @contextmanager

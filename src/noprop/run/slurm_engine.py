@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from noprop.config import RunConfig
-from noprop.errors import ConfigError, NoPropError, TrainingError
+from noprop.errors import ConfigError, NoPropError, TrainingError, import_extra
 from noprop.run.engine import Engine
 from noprop.run.folder import SLURM_PLACE
 from noprop.run.locks import is_free
@@ -228,10 +228,4 @@ def minutes_of(time: str | int) -> int:
 
 
 def _submitit() -> Any:
-    try:
-        import submitit
-    except ImportError:
-        raise ConfigError(
-            "engine: submitit is not installed; pip install 'noprop[slurm]'"
-        ) from None
-    return submitit
+    return import_extra("submitit", "slurm", "engine slurm needs")
