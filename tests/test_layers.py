@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from noprop.layers import ReLUDropout, ResidualPath, Sequence, channels_last, keep_mask
+from noprop.layers import (
+    ReLUDropout,
+    ResidualPath,
+    Sequence,
+    channels_last,
+    keep_mask,
+    weighted_statistics,
+)
 
 
 def generator(seed=0):
@@ -225,3 +232,45 @@ def test_the_residual_path_is_that_of_the_figure():
     h = fc_bn(linears[0], z).clamp(min=0)
     expected = h + fc_bn(linears[2], fc_bn(linears[1], h).clamp(min=0))
     torch.testing.assert_close(path(z), expected)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_a_weight_counts_as_repetitions_in_batch_norm(kind):
+    """Outputs, gradients and kept statistics; the deviation of n - 1 is that of the batch's n."""
+    shape = (5, 3) if kind is nn.BatchNorm1d else (5, 3, 2, 2)
+    x = torch.randn(shape, generator=generator(), dtype=torch.float32)
+    count = torch.tensor([1, 0, 3, 2, 4])
+    given, repeated = (kind(3) for _ in range(2))
+    for norm in (given, repeated):
+        nn.init.normal_(norm.weight, generator=generator(1))
+        nn.init.normal_(norm.bias, generator=generator(2))
+    weighted = x.clone().requires_grad_()
+    with weighted_statistics(nn.Sequential(given), count.float()):
+        found = given(weighted)
+    assert "forward" not in vars(given)
+    copies = x.clone().requires_grad_()
+    wanted = repeated(copies.repeat_interleave(count, dim=0))
+    torch.testing.assert_close(found.repeat_interleave(count, dim=0), wanted)
+    (found.square().flatten(1).sum(dim=1) * found.flatten(1)[:, 0] * count).sum().backward()
+    (wanted.square().flatten(1).sum(dim=1) * wanted.flatten(1)[:, 0]).sum().backward()
+    torch.testing.assert_close(weighted.grad, copies.grad)
+    torch.testing.assert_close(given.running_mean, repeated.running_mean)
+    n, places = 10, x[0, 0].numel()
+    assert repeated.running_var is not None
+    corrected = (repeated.running_var - 0.9) * (n * places - 1) / (n * places)
+    torch.testing.assert_close(given.running_var, 0.9 + corrected * (5 * places) / (5 * places - 1))
+
+
+def test_batch_norm_is_torch_s_for_equal_weights_other_rows_and_evaluation():
+    x = torch.randn(6, 3, generator=generator())
+    uneven = torch.arange(6.0)
+    for rows, weight, training in [
+        (x, None, True),
+        (x, torch.full((6,), 2.0), True),
+        (x[:3], uneven, True),
+        (x, uneven, False),
+    ]:
+        norm, plain = (nn.BatchNorm1d(3).train(training) for _ in range(2))
+        with weighted_statistics(norm, weight):
+            assert torch.equal(norm(rows), plain(rows))
+        torch.testing.assert_close(norm.running_var, plain.running_var, rtol=0, atol=0)

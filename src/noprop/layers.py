@@ -1,5 +1,8 @@
 """Layers whose randomness comes from a generator, and the residual path of Fig. 5."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -7,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = [
     "DropoutKind",
@@ -16,6 +20,7 @@ __all__ = [
     "channels_last",
     "keep_mask",
     "stochastic_call",
+    "weighted_statistics",
 ]
 
 DropoutKind = Literal["feature", "channel"]
@@ -38,6 +43,54 @@ def channels_last(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w
     x = x.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = x.shape
     return x.as_strided(x.shape, (height * width * channels, 1, width * channels, channels))
+
+
+@contextmanager
+def weighted_statistics(
+    module: nn.Module, weight: Float[Tensor, " batch"] | None
+) -> Iterator[None]:
+    """Let the batch normalisation of a module count each example by its weight in this block.
+
+    An example of weight 2 then changes mean and variance as two examples do. Without this, examples
+    of weight 0 would still centre the features: a class of great weight could not be predicted for
+    inputs that lie on their side.
+    """
+    if weight is None or bool((weight == weight[0]).all()):
+        yield
+        return
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    for norm in norms:
+        norm.forward = partial(_weighted_norm, norm, weight)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _weighted_norm(norm: _BatchNorm, weight: Float[Tensor, " batch"], input: Tensor) -> Tensor:
+    """Return what ``norm`` returns in training, with weighted statistics; they are kept as there.
+
+    A layer that has other rows than the examples keeps its own statistics.
+    """
+    momentum, mean, var = norm.momentum, norm.running_mean, norm.running_var
+    plain = not norm.training or len(input) != len(weight)
+    if plain or momentum is None or mean is None or var is None:
+        return _BatchNorm.forward(norm, input)
+    axes, count = (0, *range(2, input.ndim)), input.numel() // input.shape[1]
+    share = (weight / weight.sum()).view(-1, *(1 for _ in input.shape[1:])) * (len(input) / count)
+    values = input.float()
+    own_mean = (share * values).sum(axes, keepdim=True)
+    own_var = (share * (values - own_mean).square()).sum(axes, keepdim=True)
+    with torch.no_grad():
+        mean.lerp_(own_mean.flatten(), momentum)
+        var.lerp_(own_var.flatten() * (count / max(1, count - 1)), momentum)
+        norm.get_buffer("num_batches_tracked").add_(1)
+    values = (values - own_mean) * (own_var + norm.eps).rsqrt()
+    if norm.affine:
+        shape = own_mean.shape
+        values = values * norm.weight.view(shape) + norm.bias.view(shape)
+    return values.to(input.dtype)
 
 
 class Sequence(nn.Sequential):

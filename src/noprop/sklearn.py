@@ -346,7 +346,9 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
             X = validate_data(self, X, allow_nd=True, reset=False)
             x = self._shaped(X, first=False)
             parts = (self._standardised(x[i : i + CHUNK]) for i in range(0, len(x), CHUNK))
-            return torch.cat([probabilities(self._method, part) for part in parts]).numpy()
+            p = torch.cat([probabilities(self._method, part) for part in parts])
+            # The weights of the path average are float32 numbers, whose sum is 1 + 1e-8.
+            return (p / p.sum(dim=1, keepdim=True)).numpy()
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the logarithms of :meth:`predict_proba`."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from noprop.config import TrainConfig
 from noprop.data import Examples, Normalization, augment
-from noprop.layers import channels_last
+from noprop.layers import channels_last, weighted_statistics
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
 from noprop.training.mesh import Mesh, Requests
@@ -65,7 +65,10 @@ class Gradients:
     ) -> LossTerms:
         """Return a unit's loss on raw inputs; only units that read images receive them."""
         x = self._normalized(x if unit.reads_images else x[:0])
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with (
+            torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16),
+            weighted_statistics(unit.module, *(weight or (None,))),
+        ):
             return unit.loss(x, y, draws, *weight)
 
     def signals(self, x: Tensor, y: Tensor, draws: torch.Generator, phase: int) -> Any:
