@@ -410,19 +410,25 @@ def _forward_forward(c: FFConfig, parts: "_Parts") -> ForwardForwardStack:
     features = torch.Size(shape).numel()
     if c.negatives == "hybrids" and len(shape) != 3:
         raise ConfigError(f"method.negatives: hybrids are made of images, got features of {shape}")
-    if c.negatives == "labels" and features < m:
+    in_front = c.negatives == "labels" and len(shape) == 1
+    if c.negatives == "labels" and not in_front and features < m:
         raise ConfigError(
             f"method.negatives: a label takes the first {m} numbers of an input, which has "
             f"{features}; use hybrids"
         )
-    sizes = [features, *[c.width] * c.num_layers]
+    sizes = [features + m * in_front, *[c.width] * c.num_layers]
     layers = [
         GoodnessLayer(n, i, o, generator(seed, "init", 0, f"layer-{n}"), peer=c.peer_normalization)
         for n, (i, o) in enumerate(pairwise(sizes), start=1)
     ]
     softmax = SoftmaxUnit(c.width * len(layers[1:] or layers), m)
     return ForwardForwardStack(
-        layers, softmax, parts.embedding, negatives=c.negatives, inference=c.inference
+        layers,
+        softmax,
+        parts.embedding,
+        negatives=c.negatives,
+        inference=c.inference,
+        label_in_front=in_front,
     )
 
 
@@ -449,7 +455,9 @@ def _target_propagation(c: DTPConfig, parts: "_Parts") -> TargetStack:
 
 def _local_mixer(c: LocalMixerConfig, parts: "_Parts") -> LocalMixerStack:
     shape, seed = parts.task.shape, parts.config.train.seed
-    if len(shape) != 3 or shape[1] % c.side or shape[2] % c.side:
+    if len(shape) != 3:
+        raise ConfigError(f"method.name: lg-fg-a is for images, got features of shape {shape}")
+    if shape[1] % c.side or shape[2] % c.side:
         raise ConfigError(
             f"method.side: an image must be cut into {c.side} by {c.side} equal patches, got "
             f"inputs of {shape}"

@@ -204,7 +204,9 @@ class LatentConfig(EncoderConfig):
 class BlocksConfig(LatentConfig):
     """Method with a separate network for each step."""
 
-    num_blocks: Blocks = option(10, "T, blocks of the chain")
+    num_blocks: Blocks = option(
+        10, "T, blocks of the chain; lg-fg-a: blocks of the LocalMixer, 1 unless given"
+    )
 
     @property
     def chain_length(self) -> int:
@@ -544,7 +546,7 @@ class LocalMixerConfig(StackConfig):
     """LG-FG-A: local losses by forward gradients of activities (Ren et al. 2023)."""
 
     name: Literal["lg-fg-a"] = option("lg-fg-a", "the method")
-    num_blocks: Blocks = option(1, "blocks")
+    num_blocks: Blocks = option(1, "blocks of the LocalMixer")
     side: Annotated[int, Field(ge=1, le=256)] = option(1, "patches along a side of the image")
     width: Dimension = option(512, WIDTHS)
     groups: Annotated[int, Field(ge=1, le=4096)] = option(

@@ -478,10 +478,10 @@ def _read_otherwise(
     free = inference_fields(model.config)
     for name in overrides:
         if name not in free:
-            raise ConfigError(
-                f"{name}: cannot change after training, or is not a field of method "
-                f"{model.config.method.name}; these can: {', '.join(free)}"
-            )
+            method = model.config.method
+            known = not name.startswith("method.") or hasattr(method, name[7:])
+            why = "cannot change after training" if known else f"is not a field of {method.name}"
+            raise ConfigError(f"{name}: {why}; these can: {', '.join(free)}")
     other = empty_model(replace(model.config, overrides), model.task, encoder, model.folder)
     load_weights(other, method_tensors(model.method), source)
     fitted, uniform = model.method.path_weights, other.method.path_weights

@@ -158,8 +158,12 @@ def test_the_networks_of_the_paper_have_their_sizes(recipe, shape, forward, inve
     sizes = {u.name: sum(p.numel() for p in u.parameters) for u in method.units}
     assert sum(n for name, n in sizes.items() if "inverse" not in name) == forward
     assert sum(n for name, n in sizes.items() if "inverse" in name) == inverse
-    w = method.inverses[0].inverse[0].weight  # pyright: ignore
-    torch.testing.assert_close(w @ w.T, torch.eye(len(w)), rtol=1e-4, atol=1e-4)
+    linear = [m for u in method.units for m in u.module.modules() if isinstance(m, nn.Linear)]
+    assert len(linear) == len(method.units)
+    for layer in linear:
+        w = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
+        torch.testing.assert_close(w @ w.T, torch.eye(len(w)), rtol=1e-4, atol=1e-4)
+        assert layer.bias.count_nonzero() == 0
 
 
 def test_an_epoch_trains_the_inverses_and_then_the_layers():

@@ -412,8 +412,8 @@ def test_what_does_not_fit_is_refused():
     both: dict[str, Any] = {"method.negatives": "hybrids", "method.inference": "softmax"}
     with pytest.raises(ConfigError, match=r"method\.negatives: hybrids are made of images, got"):
         built((5,), **both)
-    with pytest.raises(ConfigError, match=r"a label takes the first 10 numbers .* has 5; use hyb"):
-        built((5,))
+    with pytest.raises(ConfigError, match=r"a label takes the first 10 numbers .* has 4; use hyb"):
+        built((1, 2, 2))
 
 
 def test_the_recipes_have_the_published_rates():
@@ -427,3 +427,32 @@ def test_the_recipes_have_the_published_rates():
     assert (one.train.epochs, other.train.epochs) == (60, 100)
     groups = built().softmax.parameter_groups()
     assert [(g["rate"], g["weight_decay"]) for g in groups] == [(10.0, 3e-3)]
+
+
+def test_a_label_stands_in_front_of_features_and_hides_none_of_them():
+    """On images it takes the first m pixels. Goodness and softmax both see every feature."""
+    task = Task((5,), tuple("abc"), Normalization((0.0,) * 5, (1.0,) * 5))
+    config = replace(RunConfig(), {"method.name": "ff", "method.width": 20, "method.num_layers": 2})
+    method = build_method(config, task, build_embedding(config, task, None))
+    assert isinstance(method, ForwardForwardStack)
+    assert method.layers[0].layer.in_features == 8
+    x = torch.randn(6, 5, generator=rng())
+    with torch.no_grad():
+        method.softmax.layer.weight.normal_(generator=rng(1))
+        before = method.answers(x)
+        for feature in range(5):
+            other = x.clone()
+            other[:, feature] += 1
+            for a, b in zip(before, method.answers(other), strict=True):
+                assert not torch.allclose(a, b)
+    read = method.signals(x, torch.arange(6) % 3, rng(2))
+    assert read.preactivations[0].shape == (12, 20)
+
+
+def test_a_hybrid_is_never_of_an_image_and_itself():
+    """Of a pair of a black and a white image every hybrid has both, for 50 seeds."""
+    x = torch.stack([torch.zeros(1, 28, 28), torch.ones(1, 28, 28)])
+    for seed in range(50):
+        found = hybrids(x, rng(seed)).flatten(1)
+        assert (found.amin(1) == 0).all()
+        assert (found.amax(1) == 1).all()

@@ -191,3 +191,54 @@ def test_the_networks_of_the_paper_have_their_sizes(recipe, shape, size):
     task = Task(shape, tuple("0123456789"), Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
     method = build_method(config, task, build_embedding(config, task, None))
     assert sum(p.numel() for p in method.parameters()) == size
+
+
+def test_a_residual_block_by_hand():
+    """Patches, channels, groups; its input is added to the last activity, before the ReLU."""
+    block = blocks()[1].block
+    mix, channels, groups = (p for p in block.products if isinstance(p, Product))
+    x = torch.randn(B, PATCHES, WIDTH, dtype=torch.float64, generator=rng(3))
+
+    def norm(h: Tensor) -> Tensor:
+        return (h - h.mean(-1, keepdim=True)) / (h.var(-1, False, keepdim=True) + 1e-5).sqrt()
+
+    h = norm(norm(x.transpose(1, 2)) @ mix.weight[0].T + mix.bias).transpose(1, 2).relu()
+    h = norm(norm(h) @ channels.weight[0].T + channels.bias).relu()
+    parts = [
+        norm(norm(part) @ weight.T + bias)
+        for part, weight, bias in zip(
+            h.chunk(GROUPS, -1), groups.weight, groups.bias.chunk(GROUPS), strict=True
+        )
+    ]
+    torch.testing.assert_close(block(x), (torch.cat(parts, -1) + x).relu())
+
+
+def test_every_example_is_moved_in_its_own_direction():
+    """One direction for all would leave the mean as it is, with a variance that B does not lower.
+
+    Copies of one example then have the same estimate; with their own directions, all differ.
+    """
+    unit = blocks()[0]
+    tokens = batch(blocks())[0].inputs[0][:1].expand(6, -1, -1)
+    x = MixerSignals([tokens], tokens)
+    seen: list[Tensor] = []
+
+    def spied(block, head, inputs, y, directions):
+        seen.extend(directions)
+        return [torch.zeros_like(v) for v in directions]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("noprop.methods.lg_fg_a.forward_gradients", spied)
+        unit.loss(x, torch.zeros(6, dtype=torch.int64), rng())
+    for v in seen:
+        assert len(v.flatten(1).unique(dim=0)) == 6
+
+
+@pytest.mark.parametrize(("inputs", "scale"), [(16, 0.1), (10_000, 0.02)])
+def test_products_start_from_a_deviation_of_2_over_the_root_of_their_inputs_at_most_a_tenth(
+    inputs, scale
+):
+    """2,000 numbers or more: 8 % is 5 standard errors of a deviation."""
+    weight = Product(inputs, 200, rng()).weight
+    assert weight.std().item() == pytest.approx(scale, rel=0.08)
+    assert weight.mean().abs().item() < 5 * scale / weight.numel() ** 0.5

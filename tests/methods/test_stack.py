@@ -20,13 +20,20 @@ from noprop.training.plan import Plan, Update
 from noprop.training.trainer import Trainer
 from tools import IN_PROCESS, NOISE, NOISE_DATA, NOISE_TASK, assert_same, rng, train_run, weights
 
-STACKS = ("greedy", "dfa", "ff")
-SMALL = {"greedy": {}, "dfa": {}, "ff": {"method.width": 30}}
+STACKS = ("greedy", "dfa", "ff", "dtp", "lg-fg-a")
+LAYERS = {"method.num_layers": 3}
+SMALL: dict[str, dict[str, Any]] = {
+    "greedy": LAYERS,
+    "dfa": LAYERS,
+    "ff": {**LAYERS, "method.width": 30},
+    "dtp": {**LAYERS, "method.width": 30},
+    "lg-fg-a": {"method.num_blocks": 2, "method.side": 2, "method.width": 24, "method.groups": 4},
+}
 
 
 def config_of(name: str, **changes: Any) -> RunConfig:
-    """Three layers and two epochs of four mini-batches."""
-    small = {**IN_PROCESS, "method.num_layers": 3, "train.epochs": 2, "train.batch_size": 16}
+    """Two or three layers and two epochs of four mini-batches."""
+    small = {**IN_PROCESS, "train.epochs": 2, "train.batch_size": 16}
     return replace(RunConfig(), {"method.name": name, **small, **SMALL[name], **changes})
 
 
@@ -46,19 +53,26 @@ def trainer_for(folder: Path, config: RunConfig, method: Method) -> Trainer:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["greedy", "dfa"])
+@pytest.mark.parametrize("name", ["greedy", "dfa", "lg-fg-a"])
 def test_no_value_of_a_loss_comes_from_a_layer_above(name):
-    """Greedy layers know nothing of those above; in DFA only the error does. FF: test_ff.py.
+    """Greedy layers and mixer blocks know nothing of those above; in DFA only the error does.
 
-    By value: other weights above leave a greedy loss and every output below as they were.
+    By value: other weights above leave a loss below and its gradient as they were, and in DFA every
+    output. FF: test_ff.py. The targets of DTP come from above by design.
     """
     _, method = built(name)
     x, y = torch.empty(16, 1, 8, 8).normal_(generator=rng()), torch.arange(16) % 10
 
     def outputs() -> list[Tensor]:
         read: Any = method.signals(x, y, rng(1))
-        losses = [unit.loss(read, y, rng(1)).total.detach() for unit in method.units]
-        return losses if name == "greedy" else [h.detach() for h in read.outputs]
+        if name == "dfa":
+            return [h.detach() for h in read.outputs]
+        found = []
+        for unit in method.units:
+            loss = unit.loss(read, y, rng(1)).total
+            gradients = torch.autograd.grad(loss, unit.parameters)
+            found.append(torch.cat([loss.detach()[None], *(g.flatten() for g in gradients)]))
+        return found
 
     before = outputs()
     with torch.no_grad():
@@ -69,7 +83,26 @@ def test_no_value_of_a_loss_comes_from_a_layer_above(name):
     assert same == [True, True, False]
 
 
-@pytest.mark.parametrize("name", STACKS)
+def test_the_inverses_of_dtp_know_nothing_of_the_output():
+    """By value and by gradient, in their phase of an epoch."""
+    _, method = built("dtp")
+    x, y = torch.empty(16, 1, 8, 8).normal_(generator=rng()), torch.arange(16) % 10
+    found = []
+    for _ in range(2):
+        read: Any = method.signals(x, y, rng(1), 0)
+        for unit in [u for u in method.units if u.phase == 0]:
+            loss = unit.loss(read, y, rng(1)).total
+            found.append([loss.detach(), *torch.autograd.grad(loss, unit.parameters)])
+        with torch.no_grad():
+            for p in method.units[-1].parameters:
+                p.normal_(generator=rng(2))
+    half = len(found) // 2
+    assert half == 2
+    for before, after in zip(found[:half], found[half:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", STACKS[:3])
 def test_a_mini_batch_passes_each_layer_once(tmp_path, name):
     """Not once for each unit above it: the cost is linear in the number of layers.
 
@@ -91,19 +124,25 @@ def test_a_mini_batch_passes_each_layer_once(tmp_path, name):
 
 @pytest.mark.parametrize("name", STACKS)
 def test_the_losses_of_a_mini_batch_are_those_before_its_updates(tmp_path, name):
-    """All layers descend from the same weights, in whatever order the units are updated."""
+    """All layers descend from the same weights, in whatever order the units are updated.
+
+    Of ``dtp`` the first phase, whose units are the inverses.
+    """
     one, other = (trainer_of(tmp_path / n, name, **{"train.optimizer": "sgd"}) for n in "ab")
     for unit in other.units:
         unit.module.train()
     indices = other.indices(other.plan.at(0))
     x = other.gradients._normalized(NOISE.x[indices])
     read = other.method.signals(x, NOISE.y[indices], generator(0, "step", 0, "stack/0"))
-    for unit in other.units:
-        unit.loss(read, NOISE.y[indices], rng()).total.backward()
-    for i in reversed(range(len(other.units))):
+    first = [i for i, unit in enumerate(other.units) if unit.phase == 0]
+    for i in first:
+        draws = generator(0, "step", 0, other.units[i].name)
+        other.units[i].loss(read, NOISE.y[indices], draws).total.backward()
+    for i in reversed(first):
         other.state.update(i, other.c.lr, 0)
     for unit in one.units:
         unit.module.train()
+    for _ in first:
         one.step()
     for a, b in zip(one.method.parameters(), other.method.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -142,7 +181,7 @@ def test_all_units_are_one_group(name):
     assert groups_of(config) == [COUPLED]
     assert choose_groups(config, config.method.unit_names) == [COUPLED]
     with pytest.raises(ConfigError, match=f"those of {name} read each other's outputs"):
-        choose_groups(config, "layer-1")
+        choose_groups(config, config.method.unit_names[-1])
     for order in ("sequential", "parallel"):
         for processes in (1, 2, 5):
             layout = choose_layout(replace(config, {"train.order": order}), processes)
@@ -225,7 +264,7 @@ def test_the_last_answer_predicts_and_all_are_the_levels_of_the_chain(name):
         unit.module.eval()
     x = torch.empty(16, 1, 8, 8).normal_(generator=rng())
     p, answers = method.predict(x, rng()), method.prepare(x)
-    assert len(answers) == method.num_steps == {"greedy": 3, "dfa": 1, "ff": 2}[name]
+    assert len(answers) == method.num_steps == {"greedy": 3, "ff": 2}.get(name, 1)
     assert torch.equal(p.probabilities, answers[-1])
     assert torch.equal(p.latents, torch.stack([torch.zeros(16, 10), *answers]))
     assert p.path is None or torch.equal(p.path, torch.stack(answers))

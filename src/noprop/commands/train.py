@@ -33,6 +33,8 @@ __all__ = ["HELP", "add_options", "run"]
 
 # With fewer updates than both, a run has hardly begun to learn.
 FEW_UPDATES, FEW_UPDATES_IN_ALL = 8, 100
+# Methods that hardly learn with the optimizer, batch size and normalization of another.
+OWN_TRAINING = ("ff", "dtp", "lg-fg-a")
 # What may change when a run is resumed; more epochs train it longer.
 CHANGEABLE = ("train.workers", "train.epochs", "evaluation.budget")
 HELP = "Train a recipe in a run folder, and evaluate it."
@@ -122,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
                 report(opened.initialized)
             if first and not arguments.quiet:
                 _hint_at_batches(opened.config.train, len(opened.data.train))
+                _hint_at_recipe(arguments, opened.config)
             trackers = arguments.track if engine.reports else ()
             with tracked(trackers, folder, opened.config, report) as emit:
                 opened.train(units, engine=engine, emit=emit)
@@ -155,6 +158,22 @@ def _hint_at_batches(train: TrainConfig, examples: int) -> None:
             f"an epoch of {examples} training examples has {updates} update{'s' * (updates > 1)}, "
             f"{updates * train.epochs} in all, which is little; a smaller --batch-size makes more"
         )
+
+
+def _hint_at_recipe(arguments: argparse.Namespace, config: RunConfig) -> None:
+    """Name the recipe of a method whose training differs from that of the recipe that is changed.
+
+    ``--method ff`` alone keeps the optimizer, batch size and normalization of that recipe.
+    """
+    given = overrides(arguments)
+    method = given.get("method.name")
+    if arguments.resume or method not in OWN_TRAINING or "train.optimizer" in given:
+        return
+    dataset = f" --dataset {config.data.dataset}" if "data.dataset" in given else ""
+    tell(
+        f"--method {method} keeps the optimizer, batch size and normalization of another method; "
+        f"noprop train digits-{method}{dataset} has its own"
+    )
 
 
 def _start_server(arguments: argparse.Namespace, config: RunConfig) -> None:

@@ -6,8 +6,9 @@ goodness is $G_l = \sum h_l^2$, and $p = \sigma(G_l - n)$, for n units, is its p
 input is positive. Each layer ascends log p on positives and log(1 - p) on negatives.
 
 *Supervised*, the first m pixels hold the label, one-hot: the true one in a positive, a wrong one in
-a negative. Wrong labels are *hard*: drawn from a softmax that reads the layers from the second on,
-given the neutral label 1/m. *Unsupervised*, positives are images, and negatives hybrids of two.
+a negative. Features have no border to write on, so m numbers stand before them. Wrong labels are
+*hard*: drawn from a softmax that reads the layers from the second on, given the neutral label 1/m.
+*Unsupervised*, positives are images, and negatives hybrids of two.
 
 The rule is that of Hinton's published script, in which the derivative by $a_l$ has no factor 2 and
 peer normalization is not gated by the ReLU. The paper's text leaves these and the rates open.
@@ -211,6 +212,7 @@ class ForwardForwardStack(Stack):
         embedding: One-hot embeddings.
         negatives: ``labels`` (supervised) or ``hybrids`` (unsupervised).
         inference: ``goodness`` or ``softmax``, the last answer; ``softmax`` with hybrids.
+        label_in_front: Whether the label is m numbers before the input, rather than its first m.
     """
 
     def __init__(
@@ -221,12 +223,14 @@ class ForwardForwardStack(Stack):
         *,
         negatives: Literal["labels", "hybrids"] = "labels",
         inference: Literal["goodness", "softmax"] = "goodness",
+        label_in_front: bool = False,
     ):
         steps = 2 if inference == "goodness" else 1
         super().__init__([*layers, softmax], embedding, steps=steps)
         self.layers, self.softmax = layers, softmax
         self.negatives, self.inference = negatives, inference
         self.num_classes = embedding.weight.shape[0]
+        self.label_in_front = label_in_front
         if inference == "goodness":
             self.evaluations = 1 + self.num_classes
 
@@ -238,7 +242,7 @@ class ForwardForwardStack(Stack):
         phase: int = 0,
     ) -> Passes:
         """Return the passes, with new negatives; in training mode, positives move the means."""
-        flat, batch = x.flatten(1), len(x)
+        flat, batch = self._flat(x), len(x)
         directions = None
         if self.negatives == "labels":
             directions = self._features(self._neutral(flat))
@@ -274,6 +278,10 @@ class ForwardForwardStack(Stack):
         """Return what the softmax reads of inputs."""
         return _read(self._pass(rows)[1])
 
+    def _flat(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch inputs"]:
+        """Return inputs as rows with a place for the label, if there are labels."""
+        return F.pad(x.flatten(1), (self.num_classes * self.label_in_front, 0))
+
     def _neutral(self, flat: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
         """Return inputs as the softmax reads them: with the neutral label, where labels are."""
         if self.negatives == "hybrids":
@@ -283,7 +291,7 @@ class ForwardForwardStack(Stack):
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of the softmax, and those of the goodness if it answers."""
-        flat = x.flatten(1)
+        flat = self._flat(x)
         logits = self.softmax.layer(self._features(self._neutral(flat)))
         answers = [logits.float().softmax(dim=1)]
         if self.inference == "goodness":
