@@ -87,9 +87,13 @@ def duration(seconds: float) -> str:
 
 def mode_name(mode: str, results: Mapping[str, Any]) -> str:
     """Return the name of a way to predict, for an evaluation."""
-    noisy = "samples" in results["modes"] or "mean" in results["modes"]
-    names = MODE_NAMES if noisy else NOISELESS_NAMES
+    names = MODE_NAMES if _has_chains(results) else NOISELESS_NAMES
     return str(names.get(mode, mode)).replace("{samples}", str(results.get("samples", "?")))
+
+
+def _has_chains(results: Mapping[str, Any]) -> bool:
+    """Return whether predictions run from noise; the averages of chains may be left out."""
+    return "samples" in results["modes"] or "mean" in results["modes"]
 
 
 def evaluation_text(results: Mapping[str, Any]) -> str:
@@ -102,7 +106,7 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         rows.append([*row, _interval_text(score.get("accuracy_interval"))])
     heads = ["prediction (* is the default)", "accuracy %", "log-loss nats"]
     steps, times = (" ".join(f"{v:.3g}" for v in results[k]) for k in ("steps", "times"))
-    has_chains = "samples" in results["modes"]
+    has_chains = _has_chains(results)
     chain = "one chain by the nearest embedding" if has_chains else "each answer, 0 for none"
     lines = [
         _extent_text(results),

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ def training_cost(folder: Path) -> dict[str, Any]:
     """Return the cost of training: ``seconds``, ``wall_seconds``, ``workers`` and peak memory.
 
     ``seconds`` are summed over the groups, each with those of all the processes that had it;
-    ``wall_seconds`` passed while any trained. ``workers`` are the most that were started at once,
-    and the peak memory is that of the largest process. Empty without such events.
+    ``wall_seconds`` passed while any was trained. ``workers`` are the most that were started at
+    once, and the peak memory is that of the largest process. Empty without such events.
     """
     every = read_metrics(folder)
     # The last event of a group counts: its seconds include those of a shorter training before.
@@ -126,22 +126,37 @@ def training_cost(folder: Path) -> dict[str, Any]:
 
 
 def _wall_time(events: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Return the time from each start of training to the last event before the next start.
+    """Return the time while any group was trained: units may wait for a worker, and it to start.
 
-    Empty for a run whose events do not tell it.
+    Of a start that was interrupted it is the time to the last event before the next start. Empty
+    for a run whose events do not tell it.
     """
-    first = last = None
-    total, workers = 0.0, 0
+    starts = list[list[dict[str, Any]]]()
     for event in events:
         now = event.get("time")
         if not isinstance(now, int | float) or not math.isfinite(now):
             return {}
         if event["event"] == "started":
-            if first is not None and last is not None:
-                total += last - first
-            first, count = now, event.get("workers")
-            workers = max(workers, count if isinstance(count, int) else 0)
-        last = now
-    if first is None or last is None:
+            starts.append([])
+        if starts:
+            starts[-1].append(event)
+    if not starts:
         return {}
-    return {"wall_seconds": round(total + last - first, 3), "workers": workers}
+    total = sum(part[-1]["time"] - part[0]["time"] for part in starts[:-1])
+    counts = [part[0].get("workers") for part in starts]
+    workers = max(count if isinstance(count, int) else 0 for count in counts)
+    return {"wall_seconds": round(total + _busy_time(starts[-1]), 3), "workers": workers}
+
+
+def _busy_time(events: Sequence[dict[str, Any]]) -> float:
+    """Return the time in which at least one group was trained, by when each was finished."""
+    first, total, end = events[0]["time"], 0.0, events[0]["time"]
+    trained = [event for event in events if event["event"] == "trained"]
+    if not trained:
+        return events[-1]["time"] - first
+    # An earlier process may have begun a group, whose seconds are then those of both.
+    spans = sorted((max(first, e["time"] - e["seconds"]), e["time"]) for e in trained)
+    for begin, done in spans:
+        total += max(0.0, done - max(begin, end))
+        end = max(end, done)
+    return total

@@ -1,0 +1,63 @@
+"""What the events of a run tell of its cost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noprop.report.tables import evaluation_text
+from noprop.run.metrics import training_cost
+
+
+def write(folder: Path, *events: tuple[float, str, dict[str, Any]]) -> Path:
+    lines = [json.dumps({"time": t, "event": name, **more}) for t, name, more in events]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def trained(time: float, unit: str, seconds: float) -> tuple[float, str, dict[str, Any]]:
+    memory = {"peak_memory_mb": 100.0, "memory_counter": "counter"}
+    return time, "trained", {"units": [unit], "seconds": seconds, **memory}
+
+
+START = (100.0, "started", {"workers": 2})
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds", "wall"),
+    [
+        # Two workers at once; both waited ten seconds.
+        ([START, trained(115.0, "a", 5.0), trained(118.0, "b", 8.0)], 13.0, 8.0),
+        # One after the other, with a queue before each.
+        ([START, trained(120.0, "a", 5.0), trained(150.0, "b", 10.0)], 15.0, 15.0),
+        # The second was begun by an earlier process, 20 seconds before it was lost.
+        (
+            [
+                (60.0, "started", {"workers": 1}),
+                (80.0, "epoch", {}),
+                START,
+                trained(110.0, "b", 30.0),
+                trained(104.0, "a", 2.0),
+            ],
+            32.0,
+            20.0 + 10.0,
+        ),
+        # Nothing ended since the last start.
+        ([trained(90.0, "a", 5.0), START, (107.0, "epoch", {})], 5.0, 7.0),
+    ],
+)
+def test_wall_time_is_that_of_training_and_not_of_waiting(tmp_path, events, seconds, wall):
+    cost = training_cost(write(tmp_path, *events))
+    assert (cost["seconds"], cost["wall_seconds"], cost["workers"]) == (seconds, wall, 2)
+
+
+def test_chains_keep_their_words_where_their_averages_are_left_out():
+    """As where the evaluation of a short training is sized to it."""
+    score = {"accuracy": 50.0, "accuracy_se": None, "log_loss": 1.0, "log_loss_se": None}
+    results = {"modes": {"single": score}, "default": "single", "steps": [10, 50], "times": [0, 1]}
+    results |= {"evaluations": 1.0, "examples": 9, "runs": 1, "part": "test"}
+    assert "each answer, 0 for none: 10 50" in evaluation_text(results)
+    results["modes"] = {"single": score, "mean": score}
+    text = evaluation_text(results)
+    assert "accuracy % of one chain by the nearest embedding: 10 50" in text
