@@ -220,6 +220,10 @@ def test_the_page_says_what_the_evaluation_says(rendered):
     for m in modes.values():
         assert mean_text(m["accuracy"], m["accuracy_se"]) in page.text
         assert mean_text(m["log_loss"], m["log_loss_se"], 4) in page.text
+        low, high = m["accuracy_interval"]
+        assert f"{low:.2f} to {high:.2f}" in page.text
+    low, high = modes[results["default"]]["accuracy_interval"]
+    assert f"95 % interval over examples: {low:.2f} to {high:.2f} %" in page.text
     assert f"{model.config.evaluation.samples} chains averaged" in page.text
     assert to_toml(model.config) in page.text
     assert "<b>me</b>" in page.text  # of environment.json: text, no tag
@@ -595,7 +599,7 @@ def test_a_mistake_is_drawn_with_its_own_image_and_probabilities():
     axes = [axis for axis in drawn["mistakes"].axes if axis.images]
     assert [axis.get_title().splitlines()[-1] for axis in axes] == [
         "a/one.png",
-        f"…{'x' * 17}/three.png",
+        f"…{'x' * 13}/three.png",
     ]
 
 

@@ -100,6 +100,24 @@ def test_a_unit_that_stops_early_is_done(clock):
     assert report.pace() == "200 examples/s, 10 s left"
 
 
+def test_a_unit_with_patience_tells_the_loss_of_the_weights_that_it_keeps(clock, capsys):
+    """Not the training loss of its last epoch, whose weights are gone."""
+    report = Report(100)
+    report(Started(["block-1", "block-2"], 1, epochs=10))
+    for unit, first in (("block-1", 0.5), ("block-2", 0.25)):
+        for epoch, loss in enumerate((9.0, first, 7.0, 8.0), start=1):
+            report(Epoch(unit, epoch, 123.0, {}, loss))
+    report(Trained(["block-1"], 10.0, 1.0, "a counter", last_epoch=4, best_epoch=2))
+    report(Trained(["block-2"], 10.0, 1.0, "a counter", last_epoch=10, best_epoch=3))
+    report(Trained(["a", "b"], 10.0, 1.0, "a counter", last_epoch=4, best_epoch=2))
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "block-1 trained in 10.0 s; stopped after epoch 4 of 10, keeps the weights of epoch 2, "
+        "whose validation loss is 0.5",
+        "block-2 trained in 10.0 s; keeps the weights of epoch 3, whose validation loss is 7",
+        "a, b trained in 10.0 s; stopped after epoch 4 of 10, keeps the weights of epoch 2",
+    ]
+
+
 def test_no_time_is_promised_at_the_beginning(clock):
     report = started("block-1")
     tell(report, "block-1", 50, 1000)

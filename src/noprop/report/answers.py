@@ -22,7 +22,7 @@ __all__ = [
 MISTAKES = 10  # shown
 COLUMNS = 5  # of them side by side
 BINS = 15  # of the calibration error
-LONGEST_NAME = 28  # characters of a file's name, of which the last are shown
+LONGEST_NAME = 24  # characters of a file's name, of which the last are shown
 NAMED = 12  # classes of the part of a large confusion matrix that is shown with names
 STRONG = 0.1  # a mistake in this share of a class has the strongest red, unless others have more
 
@@ -38,7 +38,7 @@ def draw_confusion(figure: Any, found: Predictions, names: tuple[str, ...]) -> N
     """
     counts = found.confusion(len(names))
     if len(names) <= MANY_CLASSES:
-        side, long = max(3.4, 0.42 * len(names) + 1.0), max(map(len, names)) > 2
+        side, long = max(4.4, 0.42 * len(names) + 1.0), max(map(len, names)) > 2
         figure.set_size_inches(side + 0.6 * long, side + 0.4 * long)
         axis = figure.subplots()
         _numbers(axis, counts, [short(name, 14) for name in names], _shares(counts))

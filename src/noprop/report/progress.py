@@ -117,6 +117,7 @@ class Report:
         self.several = False
         self.note = ""  # the last news of a single run
         self.losses: dict[str, float] = {}
+        self.judged: dict[tuple[str, int], float] = {}  # validation loss of a unit's epoch
         self.console = Console(stderr=True)
         self.live: Bars | None = None
         self.bars: dict[str, TaskID] = {}
@@ -221,6 +222,8 @@ class Report:
 
     def _epoch(self, event: Epoch) -> None:
         """Print what the method reports, and whether its embeddings collapse."""
+        if event.validation_loss is not None:
+            self.judged[event.unit, event.epoch] = event.validation_loss
         told = [facts_text(event.facts)] if event.facts else []
         if s := event.embedding:
             told.append(
@@ -240,14 +243,15 @@ class Report:
         run.groups[name] = _Group(known.first, total, total)
         for unit in event.units:
             self._remove_bar(unit)
-        best = f"; stopped after epoch {event.last_epoch} of {run.epochs}" if stopped else ""
-        best += f", with the weights of epoch {event.best_epoch}" if event.best_epoch else ""
-        if len(event.units) == 1:
-            unit = event.units[0]
-            loss = self.losses.get(unit, 0.0)
-            self._detail(f"{unit} trained in {event.seconds:.1f} s, loss {loss:.4g}{best}")
-        elif best:
-            self._detail(f"{condensed(event.units)} trained in {event.seconds:.1f} s{best}")
+        took = f"{condensed(event.units)} trained in {event.seconds:.1f} s"
+        unit = event.units[0] if len(event.units) == 1 else ""
+        if event.best_epoch:
+            end = f"stopped after epoch {event.last_epoch} of {run.epochs}, " if stopped else ""
+            loss = self.judged.get((unit, event.best_epoch))
+            told = "" if loss is None else f", whose validation loss is {loss:.4g}"
+            self._detail(f"{took}; {end}keeps the weights of epoch {event.best_epoch}{told}")
+        elif unit:
+            self._detail(f"{took}, loss {self.losses.get(unit, 0.0):.4g}")
 
     def _evaluating(self, event: Evaluating) -> None:
         run = self._run(event)
