@@ -62,7 +62,9 @@ def config_of(dataset: str, method: str, evidence: str, steps: int, epochs: int)
 def levels(scored: Scored) -> list[dict[str, float]]:
     """Return each block's cross-entropy in nats, and that of block 1 with the exact evidence.
 
-    There are none for a method without blocks.
+    Both are scored on the same latents, and block 1 reads those of its own level, drawn once for
+    each draw. ``difference`` is own minus first, with its standard error over the examples. There
+    are none for a method without blocks.
     """
     model, examples = scored.model, scored.validation
     method = model.method
@@ -71,18 +73,26 @@ def levels(scored: Scored) -> list[dict[str, float]]:
     draws, y = generator(0, "evidence"), examples.y
     contexts: list[Tensor] = prepare(model, inputs(model, examples.x))
     weight, gamma = method.embedding.weight, method.gamma.float()
-    noise = torch.empty(len(y), weight.shape[1]).normal_(generator=draws)
-    classifier = method.blocks[0].network(noise, contexts[0]).log_softmax(1)
-    found = []
-    for t, (block, context) in enumerate(zip(method.blocks, contexts, strict=True)):
-        own = first = 0.0
-        for _ in range(DRAWS):
+    own = torch.zeros(len(method.blocks), len(y))
+    first, classifier = torch.zeros_like(own), own[0]
+    for _ in range(DRAWS):
+        for t, (block, context) in enumerate(zip(method.blocks, contexts, strict=True)):
             z = sample_latent(weight[y], gamma[t], draws)
-            own += F.cross_entropy(block.logits(z, context), y).item() / DRAWS
+            if t == 0:
+                classifier = block.network(z, context).float().log_softmax(1)
             known = classifier + level_evidence(z, weight, gamma[t])
-            first += F.cross_entropy(known, y).item() / DRAWS
-        found.append({"alpha_bar": torch.sigmoid(-gamma[t]).item(), "own": own, "first": first})
-    return found
+            own[t] += F.cross_entropy(block.logits(z, context), y, reduction="none") / DRAWS
+            first[t] += F.cross_entropy(known, y, reduction="none") / DRAWS
+    return [
+        {
+            "alpha_bar": torch.sigmoid(-gamma[t]).item(),
+            "own": own[t].mean().item(),
+            "first": first[t].mean().item(),
+            "difference": (own[t] - first[t]).mean().item(),
+            "difference_se": (own[t] - first[t]).std().item() / len(y) ** 0.5,
+        }
+        for t in range(len(method.blocks))
+    ]
 
 
 def tables(lines: list[Line]) -> str:

@@ -213,10 +213,12 @@ class RunConfig:
                 f"train.momentum: is for train.optimizer=sgd and rmsprop, got "
                 f"{self.train.momentum} with {self.train.optimizer}"
             )
-        if self.train.label_smoothing and getattr(self.method, "objective", "") != "cross-entropy":
+        if self.train.label_smoothing:
+            self._check_label_smoothing()
+        if self.train.warmup != TrainConfig.warmup and self.train.schedule != "one-cycle":
             raise ConfigError(
-                "train.label_smoothing: is for method.objective=cross-entropy, got "
-                f"{self.train.label_smoothing} with another objective"
+                f"train.warmup: is for train.schedule=one-cycle, got {self.train.warmup} with "
+                f"{self.train.schedule}"
             )
         if self.train.patience:
             self._check_patience()
@@ -235,6 +237,23 @@ class RunConfig:
             raise ConfigError(
                 "train.offload: with method.learned and train.order=parallel every mini-batch "
                 "needs every block, so blocks cannot be offloaded; use train.order=sequential"
+            )
+
+    def _check_label_smoothing(self) -> None:
+        method, smoothing = self.method, self.train.label_smoothing
+        objective = getattr(method, "objective", f"that of {method.name}, which has no choice")
+        if objective != "cross-entropy":
+            raise ConfigError(
+                f"train.label_smoothing: is for method.objective=cross-entropy, got {smoothing} "
+                f"with {objective}"
+            )
+        # Where the latent decides the label, a smoothed target is wrong, and the network would have
+        # to outweigh the exact term.
+        exact = getattr(method, "evidence", "learned") == "exact"
+        if exact and getattr(method, "train_levels", "all") != "noise":
+            raise ConfigError(
+                "train.label_smoothing: with method.evidence=exact it needs "
+                f"method.train_levels=noise, got {smoothing} with all levels"
             )
 
     def _check_patience(self) -> None:

@@ -17,9 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["LEAST_VARIANCE", "evidence", "flow_evidence", "level_evidence"]
+__all__ = ["evidence", "flow_evidence", "level_evidence"]
 
-LEAST_VARIANCE = 1e-6  # the least v: at the clean end the evidence would be infinite
+# The least v of a path that ends at u_y, over the greatest squared length of an embedding: there
+# the evidence would be infinite.
+LEAST_VARIANCE = 1e-6
 
 
 def evidence(
@@ -34,12 +36,13 @@ def evidence(
         z: Latents, shape (B, d).
         weight: W_Embed, shape (m, d).
         signal: $s$, one for the batch or one for each latent.
-        variance: $v$, of the shape of ``signal``; values below 1e-6 count as 1e-6.
+        variance: $v$, above 0 and of the shape of ``signal``.
 
     Returns:
-        Shape (B, m), in the precision of ``z``, whatever autocast chooses for products.
+        Shape (B, m), in the precision of ``z`` and ``variance`` together, whatever autocast chooses
+        for products.
     """
-    signal, variance = signal[..., None], variance[..., None].clamp(min=LEAST_VARIANCE)
+    signal, variance = signal[..., None], variance[..., None]
     with torch.autocast(z.device.type, enabled=False):
         products = z @ weight.to(z.dtype).T
     return (signal * products - signal.square() * (0.5 * weight.square().sum(dim=1))) / variance
@@ -82,6 +85,8 @@ def flow_evidence(
         z: Latents at t, shape (B, d).
         weight: W_Embed, shape (m, d).
         t: One time in [0, 1] for the batch, or one each, (B,).
-        sigma: $\sigma$ of the path (Eq. 10).
+        sigma: $\sigma$ of the path (Eq. 10). For $\sigma = 0$ the variance near t = 1 counts as at
+            least 1e-6 of the greatest squared length of an embedding.
     """
-    return evidence(z, weight, t, (1 - t).square() + sigma**2)
+    least = LEAST_VARIANCE * weight.detach().square().sum(dim=1).amax()
+    return evidence(z, weight, t, torch.maximum((1 - t).square() + sigma**2, least))

@@ -121,7 +121,9 @@ def _check(model: Model, kind: Kind) -> None:
     if kind == "chain" and not method.has_noise:
         raise ConfigError(f"--chain: method {c.name} has no chain with noise")
     if kind == "chain" and getattr(c, "step", "mean") == "label":
-        raise ConfigError("method.step: a graph has no label steps; export with step=mean")
+        raise ConfigError(
+            "method.step: a graph has no label steps; export with --set method.step=mean"
+        )
 
 
 def export(

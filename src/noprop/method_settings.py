@@ -234,7 +234,8 @@ class DenoiserConfig(LatentConfig):
     """Method whose networks are trained to denoise the label."""
 
     evidence: Literal["learned", "exact"] = option(
-        "learned", "what z tells of the label: learned by the networks, or the exact term of Bayes"
+        "learned",
+        "what z says about the label: learned by the networks, or the exact term of Bayes' rule",
     )
     network_reads: Literal["x and z", "x"] = option(
         "x and z", "inputs of the networks; x alone needs evidence=exact"
@@ -249,12 +250,13 @@ class DenoiserConfig(LatentConfig):
         super().__post_init__()
         if self.network_reads == "x" and self.evidence != "exact":
             raise ConfigError(
-                "method.network_reads: networks that read x alone need method.evidence=exact"
+                "method.network_reads: networks that read x alone need method.evidence=exact, got "
+                f"{self.evidence}"
             )
         if self.train_levels == "noise" and self.network_reads != "x":
             raise ConfigError(
                 "method.train_levels: networks that are trained on noise must not read it; it "
-                "needs method.network_reads=x"
+                f"needs method.network_reads=x, got {self.network_reads}"
             )
 
 

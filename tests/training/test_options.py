@@ -18,6 +18,8 @@ from noprop.method_settings import METHODS
 from noprop.methods.base import Method
 from noprop.run.local import LocalEngine
 from noprop.run.resolve import resolve_from
+from noprop.run.units import COUPLED
+from noprop.run.worker import Job, group_trainer
 from noprop.tensor_files import load_tensors
 from noprop.training import trainer
 from noprop.training.events import Epoch, Event, Progress, print_nothing
@@ -31,7 +33,7 @@ from noprop.training.optimizers import (
 )
 from noprop.training.plan import Plan
 from noprop.training.trainer import Trainer
-from tools import NOISE_TASK, Clock, Killed, assert_same, commit_of, files_of
+from tools import NOISE_DATA, NOISE_TASK, Clock, Killed, assert_same, commit_of, files_of
 
 ALL = {
     "train.schedule": "one-cycle",
@@ -42,7 +44,6 @@ ALL = {
     "train.cutout": 3,
     "train.label_smoothing": 0.1,
     "method.objective": "cross-entropy",
-    "method.evidence": "exact",
 }
 FIXED = {**tools.TWO_BLOCKS, **ALL, "train.epochs": 2, "train.batch_size": 16}
 LEARNED = {**FIXED, **tools.LEARNED, "method.dim": 12}
@@ -123,6 +124,78 @@ def test_an_update_has_the_given_rate_and_no_longer_gradient_than_allowed():
         descend(optimizer, 0.1, clip)
         assert p.detach().norm().item() == pytest.approx(0.1 * norm, rel=1e-5)
         assert p.grad is None
+
+
+def test_the_norm_that_is_clipped_is_that_of_all_of_a_unit_s_parameters():
+    pair = [nn.Parameter(torch.zeros(9)), nn.Parameter(torch.zeros(16))]
+    optimizer = make_optimizer(
+        TrainConfig(optimizer="sgd", lr=9.0, weight_decay=0), [{"params": pair}]
+    )
+    for p in pair:
+        p.grad = torch.ones_like(p)
+    descend(optimizer, 1.0, 1.0)
+    torch.testing.assert_close(pair[0].detach(), torch.full((9,), -0.2))
+    torch.testing.assert_close(pair[1].detach(), torch.full((16,), -0.2))
+
+
+@pytest.mark.parametrize("order", ["sequential", "parallel"])
+def test_shared_embeddings_are_clipped_averaged_and_have_the_rate_of_their_mini_batch(
+    order, tmp_path, monkeypatch
+):
+    """W_Embed by hand from what the trainer gave its optimizer: rate, clipped gradient, average."""
+    seen: list[tuple[float, float, int, Tensor]] = []
+
+    def spied(optimizer, lr, clip):
+        shared = [p for group in optimizer.param_groups for p in group["params"]]
+        if any(p is method.embedding.weight for p in shared):
+            seen.append((lr, clip, len(seen), shared[0].grad.clone()))
+        descend(optimizer, lr, clip)
+
+    fields = {**LEARNED, "train.order": order, "train.optimizer": "sgd", "train.weight_decay": 0}
+    config = replace(RunConfig(), {**fields, "train.clip": 1e-3, "train.ema": 0.9})
+    monkeypatch.setattr("noprop.training.state.descend", spied)
+    job = Job(
+        config, NOISE_TASK, tmp_path, "", NOISE_DATA.train, NOISE_DATA.validation,
+        build_embedding(config, NOISE_TASK, None).weight.detach(),
+    )  # fmt: skip
+    made = group_trainer(job, COUPLED, print_nothing)
+    method = made.method
+    weight = method.embedding.weight.detach().clone()
+    average = weight.clone()
+    for number in range(2):
+        while len(seen) <= number:
+            made.step()
+        lr, clip, _, gradient = seen[number]
+        assert clip == 1e-3
+        progress = lr / config.train.lr * config.train.warmup  # as the warm-up is linear
+        assert number < progress * made.plan.mini_batches(made.plan.total) < number + 1
+        weight -= lr * gradient * min(1, clip / (gradient.norm().item() + 1e-6))
+        torch.testing.assert_close(method.embedding.weight.detach(), weight)
+        decay = min(0.9, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * weight
+        torch.testing.assert_close(made.state.shared_average["weight"], average)
+
+
+def test_the_average_of_a_unit_has_its_statistics_and_follows_every_update(tmp_path):
+    """Three updates of a block against the average by hand, of weights and running statistics."""
+    config = replace(RunConfig(), {**FIXED, "train.ema": 0.9})
+    job = Job(
+        config, NOISE_TASK, tmp_path, "", NOISE_DATA.train, NOISE_DATA.validation,
+        build_embedding(config, NOISE_TASK, None).weight.detach(),
+    )  # fmt: skip
+    made = group_trainer(job, "block-1", print_nothing)
+    module = made.units[0].module.train()
+    state = {n: v for n, v in module.state_dict().items() if v.is_floating_point()}
+    assert any("running_var" in name for name in state)
+    by_hand = {name: value.clone() for name, value in state.items()}
+    for number in range(3):
+        made.step()
+        decay = (1 + number) / (10 + number)
+        for name in by_hand:
+            by_hand[name] = decay * by_hand[name] + (1 - decay) * module.state_dict()[name]
+    assert made.state.averages[0].keys() == by_hand.keys()
+    for name, value in by_hand.items():
+        torch.testing.assert_close(made.state.averages[0][name], value)
 
 
 def test_the_average_follows_weights_and_statistics_and_counts_stay_as_they_are():
@@ -343,3 +416,16 @@ def test_class_weights_are_refused_by_methods_without_losses_of_labels(name):
 def test_label_smoothing_is_for_cross_entropy():
     with pytest.raises(ConfigError, match=r"train.label_smoothing: is for method.objective=cross"):
         replace(RunConfig(), {"train.label_smoothing": 0.1})
+
+
+def test_warm_up_is_for_one_cycle():
+    with pytest.raises(ConfigError, match=r"train.warmup: is for train.schedule=one-cycle, got"):
+        replace(RunConfig(), {"train.warmup": 0.5})
+    replace(RunConfig(), {"train.warmup": 0.5, "train.schedule": "one-cycle"})
+
+
+def test_a_cutout_must_leave_something_of_the_image(tmp_path):
+    fields = {**tools.TWO_BLOCKS, "train.cutout": 9}
+    with pytest.raises(ConfigError, match=r"train.cutout: a square of 9 .* wanted at most 8"):
+        noprop.train("digits-dt", folder=tmp_path / "r", overrides=fields)
+    assert not (tmp_path / "r").exists()

@@ -19,7 +19,7 @@ from noprop.diffusion import (
 from noprop.embeddings import Embedding, Objective, denoising_error
 from noprop.evidence import level_evidence
 from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
-from noprop.methods.chains import NUM_STRETCHES, Chains, initial_latent
+from noprop.methods.chains import NUM_STRETCHES, Chains, float32_or_64, initial_latent
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout
 from noprop.samplers import ancestral, euler, heun, probability_flow
@@ -47,11 +47,12 @@ class DenoiserUnit(Unit):
         time_sampling: Way of drawing a batch's times.
         label_smoothing: Probability that the cross-entropy's target spreads over all classes.
         exact: Whether the exact evidence of the latent is added to the network's logits. Differs
-            from the paper, whose network learns it. The term passes no gradient to W_Embed:
-            with it the validation part was predicted worse (docs/theory.md).
+            from the paper, whose network learns it. The term passes no gradient to W_Embed,
+            neither as its rows nor through z: with one the validation part was predicted worse
+            (docs/theory.md).
         noise_only: Whether training has t = 0 alone. There z tells nothing, and a network that
             reads x alone learns log p(y|x) from every example. The schedule is trained by
-            ``classification`` and ``prior`` only.
+            ``classification`` and ``prior`` only, and the one time has the weight ½ of ``uniform``.
     """
 
     name = "network"
@@ -96,7 +97,8 @@ class DenoiserUnit(Unit):
         logits = self.network(z, context, time_context, generator)
         if not self.exact:
             return logits
-        return logits.float() + level_evidence(z, self.embedding.weight.detach(), gamma)
+        weight = self.embedding.weight.detach()
+        return float32_or_64(logits) + level_evidence(z.detach(), weight, gamma)
 
     def denoising(
         self,
@@ -149,8 +151,9 @@ class DenoiserUnit(Unit):
         """Return the three terms of Eq. 9; ``weight`` are weights of the examples."""
         t = draw_times(len(y), self.time_sampling, generator)
         t = torch.zeros_like(t) if self.noise_only else t
+        weighting: Weighting = "uniform" if self.noise_only else self.weighting
         errors = self.denoising(
-            x, y, t, generator, self.weighting, self.objective, None, self.label_smoothing
+            x, y, t, generator, weighting, self.objective, None, self.label_smoothing
         )
         denoising = self.eta * weighted_mean(errors, weight)
         return LossTerms({**self.ends(y, generator, weight), "denoising": denoising})
@@ -182,7 +185,7 @@ class ContinuousNoProp(Method):
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
         """Return what the network takes from x: the only part of prediction with convolutions."""
-        return self.unit.network.context(x).float()
+        return float32_or_64(self.unit.network.context(x))
 
     def levels(self) -> tuple[Float[Tensor, " levels"], StepCoefficients]:
         """Return γ at the levels of a chain, and the coefficients of its steps, in float64."""

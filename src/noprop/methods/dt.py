@@ -42,8 +42,9 @@ class Block(Unit):
         objective: Squared error of the embedding, or cross-entropy of the logits.
         label_smoothing: Probability that the cross-entropy's target spreads over all classes.
         exact: Whether the exact evidence of the latent is added to the network's logits. Differs
-            from the paper, whose networks learn it. The term passes no gradient to W_Embed:
-            with it the validation part was predicted worse (docs/theory.md).
+            from the paper, whose networks learn it. The term passes no gradient to W_Embed,
+            neither as its rows nor through z: with one the validation part was predicted worse
+            (docs/theory.md).
         noise_only: Whether training has the level t = 0 in place of the block's own. There z tells
             nothing, and a network that reads x alone learns log p(y|x) from every example.
     """
@@ -89,7 +90,8 @@ class Block(Unit):
         if not self.exact:
             return logits
         gamma = (self.gamma if gamma is None else gamma).to(z.device)
-        return float32_or_64(logits) + level_evidence(z, self.embedding.weight.detach(), gamma)
+        weight = self.embedding.weight.detach()
+        return float32_or_64(logits) + level_evidence(z.detach(), weight, gamma)
 
     def error(
         self,

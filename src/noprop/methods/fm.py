@@ -12,7 +12,7 @@ from noprop.errors import import_extra
 from noprop.evidence import flow_evidence
 from noprop.flow import expected_velocity, extrapolate, sample_path, target_velocity
 from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
-from noprop.methods.chains import NUM_STRETCHES, Chains
+from noprop.methods.chains import NUM_STRETCHES, Chains, float32_or_64
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout, nearest_embedding_logits
 from noprop.samplers import euler, heun
@@ -38,7 +38,8 @@ class VelocityUnit(Unit):
         anchor: Whether ``classification`` also trains the network and W_Embed.
         exact: Whether the velocity is that of û = softmax(logits + exact evidence) W_Embed. Differs
             from the paper, whose network has any velocity and learns the best one. The
-            evidence passes no gradient to W_Embed, as in the other methods.
+            evidence passes no gradient to W_Embed, as in the other methods. Class probabilities
+            along a chain are then softmax(logits + exact evidence), and not the readout's.
         noise_only: Whether training has t = 0 alone. There z tells nothing, and a network that
             reads x alone learns log p(y|x) from every example.
     """
@@ -73,11 +74,26 @@ class VelocityUnit(Unit):
 
         ``context`` and ``time_context`` are what the network takes from x and t.
         """
+        return self.velocity_and_logits(z, context, time_context, t, generator)[0]
+
+    def velocity_and_logits(
+        self,
+        z: Float[Tensor, "batch dim"],
+        context: Float[Tensor, "batch width"],
+        time_context: Float[Tensor, "times features"],
+        t: Float[Tensor, "*batch"],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"] | None]:
+        """Return the velocity, and with exact evidence the logits of p(y | z_t, x), else None.
+
+        Arguments as for :meth:`velocity`.
+        """
         out = self.network(z, context, time_context, generator)
         if not self.exact:
-            return self.embedding.combination(out)
-        logits = out.float() + flow_evidence(z, self.embedding.weight.detach(), t, self.sigma)
-        return expected_velocity(self.embedding.expectation(logits), z, t, self.sigma)
+            return self.embedding.combination(out), None
+        weight = self.embedding.weight.detach()
+        logits = float32_or_64(out) + flow_evidence(z.detach(), weight, t, self.sigma)
+        return expected_velocity(self.embedding.expectation(logits), z, t, self.sigma), logits
 
     def loss(
         self,
@@ -144,7 +160,7 @@ class FlowNoProp(Method):
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch width"]:
         """Return what the network takes from x: the only part of prediction with convolutions."""
-        return self.unit.network.context(x).float()
+        return float32_or_64(self.unit.network.context(x))
 
     def chain(
         self, chains: Chains, prepared: Float[Tensor, "batch width"]
@@ -156,17 +172,20 @@ class FlowNoProp(Method):
 
         The class of a chain is the embedding nearest to its end (Section 2.3.1), and its
         probabilities are those of :func:`nearest_embedding_logits`. The path averages the readout's
-        probabilities at $\tilde z_1$ over ten stretches of equal length.
+        probabilities at $\tilde z_1$, or p(y | z_t, x) with exact evidence, over ten stretches of
+        equal length.
         """
         network, weight, steps = self.unit.network, self.embedding.weight, self.num_steps
         context, times = chains.repeat(prepared), chains.times
         time_contexts = network.time_context(times)
 
         def velocity(i: int, z: Tensor) -> Tensor:
-            v = self.unit.velocity(z, context, time_contexts[i : i + 1], times[i])
+            time_context = time_contexts[i : i + 1]
+            v, logits = self.unit.velocity_and_logits(z, context, time_context, times[i])
             if i < steps:  # Heun's method evaluates once at t = 1
-                guess = extrapolate(z, times[i], v)
-                chains.guess(i, self.unit.readout(guess, weight).softmax(dim=1))
+                if logits is None:
+                    logits = self.unit.readout(extrapolate(z, times[i], v), weight)
+                chains.guess(i, logits.softmax(dim=1))
             return v
 
         # The path begins at N(z_0, σ²), so its first marginal is wider than the noise alone.

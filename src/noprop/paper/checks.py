@@ -16,6 +16,15 @@ from noprop.paper.records import Summary
 
 __all__ = ["checks"]
 
+# Choices that the paper does not have, with the values of its recipes.
+METHOD_CHOICES = {
+    "evidence": "learned",
+    "network_reads": "x and z",
+    "train_levels": "all",
+    "step": "mean",
+}
+TRAIN_CHOICES = {"schedule": "constant", "label_smoothing": 0.0, "clip": 0.0, "ema": 0.0}
+
 
 def checks(summary: Summary) -> list[str]:
     """Describe parameters, settings, schedule, update order, inference, images and precision.
@@ -83,6 +92,9 @@ def _settings(cell: Cell, config: RunConfig) -> str:
         others.append(f"dropout {dropout} for 0.2")
     if config.train.crop_padding or config.train.flip or config.train.cutout:
         others.append("images augmented")
+    for part, names in ((m, METHOD_CHOICES), (config.train, TRAIN_CHOICES)):
+        found = {name: getattr(part, name, value) for name, value in names.items()}
+        others += [f"{n} {found[n]} for {v}" for n, v in names.items() if found[n] != v]
     if others:
         return "unlike Table 4: " + ", ".join(others)
     return f"settings of Table 4 ({', '.join(paper)}, readout start, dropout, augmentation)"

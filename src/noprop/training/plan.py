@@ -107,6 +107,12 @@ class Plan:
         """
         return bool(self.rows[(position - 1) % len(self.rows), 3])
 
+    def mini_batches(self, position: int) -> int:
+        """Return how many mini-batches end before a position."""
+        ends = self.rows[:, 3]
+        epochs, rest = divmod(position, len(ends))
+        return epochs * int(ends.sum()) + int(ends[:rest].sum())
+
     def work(self, position: int) -> int:
         """Return how many updates before ``position`` read images: those that take the time."""
         epoch, index = divmod(position, len(self.rows))

@@ -153,7 +153,7 @@ class GroupState:
         self.changed.add(unit.name)
 
     def update_shared(self, lr: float, number: int) -> None:
-        """Update the shared parameters; arguments as for :meth:`update`."""
+        """Update the shared parameters; ``number`` is that of their previous updates."""
         assert self.shared_optimizer
         descend(self.shared_optimizer, lr, self.c.clip)
         follow(self.shared_average, self.method.shared, self.c.ema, number)

@@ -261,7 +261,8 @@ class Trainer:
             p.grad = torch.empty_like(p)
         scatter(total, [p.grad for p in self.shared if p.grad is not None])
         progress = (self.position - 0.5) / self.plan.total
-        self.state.update_shared(learning_rate(self.c, progress), self.position)
+        number = self.plan.mini_batches(self.position) - 1
+        self.state.update_shared(learning_rate(self.c, progress), number)
 
     # -- stopping and saving -------------------------------------------------------------------
 
