@@ -152,7 +152,8 @@ def test_shared_embeddings_are_clipped_averaged_and_have_the_rate_of_their_mini_
         descend(optimizer, lr, clip)
 
     fields = {**LEARNED, "train.order": order, "train.optimizer": "sgd", "train.weight_decay": 0}
-    config = replace(RunConfig(), {**fields, "train.clip": 1e-3, "train.ema": 0.9})
+    fields |= {"train.clip": 1e-3, "train.ema": 0.9, "train.lr": 100.0}  # updates of about 1e-2
+    config = replace(RunConfig(), fields)
     monkeypatch.setattr("noprop.training.state.descend", spied)
     job = Job(
         config, NOISE_TASK, tmp_path, "", NOISE_DATA.train, NOISE_DATA.validation,
