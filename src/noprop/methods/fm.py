@@ -38,8 +38,9 @@ class VelocityUnit(Unit):
         anchor: Whether ``classification`` also trains the network and W_Embed.
         exact: Whether the velocity is that of û = softmax(logits + exact evidence) W_Embed. Differs
             from the paper, whose network has any velocity and learns the best one. The
-            evidence passes no gradient to W_Embed, as in the other methods. Class probabilities
-            along a chain are then softmax(logits + exact evidence), and not the readout's.
+            evidence passes a gradient to W_Embed through z alone, as in the other methods. Class
+            probabilities along a chain are then softmax(logits + exact evidence), and not the
+            readout's.
         noise_only: Whether training has t = 0 alone. There z tells nothing, and a network that
             reads x alone learns log p(y|x) from every example.
     """
@@ -92,7 +93,7 @@ class VelocityUnit(Unit):
         if not self.exact:
             return self.embedding.combination(out), None
         weight = self.embedding.weight.detach()
-        logits = float32_or_64(out) + flow_evidence(z.detach(), weight, t, self.sigma)
+        logits = float32_or_64(out) + flow_evidence(z, weight, t, self.sigma)
         return expected_velocity(self.embedding.expectation(logits), z, t, self.sigma), logits
 
     def loss(
