@@ -128,9 +128,8 @@ def test_an_update_has_the_given_rate_and_no_longer_gradient_than_allowed():
 
 def test_the_norm_that_is_clipped_is_that_of_all_of_a_unit_s_parameters():
     pair = [nn.Parameter(torch.zeros(9)), nn.Parameter(torch.zeros(16))]
-    optimizer = make_optimizer(
-        TrainConfig(optimizer="sgd", lr=9.0, weight_decay=0), [{"params": pair}]
-    )
+    config = TrainConfig(optimizer="sgd", lr=9.0, weight_decay=0)
+    optimizer = Optimizer(config, [{"params": pair}])
     for p in pair:
         p.grad = torch.ones_like(p)
     descend(optimizer, 1.0, 1.0)
@@ -146,7 +145,7 @@ def test_shared_embeddings_are_clipped_averaged_and_have_the_rate_of_their_mini_
     seen: list[tuple[float, float, int, Tensor]] = []
 
     def spied(optimizer, lr, clip):
-        shared = [p for group in optimizer.param_groups for p in group["params"]]
+        shared = optimizer.parameters
         if any(p is method.embedding.weight for p in shared):
             seen.append((lr, clip, len(seen), shared[0].grad.clone()))
         descend(optimizer, lr, clip)
