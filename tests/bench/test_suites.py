@@ -16,11 +16,12 @@ from noprop import config
 from noprop.bench import SUITES, accuracy
 from noprop.bench.memory import BLOCKS
 from noprop.bench.scaling import worker_counts
-from noprop.bench.settings import SHAPES, Settings
+from noprop.bench.settings import SHAPES, TARGETS, Settings
 from noprop.bench.suites import Suite, bench_text, draw_bench, run_suites, step_count
 from noprop.cli import main
 from noprop.config import RunConfig
 from noprop.errors import ConfigError
+from noprop.paper.numbers import TABLE1
 from tools import TWO_BLOCKS
 
 QUICK = Settings(methods=("dt", "ct"), blocks=2, steps=3, images=20, rounds=1, seconds=0.01)
@@ -206,6 +207,18 @@ def test_memory_and_accuracy_are_told_and_drawn(tmp_path):
     assert {p.name for p in draw_bench(results, tmp_path)} == {"memory.png", "accuracy.png"}
 
 
+def test_the_target_is_the_paper_s_unless_given():
+    numbers = TABLE1["dt", "one-hot"]
+    for dataset, target in TARGETS.items():
+        assert Settings(dataset=dataset).accuracy_target == target
+        number = numbers[dataset][1]
+        assert number is not None
+        assert number.mean == target
+    assert Settings(target=50.0).accuracy_target == 50
+    with pytest.raises(ConfigError, match="--target: the paper has no accuracy on fashion-mnist"):
+        accuracy.check(Settings(dataset="fashion-mnist", methods=()))
+
+
 def test_the_fast_recipe_is_trained_until_it_is_accurate_enough(monkeypatch):
     """On digits: more epochs until the target, and the time of an epoch of the paper's recipe."""
     asked: list[str] = []
@@ -222,6 +235,8 @@ def test_the_fast_recipe_is_trained_until_it_is_accurate_enough(monkeypatch):
     rows = results["accuracy"]["methods"]["fast"]
     assert [row["epochs"] for row in rows] == [1, 30]
     assert rows[0]["validation_accuracy"] < 50 <= rows[1]["validation_accuracy"]
+    assert "test_accuracy" not in rows[0]  # the test part is read once
+    assert rows[1]["test_accuracy_of_one_chain"] <= 100
     paper = results["accuracy"]["paper"]
     assert (paper["recipe"], paper["epochs"]) == ("mnist-dt", 100)
     assert paper["epoch_seconds"] > 0

@@ -60,9 +60,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--target",
         type=float,
-        default=99.0,
         metavar="FLOAT",
-        help="accuracy that the suite accuracy aims at, in percent [99]",
+        help="accuracy that the suite accuracy aims at, in percent [the paper's: mnist 99.47, "
+        "cifar10 79.25, cifar100 45.93]",
     )
     parser.add_argument("--quick", action="store_true", help="one round of 0.2 seconds each")
     add_quiet(parser)
