@@ -311,6 +311,18 @@ def test_describe_counts_the_papers_parameters(capsys):
     assert "1,217,994" in capsys.readouterr().out
 
 
+def test_describe_shows_how_a_recipe_differs_from_the_defaults(capsys):
+    """Of the method's fields, and of training; a value in a text is escaped as others are."""
+    assert main(["describe", "digits-dt", "--evidence", "exact", "--flip", "on"]) == 0
+    shown = capsys.readouterr().out
+    assert "method.evidence=exact, train.epochs=10, train.flip=on\n" in shown
+    assert "eta" not in shown.split("\n\n")[0]
+    assert main(["describe", "digits-ct", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings.pop("train.optimizer") == "adam"
+    assert set(settings) <= {"train.epochs", "method.steps"}
+
+
 def test_describe_of_a_long_chain_builds_one_block(capsys, monkeypatch):
     """T networks alike are described by one of them; their weights are those that training uses."""
     built = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from noprop.build import Task, build_embedding, build_method, resolve_layers
-from noprop.config import RunConfig, replace
+from noprop.config import RunConfig, replace, to_mapping
 from noprop.data import Normalization
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
@@ -48,6 +48,7 @@ def describe(
         config = replace(config, {"method.steps": 2})  # the memory does not depend on T
     # One block is enough, for all blocks have the same size.
     names = config.method.unit_names
+    settings = changed_settings(config)
     embedding = build_embedding(config, task, None)
     method = build_method(config, task, embedding, factory=encoder, only=names[0])
     sizes = [sum(p.numel() for p in unit.parameters) for unit in method.units]
@@ -74,6 +75,7 @@ def describe(
         "dataset": config.data.dataset,
         "shape": list(shape),
         "classes": classes,
+        "settings": settings,
         "units": [
             {"name": name, "parameters": size, "local_depth": depth}
             for name, size, depth in zip(names, sizes, depths, strict=True)
@@ -87,6 +89,19 @@ def describe(
         # Weights, gradients and two moments, four bytes each, and the activations.
         "unit_memory_mb": (16 * sum(sizes[: len(together)]) + activations) / 1e6,
         "schedule": method.schedule_table(),
+    }
+
+
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the fields of method and training whose values are not the method's defaults."""
+    found, default = (
+        to_mapping(c) for c in (config, replace(RunConfig(), {"method.name": config.method.name}))
+    )
+    return {
+        f"{part}.{name}": value
+        for part in ("method", "train")
+        for name, value in found[part].items()
+        if value != default[part].get(name)
     }
 
 

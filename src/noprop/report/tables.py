@@ -1,6 +1,7 @@
 """Results as text for a terminal: evaluations, grids, descriptions of a run, tables."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -221,6 +222,7 @@ def description_text(about: Mapping[str, Any]) -> str:
     lines = [
         f"{about['recipe']}: {about['method']} on {printable(about['dataset'])}, "
         f"inputs {about['shape']}, {about['classes']} classes",
+        *_settings_text(about.get("settings", {})),
         "",
         table(["unit", "parameters", "local depth"], units),
         f"shared (W_Embed): {shared:,}" if shared else f"shared: {none}",
@@ -242,6 +244,19 @@ def description_text(about: Mapping[str, Any]) -> str:
         if "a" in keys:
             lines.append("a, b, c of the step to t: z_t = a û + b z_(t-1) + √c ε (Eq. 3)")
     return "\n".join(lines)
+
+
+def _settings_text(settings: Mapping[str, Any]) -> list[str]:
+    """Return lines with the settings that differ from the defaults of the method."""
+    if not settings:
+        return []
+    switches = {True: "on", False: "off"}
+    words = [
+        f"{name}={printable(switches[v] if isinstance(v, bool) else v)}"
+        for name, v in settings.items()
+    ]
+    lines = textwrap.wrap(", ".join(words), 96, break_long_words=False, break_on_hyphens=False)
+    return ["settings that are not the method's defaults:", *(f"  {line}" for line in lines)]
 
 
 def _level_text(key: str, value: float | int | None) -> str:
