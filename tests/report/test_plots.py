@@ -389,12 +389,11 @@ def test_of_many_classes_the_likeliest_are_named(tmp_path, drawn):
     labels = [t.get_text() for t in drawn["chain"].axes[1].get_yticklabels()]
     assert len(labels) == 12
     assert "class 57" in labels
-    cosine, guesses, last = chain._follow(model, examples.x)
-    assert guesses is not None
-    assert last == 2
-    assert cosine.shape == (3, 100)
-    assert f"class {int(guesses.max(0).values.argmax())}" in labels
-    assert torch.equal(guesses.sum(1), guesses.sum(1).clamp(0.999, 1.001))
+    cosine, guesses = chain.panels_of(model, chain.one_chain(model, examples.x))
+    assert [(p.start, p.end) for p in (cosine, guesses)] == [(0, 2), (1, 2)]
+    assert cosine.values.shape == (3, 100)
+    assert f"class {int(guesses.values.max(0).values.argmax())}" in labels
+    assert torch.equal(guesses.values.sum(1), guesses.values.sum(1).clamp(0.999, 1.001))
 
 
 def test_the_chain_and_its_control_are_drawn(rendered):
@@ -435,11 +434,11 @@ def test_every_method_has_its_pictures(rendered, method):
     titles = [axis.get_title() for axis in drawn["chain"].axes]
     assert "latent z_t: cosine to each u_y" in titles
     assert ("class probabilities at t" in titles) == (not pathless)
-    cosine, guesses, last = chain._follow(model, some_examples(model).x[:1])
-    (levels, stretches) = {"ct": (21, 10), "fm": (21, 10)}.get(method, (len(cosine), None))
-    assert len(cosine) == levels
-    assert (None if guesses is None else len(guesses)) == stretches
-    assert last == (2 if method == "backprop" else 1)
+    cosine, *guesses = chain.panels_of(model, chain.one_chain(model, some_examples(model).x[:1]))
+    levels = 21 if method in ("ct", "fm") else len(cosine.values)
+    assert len(cosine.values) == levels
+    assert [len(panel.values) for panel in guesses] == ([] if pathless else [10])
+    assert cosine.end == (2 if method == "backprop" else 1)
 
 
 def test_a_learned_schedule_is_drawn_after_each_epoch(tmp_path, drawn):
@@ -670,7 +669,7 @@ def test_an_example_that_is_hard_at_first_is_followed(monkeypatch):
         p = own[raw[:, 0, 0, 0].long()].T
         path = torch.stack([p, 1 - p], dim=2)
         levels = torch.zeros(3, len(raw), dtype=torch.int64)
-        return Prediction(path[-1], path[-1], path, torch.arange(3.0), levels, path, 3)
+        return Prediction(path[-1], path[-1:], path, torch.arange(3.0), levels, path, 3)
 
     monkeypatch.setattr(chain, "one_chain", run)
     x = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 8, 8)

@@ -114,7 +114,7 @@ class Prediction:
 
     Attributes:
         probabilities: p(y|x) as the chosen average estimates it, shape (B, m).
-        single: The same from the end of the first chain alone, the paper's protocol, shape (B, m).
+        ends: The same from the end of each of the K chains alone, shape (K, B, m).
         path: Probabilities guessed by each block or stretch of steps, averaged over the chains,
             shape (P, B, m); None for a method whose steps make no guesses.
         times: t of the recorded levels, in 0..T for blocks and [0, 1] for continuous time,
@@ -125,12 +125,17 @@ class Prediction:
     """
 
     probabilities: Float[Tensor, "batch classes"]
-    single: Float[Tensor, "batch classes"]
+    ends: Float[Tensor, "chains batch classes"]
     path: Float[Tensor, "stretches batch classes"] | None
     times: Float[Tensor, " levels"]
     steps: Int64[Tensor, "levels batch"]
     latents: Float[Tensor, "levels batch dim"]
     evaluations: int
+
+    @property
+    def single(self) -> Float[Tensor, "batch classes"]:
+        """Probabilities from the end of the first chain, the paper's protocol, shape (B, m)."""
+        return self.ends[0]
 
 
 class Method(ABC):
@@ -279,7 +284,7 @@ class Method(ABC):
             probabilities = torch.einsum("t,tbm->bm", self.path_weights.to(path), path)
         return Prediction(
             probabilities,
-            ends[: x.shape[0]],
+            ends.unflatten(0, (samples, x.shape[0])),
             path,
             chains.kept_times * self.end_time,
             chains.nearest(weight),

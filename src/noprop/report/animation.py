@@ -5,6 +5,7 @@ probabilities. Frames between two recorded levels are interpolated; the levels a
 """
 
 import io
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,19 @@ from torch import Tensor
 from noprop.data import Examples
 from noprop.errors import ConfigError, import_extra
 from noprop.files import write_whole
+from noprop.methods.base import Prediction
 from noprop.model import Model
-from noprop.report.chain import choose_example, cosines, draw_input, likeliest, one_chain
+from noprop.report.chain import (
+    choose_example,
+    cosines,
+    draw_input,
+    likeliest,
+    one_chain,
+    predicts_in_steps,
+)
 from noprop.report.pictures import short
 
-__all__ = ["Frame", "animate", "frames_of"]
+__all__ = ["Frame", "animate", "frames_of", "levels_of"]
 
 SIZE, DPI = (7.2, 3.4), 100  # inches, and pixels an inch
 MOST_FRAMES = 60
@@ -101,11 +110,10 @@ def _check_steps(model: Model) -> None:
     Raises:
         ConfigError: If the method answers in a single step, without latents.
     """
-    method = model.config.method
-    if method.stack and model.method.num_steps == 1:
+    if not predicts_in_steps(model):
         raise ConfigError(
-            f"--animate: wanted a method that predicts in steps, such as dt, got {method.name}, "
-            "which answers once"
+            "--animate: wanted a method that predicts in steps, such as dt, got "
+            f"{model.config.method.name}, which answers once"
         )
 
 
@@ -118,19 +126,37 @@ def frames_of(model: Model, raw: Tensor, label: int) -> list[Frame]:
         label: Its true class.
     """
     p = one_chain(model, raw[None])
-    end, answer = p.times[-1].item(), p.single[0].float().cpu()
-    near = None if model.config.method.stack else cosines(model, p)[:, 0]
-    guesses = _guesses(model, p.times, p.path if near is not None else p.latents[1:])
-    between = max(1, min(MOST_BETWEEN, (MOST_FRAMES - 2) // (len(guesses) - 1)))
-    frames = []
-    for place in range(between * (len(guesses) - 1) + 1):
-        i, part = divmod(place, between)
-        j, share = min(i + 1, len(guesses) - 1), part / between
-        reached = p.times[i if part == 0 else j].item()  # the level that the frame moves to
-        cosine = None if near is None else torch.lerp(near[i], near[j], share)
-        frames.append(Frame(_time(reached, end), cosine, torch.lerp(guesses[i], guesses[j], share)))
+    levels, answer = levels_of(model, p), p.single[0].float().cpu()
+    between = max(1, min(MOST_BETWEEN, (MOST_FRAMES - 2) // (len(levels) - 1)))
+    frames = levels[:1]
+    for before, after in itertools.pairwise(levels):
+        for part in range(1, between + 1):
+            frames.append(_between(before, after, part / between))
     last = frames[-1].cosine
     return [*frames, Frame(_answer(answer, label, model.task.class_names), last, answer)]
+
+
+def levels_of(model: Model, p: Prediction) -> list[Frame]:
+    """Return a frame for each recorded level of a prediction of one example.
+
+    The latents are those of the first chain, and the guesses are averages over the chains.
+    """
+    end = p.times[-1].item()
+    near = None if model.config.method.stack else cosines(model, p)[:, 0]
+    guesses = _guesses(model, p.times, p.path if near is not None else p.latents[1:])
+    return [
+        Frame(_time(t, end), None if near is None else near[i], guesses[i])
+        for i, t in enumerate(p.times.tolist())
+    ]
+
+
+def _between(before: Frame, after: Frame, share: float) -> Frame:
+    """Return a frame that moves to ``after``, and has its time."""
+    cosine = None
+    if before.cosine is not None and after.cosine is not None:
+        cosine = torch.lerp(before.cosine, after.cosine, share)
+    p = torch.lerp(before.probabilities, after.probabilities, share)
+    return Frame(after.text, cosine, p)
 
 
 def _guesses(

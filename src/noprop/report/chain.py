@@ -1,8 +1,11 @@
 """One prediction step by step: which example is followed, its chain, and the chain as a picture."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from noprop.data import Examples
@@ -17,10 +20,14 @@ __all__ = [
     "check_example",
     "choose_example",
     "cosines",
+    "Panel",
     "draw_chain",
     "draw_input",
+    "draw_panel",
     "likeliest",
     "one_chain",
+    "panels_of",
+    "predicts_in_steps",
 ]
 
 CANDIDATES = 300  # examples among which the one to follow is chosen
@@ -51,32 +58,74 @@ def choose_example(model: Model, examples: Examples, example: int | None) -> int
     return _hard_at_first(model, examples) if example is None else example
 
 
+@dataclass(frozen=True)
+class Panel:
+    """A picture of numbers from -1 or 0 to 1, one for each class at each level or step.
+
+    Attributes:
+        title: What the numbers are.
+        values: Shape (L, m).
+        start: Time of the first row.
+        end: Time of the last row.
+        colors: Name of the colour map.
+        low: Number that has the first colour.
+    """
+
+    title: str
+    values: Float[Tensor, "levels classes"]
+    start: float
+    end: float
+    colors: str
+    low: float
+
+
+def panels_of(model: Model, p: Prediction) -> list[Panel]:
+    """Return the latent of the first chain, and the guesses if any, of the first example."""
+    end = p.times[-1].item()
+    near = cosines(model, p)[:, 0]
+    panels = [Panel("latent z_t: cosine to each u_y", near, 0.0, end, "RdBu_r", -1.0)]
+    if p.path is not None:
+        path = p.path[:, 0].float().cpu()
+        start = end / len(path)
+        panels.append(Panel("class probabilities at t", path, start, end, "viridis", 0.0))
+    return panels
+
+
+def draw_panel(axis: Any, panel: Panel, shown: Sequence[int]) -> Any:
+    """Draw the numbers of some classes over the time, and return what a colour bar is made from."""
+    half = (panel.end - panel.start) / max(1, len(panel.values) - 1) / 2 or 0.5
+    drawn = axis.imshow(
+        panel.values[:, shown].T.numpy(), aspect="auto", cmap=panel.colors, vmin=panel.low, vmax=1,
+        extent=(panel.start - half, panel.end + half, len(shown) - 0.5, -0.5),
+        interpolation="nearest",
+    )  # fmt: skip
+    axis.set(title=panel.title, xlabel="t")
+    if panel.end > 1:
+        whole_ticks(axis)
+    return drawn
+
+
 def draw_chain(figure: Any, model: Model, examples: Examples, example: int | None) -> None:
     """Draw one input, its latent as nearness to each class, and the probabilities at each step."""
     chosen = choose_example(model, examples, example)
-    cosine, path, end = _follow(model, examples.x[chosen : chosen + 1])
+    panels = panels_of(model, one_chain(model, examples.x[chosen : chosen + 1]))
     names, label = model.task.class_names, int(examples.y[chosen])
-    shown = likeliest(cosine if path is None else path, label)
-    panels = [(cosine, "latent z_t: cosine to each u_y", "RdBu_r", -1, 0.0)]
-    if path is not None:
-        panels.append((path, "class probabilities at t", "viridis", 0, end / len(path)))
+    shown = likeliest(panels[-1].values, label)
     right = draw_input(figure, examples.x[chosen], f"x, true class {short(names[label])}")
     axes = right.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (values, title, colors, low, start) in zip(axes, panels, strict=True):
-        half = (end - start) / max(1, len(values) - 1) / 2 or 0.5
-        drawn = axis.imshow(
-            values[:, shown].T.numpy(), aspect="auto", cmap=colors, vmin=low, vmax=1,
-            extent=(start - half, end + half, len(shown) - 0.5, -0.5), interpolation="nearest",
-        )  # fmt: skip
-        axis.set(title=title, xlabel="t")
+    for axis, panel in zip(axes, panels, strict=True):
+        drawn = draw_panel(axis, panel, shown)
         axis.tick_params(labelleft=axis is axes[0])
         right.colorbar(drawn, ax=axis)
-        if end > 1:
-            whole_ticks(axis)
     axes[0].set_yticks(range(len(shown)), [short(names[i]) for i in shown])
     axes[0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
     few = f" ({len(shown)} likeliest of {len(names)} classes)" if len(shown) < len(names) else ""
     figure.suptitle(f"test example {chosen}, from noise to label{few}")
+
+
+def predicts_in_steps(model: Model) -> bool:
+    """Whether a prediction has steps, which all methods have but stacks that answer once."""
+    return not model.config.method.stack or model.method.num_steps > 1
 
 
 def _hard_at_first(model: Model, examples: Examples) -> int:
@@ -118,19 +167,13 @@ def cosines(model: Model, p: Prediction) -> Tensor:
     return (torch.nn.functional.normalize(p.latents, dim=2) @ unit.T).cpu()
 
 
-def _follow(model: Model, raw: Tensor) -> tuple[Tensor, Tensor | None, float]:
-    """Return the cosine of z_t to each class (L, m), the path (P, m) if any, and the last time."""
-    p = one_chain(model, raw)
-    path = None if p.path is None else p.path[:, 0].float().cpu()
-    return cosines(model, p)[:, 0], path, p.times[-1].item()
-
-
-def likeliest(values: Tensor, label: int) -> list[int]:
+def likeliest(values: Tensor, label: int | None = None) -> list[int]:
     """Return all classes where they are few, or else the label and the likeliest at some step."""
     if values.shape[1] <= MANY_CLASSES:
         return list(range(values.shape[1]))
     best = values.max(dim=0).values
-    best[label] = torch.inf
+    if label is not None:
+        best[label] = torch.inf
     return sorted(best.topk(12).indices.tolist())
 
 
