@@ -22,6 +22,7 @@ OPTIONAL = (
     *("sklearn", "scipy", "PIL", "pooch", "pandas", "pyarrow", "matplotlib", "jinja2"),
     *("torchdiffeq", "onnx", "onnxscript", "onnxruntime", "ray", "submitit", "argcomplete"),
     *("huggingface_hub", "tensorboard", "wandb", "trackio", "mlflow", "datasets", "timm"),
+    *("gradio", "fastapi", "uvicorn"),
 )
 
 

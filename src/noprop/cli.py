@@ -13,6 +13,7 @@ from noprop.commands import (
     assemble,
     bench,
     data,
+    demo,
     describe,
     evaluate,
     export,
@@ -35,8 +36,8 @@ OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")  # torch's wor
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(train, recipes, describe, grid, assemble, evaluate, predict, export, plot, bench),
-        *(reproduce, data),
+        *(train, recipes, describe, grid, assemble, evaluate, predict, export, plot, demo),
+        *(bench, reproduce, data),
     )
 }
 
