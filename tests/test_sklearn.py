@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import noprop.sklearn
-from noprop.data.tables import Table, channels_first, distinct, moments
+from noprop.data.weighted import WeightedExamples, channels_first, distinct, moments
 from noprop.sklearn import NoPropClassifier
 
 SMALL: dict[str, Any] = {
@@ -133,7 +133,9 @@ def test_balanced_classes_have_equal_weight():
 
 def test_distinct_examples_carry_the_weight_of_all_their_copies():
     x = np.array([[1.0, 0.0], [2.0, 5.0], [1.0, -0.0], [1.0, 0.0], [7.0, 7.0]])
-    table = distinct(Table(x, np.array([0, 1, 0, 1, 1]), np.array([1.0, 2.0, 4.0, 8.0, 0.0])))
+    table = distinct(
+        WeightedExamples(x, np.array([0, 1, 0, 1, 1]), np.array([1.0, 2.0, 4.0, 8.0, 0.0]))
+    )
     found = {(*row, label): w for row, label, w in zip(*map(np.ndarray.tolist, (
         table.x, table.y, table.weight)), strict=True) for row in [tuple(row)]}  # fmt: skip
     assert found == {(1.0, 0.0, 0): 5.0, (2.0, 5.0, 1): 2.0, (1.0, 0.0, 1): 8.0}
@@ -141,7 +143,7 @@ def test_distinct_examples_carry_the_weight_of_all_their_copies():
 
 def test_moments_are_weighted_and_keep_their_digits_far_from_zero():
     x = np.array([[1e9, 1.0], [1e9 + 4, 1.0]])
-    mean, scale = moments(Table(x, np.zeros(2, np.int64), np.array([3.0, 1.0])))
+    mean, scale = moments(WeightedExamples(x, np.zeros(2, np.int64), np.array([3.0, 1.0])))
     assert mean.tolist() == [1e9 + 1, 1.0]
     np.testing.assert_allclose(scale, [3**0.5, 1.0], rtol=1e-12)
 

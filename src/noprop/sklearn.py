@@ -18,7 +18,7 @@ from torch import Tensor
 
 from noprop.config import RunConfig, from_mapping, replace, to_mapping
 from noprop.data import Examples, stratified_split
-from noprop.data.tables import Table, channels_first, distinct, moments
+from noprop.data.weighted import WeightedExamples, channels_first, distinct, moments
 from noprop.errors import ConfigError, NoPropError
 from noprop.in_memory import (
     Arrays,
@@ -206,7 +206,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
             self.optimizer_ = optimizer_arrays(trainer)
         return self
 
-    def _begin(self, table: Table) -> RunConfig:
+    def _begin(self, table: WeightedExamples) -> RunConfig:
         """Forget what was trained before, and return the settings of a new training."""
         self.mean_, self.scale_ = moments(table)
         self.n_iter_, self.validation_losses_ = 0, []
@@ -236,7 +236,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
         self.config_ = to_mapping(config)
         return config
 
-    def _train(self, config: RunConfig, method: Method, table: Table) -> Trainer:
+    def _train(self, config: RunConfig, method: Method, table: WeightedExamples) -> Trainer:
         """Train to the last epoch, or until the held-out part has not improved for a while."""
         if not self.early_stopping:
             trainer = self._trainer(config, method, table)
@@ -261,7 +261,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
         load_arrays(method, best)
         return trainer
 
-    def _trainer(self, config: RunConfig, method: Method, table: Table) -> Trainer:
+    def _trainer(self, config: RunConfig, method: Method, table: WeightedExamples) -> Trainer:
         """Return a trainer of all units on the device of training."""
         if len(table.y) < 2:
             raise ConfigError(f"X: wanted two different examples or more, got {len(table.y)}")
@@ -269,7 +269,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
         weight = torch.from_numpy(table.weight / table.weight.mean()).float()
         return trainer_in_memory(config, method, examples, weight, choose_device(self.device))
 
-    def _log_loss(self, method: Method, table: Table) -> float:
+    def _log_loss(self, method: Method, table: WeightedExamples) -> float:
         """Return the weighted log-loss of the predictions in nats, in float32."""
         device = method.embedding.weight.device
         x, y = self._standardised(table.x).float().to(device), torch.from_numpy(table.y)
@@ -289,7 +289,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
 
     # -- inputs ------------------------------------------------------------------------------------
 
-    def _read(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Table:
+    def _read(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> WeightedExamples:
         """Check examples; those without ``classes`` begin a new training, and give them."""
         begins = classes is None or not hasattr(self, "weights_")
         X, y = validate_data(self, X, y, allow_nd=True, ensure_min_samples=2, reset=begins)
@@ -306,7 +306,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
             raise ConfigError("y: has labels that are not in classes")
         x = self._shaped(X, first=begins)
         weight = weight * self._class_weights(labels, weight)[labels]
-        return distinct(Table(x, labels, weight))
+        return distinct(WeightedExamples(x, labels, weight))
 
     def _shaped(self, X: NDArray[Any], *, first: bool) -> NDArray[Any]:
         x = channels_first(X, self.channels)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from noprop.errors import DataError
 
-__all__ = ["Table", "channels_first", "distinct", "moments"]
+__all__ = ["WeightedExamples", "channels_first", "distinct", "moments"]
 
 USUAL = (1, 3, 4)  # channels of grey, colour, and colour with transparency
 
 
 @dataclass(frozen=True)
-class Table:
+class WeightedExamples:
     """Examples with weights.
 
     Attributes:
@@ -31,9 +31,9 @@ class Table:
     y: NDArray[np.int64]
     weight: NDArray[np.float64]
 
-    def take(self, indices: NDArray[np.signedinteger]) -> "Table":
+    def take(self, indices: NDArray[np.signedinteger]) -> "WeightedExamples":
         """Return the examples at ``indices``."""
-        return Table(self.x[indices], self.y[indices], self.weight[indices])
+        return WeightedExamples(self.x[indices], self.y[indices], self.weight[indices])
 
 
 def channels_first(x: NDArray[Any], channels: str) -> NDArray[Any]:
@@ -65,30 +65,30 @@ def channels_first(x: NDArray[Any], channels: str) -> NDArray[Any]:
     return np.moveaxis(x, 3, 1) if is_last else x
 
 
-def distinct(table: Table) -> Table:
+def distinct(examples: WeightedExamples) -> WeightedExamples:
     """Return each example once, in an order that depends on the set alone, weights added up.
 
     Examples without weight are left out.
     """
-    table = table.take(np.flatnonzero(table.weight > 0))
-    if not len(table.y):
-        return table
-    x = np.ascontiguousarray(table.x.reshape(len(table.y), -1)) + 0  # -0.0 becomes 0.0
-    rows = np.concatenate([x.view(np.uint8), table.y[:, None].view(np.uint8)], axis=1)
+    examples = examples.take(np.flatnonzero(examples.weight > 0))
+    if not len(examples.y):
+        return examples
+    x = np.ascontiguousarray(examples.x.reshape(len(examples.y), -1)) + 0  # -0.0 becomes 0.0
+    rows = np.concatenate([x.view(np.uint8), examples.y[:, None].view(np.uint8)], axis=1)
     keys = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0]
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    weight = np.bincount(which.reshape(-1), weights=table.weight, minlength=len(first))
-    found = table.take(first)
-    return Table(found.x, found.y, weight.astype(np.float64))
+    weight = np.bincount(which.reshape(-1), weights=examples.weight, minlength=len(first))
+    found = examples.take(first)
+    return WeightedExamples(found.x, found.y, weight.astype(np.float64))
 
 
-def moments(table: Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments(examples: WeightedExamples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and deviation of each feature or channel, shape (C,), weighted, in float64.
 
     A feature that does not vary, by more than rounding, gets the deviation 1.
     """
-    x = table.x.reshape(len(table.x), table.x.shape[1], -1)
-    share = table.weight / table.weight.sum()
+    x = examples.x.reshape(len(examples.x), examples.x.shape[1], -1)
+    share = examples.weight / examples.weight.sum()
     mean = share @ x.mean(axis=2, dtype=np.float64)
     squares = np.square(x - mean[:, None]).mean(axis=2, dtype=np.float64)
     deviation = np.sqrt(share @ squares)
