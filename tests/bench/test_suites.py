@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,8 +66,14 @@ def test_training_and_prediction_against_the_plain_loop(tmp_path):
     results = run_suites(QUICK, suites, steps.append, lambda found: kept.append(list(found)))
     assert len(steps) == step_count(QUICK, suites)
     assert len(kept) == len(steps) + len(suites)  # after each step, and each suite
-    names = ["machine", "settings", "rates", "training", "prediction", "chains", "reads", "scaling"]
-    assert kept[-1] == names
+    names = ["machine", "settings", "rates", "training", "prediction", "chains", "reads"]
+    exported = ["exported"] if find_spec("onnxscript") and find_spec("onnxruntime") else []
+    assert kept[-1] == [*names, *exported, "scaling"]
+    for row in results.get("exported", {}).values():
+        speed = row["images_per_second"]
+        for name, ratio in row["onnxruntime_over_ours"].items():
+            wanted = speed["onnxruntime"]["median"] / speed[name]["median"]
+            assert ratio["median"] == pytest.approx(wanted)
     for row in (*results["training"].values(), *results["prediction"].values()):
         speed, ratio = row["images_per_second"], row["ours_over_plain"]["median"]
         assert ratio == pytest.approx(speed["ours"]["median"] / speed["plain"]["median"])
@@ -80,6 +87,7 @@ def test_training_and_prediction_against_the_plain_loop(tmp_path):
         "dt, 10 chains with noise cost",
         "read x alone",
         "dt over workers",
+        *["dt, the exported graph in ONNX Runtime"] * len(exported),
     ):
         assert words in text
     names = {path.name for path in draw_bench(results, tmp_path)}

@@ -5,9 +5,15 @@ parts of the head's first layer for x and t once; chunks of 500 images run in pa
 chain computes the features again at every step. It is timed over a few steps, all of the same cost.
 Both run the mean chain in their default precision. Networks that read x alone are compared with
 those that read x and z.
+
+Where the extra ``onnx`` is installed, the exported graph runs in ONNX Runtime: the same prediction
+in float32, on batches of the same size, with as many threads.
 """
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,6 +35,7 @@ CHUNK = 500  # images in a batch of the plain chain, as in ours
 PLAIN_STEPS = 3
 MANY = 10
 LONG_CHAINS = ("ct", "fm")
+EXPORTED = ("dt", "backprop")  # a graph has every step, so it takes the short chains
 READS: dict[str, dict[str, Any]] = {
     "x and z": {},
     "x": {"method.evidence": "exact", "method.network_reads": "x"},
@@ -73,6 +80,15 @@ def measure(settings: Settings, results: Results, progress: Progress) -> None:
         results["chains"] = measure_chains(settings, progress)
     if methods := _long_chains(settings):
         results["reads"] = {m: measure_reads(settings, m, progress) for m in methods}
+    if methods := _exported(settings):
+        results["exported"] = {m: measure_exported(settings, m, progress) for m in methods}
+
+
+def _exported(settings: Settings) -> list[str]:
+    """Return the methods whose graph is measured: none without the extra."""
+    if not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        return []
+    return [method for method in settings.methods if method in EXPORTED]
 
 
 def _long_chains(settings: Settings) -> list[str]:
@@ -115,6 +131,31 @@ def measure_reads(settings: Settings, method: str, progress: Progress) -> dict[s
     }
 
 
+def measure_exported(settings: Settings, method: str, progress: Progress) -> dict[str, Any]:
+    """Measure the exported mean chain in ONNX Runtime, compared with ours in both precisions."""
+    common = {"bench": settings, "method": method, "average": None}
+    float32 = {**common, "changes": {"train.precision": "float32"}}
+    timings = race(
+        {
+            "ours": Contestant(_build_ours, common),
+            "ours, float32": Contestant(_build_ours, float32),
+            "onnxruntime": Contestant(_build_exported, {"bench": settings, "method": method}),
+        },
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        progress=lambda text: progress(f"the exported graph of {method}: {text}"),
+    )
+    return {
+        "threads": settings.workers,
+        "batch": CHUNK,
+        "images_per_second": {name: t.rate(settings.images) for name, t in timings.items()},
+        "onnxruntime_over_ours": {
+            name: ratios(timings["onnxruntime"], timings[name])
+            for name in ("ours", "ours, float32")
+        },
+    }
+
+
 def chain_length(settings: Settings, method: str) -> int:
     """Return T in prediction."""
     return settings.blocks if method in ("dt", "backprop") else settings.steps
@@ -136,6 +177,7 @@ def _build_ours(
     samples: int = 1,
     noise: bool = False,
     changes: Mapping[str, Any] | None = None,
+    average: str | None = "readout",
 ) -> Callable[[int], None]:
     torch.set_num_threads(bench.workers)
     model = model_of(bench, method, changes)
@@ -143,7 +185,28 @@ def _build_ours(
 
     def work(units: int) -> None:
         for _ in range(units):
-            model.predict(x, samples=samples, noise=noise, average="readout")
+            model.predict(x, samples=samples, noise=noise, average=average)
+
+    return work
+
+
+def _build_exported(bench: Settings, method: str) -> Callable[[int], None]:
+    import onnxruntime
+
+    from noprop.export import export
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = bench.workers
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export(model_of(bench, method), path)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    batches = [batch.numpy() for batch in bench.data(bench.images)[0].split(CHUNK)]
+
+    def work(units: int) -> None:
+        for _ in range(units):
+            for batch in batches:
+                session.run(None, {"x": batch})
 
     return work
 
@@ -184,6 +247,15 @@ def text(results: Results) -> str:
             f"{method}, networks that read x alone, T = {found['steps']}: {rate:,.0f} images/s, "
             f"{shown(found['speedup'], 1)} times those that read x and z"
         )
+    for method, found in results.get("exported", {}).items():
+        speed, ratio = found["images_per_second"], found["onnxruntime_over_ours"]
+        lines.append(
+            f"{method}, the exported graph in ONNX Runtime, float32, threads: {found['threads']}: "
+            f"{shown(speed['onnxruntime'])} images/s, "
+            f"{shown(ratio['ours, float32'], 2)} times ours in float32 "
+            f"({shown(speed['ours, float32'])}), "
+            f"{shown(ratio['ours'], 2)} times ours as it is ({shown(speed['ours'])})"
+        )
     return "\n\n".join(lines)
 
 
@@ -191,6 +263,7 @@ SUITE = Suite(
     steps=lambda settings: (
         settings.race_steps(2)
         * (len(settings.methods) + ("dt" in settings.methods) + len(_long_chains(settings)))
+        + settings.race_steps(3) * len(_exported(settings))
     ),
     measure=measure,
     table=text,
