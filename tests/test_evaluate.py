@@ -176,8 +176,8 @@ def test_the_class_of_a_label_that_is_ruled_out_costs_28_nats(model, monkeypatch
 
     def sure(x, generator, **options):
         p = predict(x, generator, **options)
-        certain = torch.zeros_like(p.single).index_fill(1, torch.tensor(0), 1.0)
-        return with_part(p, single=certain)
+        certain = torch.zeros_like(p.ends).index_fill(2, torch.tensor(0), 1.0)
+        return with_part(p, ends=certain)
 
     monkeypatch.setattr(model.method, "predict", sure)
     labels = Examples(TEST.x, torch.arange(48) % 2)

@@ -55,6 +55,7 @@ def import_extra(
         NoPropError: Of that type, if it is not installed; the message names package and extra.
     """
     try:
+        importlib.import_module(module.partition(".")[0])
         return importlib.import_module(module)
     except ImportError:
         package = module.partition(".")[0]

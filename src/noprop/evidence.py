@@ -63,12 +63,12 @@ def level_evidence(
     Example:
         The more noise, the less a latent tells of its label:
 
-        >>> z, W = torch.tensor([[0.9, 0.1, 0.0]]), torch.eye(3)
-        >>> for gamma in (10.0, 0.0, -3.0):
-        ...     print(level_evidence(z, W, torch.tensor(gamma)).softmax(dim=1).round(decimals=2))
-        tensor([[0.3300, 0.3300, 0.3300]])
-        tensor([[0.6200, 0.2000, 0.1700]])
-        tensor([[1., 0., 0.]])
+        >>> z, W = torch.tensor([0.9, 0.1, 0.0]).expand(3, 3), torch.eye(3)
+        >>> gamma = torch.tensor([10.0, 0.0, -3.0])
+        >>> level_evidence(z, W, gamma).softmax(dim=1).round(decimals=2)
+        tensor([[0.3300, 0.3300, 0.3300],
+                [0.6200, 0.2000, 0.1700],
+                [1.0000, 0.0000, 0.0000]])
     """
     return evidence(z, weight, torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma))
 

@@ -9,7 +9,7 @@ from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, RunError
-from noprop.layers import channels_last
+from noprop.layers import channels_last, weighted_statistics
 from noprop.methods.base import Unit
 from noprop.methods.dt import Block
 from noprop.randomness import generator
@@ -87,7 +87,9 @@ def test_an_example_s_weight_goes_with_it(shards):
         x = channels_last(TASK.normalization.apply(DATA.x[part]))
         draws = generator(0, "step", 7, f"block-2/{number}" if shards else "block-2")
         weight = (part >= CHOSEN[12]) * 2.0
-        wanted = wanted + len(part) / 23 * other.loss(x, DATA.y[part], draws, weight).total
+        with weighted_statistics(other.module, weight):
+            loss = other.loss(x, DATA.y[part], draws, weight).total
+        wanted = wanted + len(part) / 23 * loss
     torch.testing.assert_close(terms.total.detach(), wanted.detach())
 
 
