@@ -1,8 +1,9 @@
 """Suite ``memory``: peak memory and time of training for several numbers of blocks T.
 
-A new process trains every unit for two epochs of four mini-batches, as a worker does. Its memory is
-the largest resident set, minus that of a process that only imports the package and holds the data.
-Its time is that of the processor in the updates of the second epoch, on one thread:
+A new process trains every unit for two epochs of four mini-batches, as a worker does, but writes no
+checkpoints. Its memory is the largest resident set, minus that of a process that only imports the
+package and holds the data. Its time is that of the processor in the updates of the second epoch, on
+one thread:
 
     python -m noprop.bench.memory MODE BLOCKS DATASET
 
@@ -39,7 +40,7 @@ from noprop.run.processes import end_with_parent
 from noprop.run.units import groups_of
 from noprop.run.worker import Job, group_trainer
 from noprop.training.events import print_nothing
-from noprop.training.trainer import Trainer
+from noprop.training.plan import Update
 
 __all__ = ["BLOCKS", "SUITE", "accumulate", "recompute"]
 
@@ -110,30 +111,35 @@ def train(mode: str, blocks: int, dataset: str) -> float:
 
 
 def _train_group(mode: str, job: Job, group: str) -> float:
+    """Train a group without checkpoints, which a large unit needs more memory for than for steps.
+
+    Parked blocks need them, so ``offload`` has them.
+    """
     trainer = group_trainer(job, group, print_nothing)
     for unit in trainer.units:
         if isinstance(unit, ChainUnit) and "checkpointing" in mode:
             recompute(unit)
         if "parts" in mode:
             accumulate(unit, PARTS)
-    seconds = _timed(trainer)
-    trainer.run()
-    return sum(seconds[len(seconds) // 2 :]) / BATCHES
-
-
-def _timed(trainer: Trainer) -> list[float]:
-    """Return a list to which the trainer adds the processor seconds of each update."""
     seconds: list[float] = []
     step = trainer.step
 
-    def timed() -> Any:
+    def timed() -> tuple[Update, LossTerms]:
         began = time.process_time()
         made = step()
         seconds.append(time.process_time() - began)
         return made
 
-    trainer.step = timed
-    return seconds
+    if job.config.train.offload:
+        trainer.step = timed
+        trainer.run()
+        del trainer.step  # a cycle of references would keep the trainer in memory
+    else:
+        for unit in trainer.units:
+            unit.module.train()
+        while not trainer.is_finished:
+            timed()
+    return sum(seconds[len(seconds) // 2 :]) / BATCHES
 
 
 # -- back-propagation with less memory -------------------------------------------------------------
