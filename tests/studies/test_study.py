@@ -8,6 +8,7 @@ import pytest
 
 import ablation
 import compiling
+import methods
 import precision
 import silent_choices
 import study
@@ -102,6 +103,7 @@ def test_a_run_is_scored_on_the_validation_part(monkeypatch):
     [
         ("ablation", ablation.table),
         ("compiling", compiling.table),
+        ("methods", methods.table),
         ("precision", precision.table),
         (
             "silent-choices",
