@@ -460,3 +460,21 @@ def test_help_does_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        (["digits-dt"], "noprop train digits-ff has its own"),
+        (["digits-dt", "--optimizer", "sgd"], None),
+        (["digits-ff"], None),
+    ],
+)
+def test_a_method_with_training_of_its_own_names_its_recipe(more, hint, capsys, tmp_path):
+    """``--method ff`` alone keeps the optimizer of the recipe that it changes."""
+    method = ["--method", "ff"] if more != ["digits-ff"] else []
+    small = ["--train-size", "200", "--epochs", "1", "--width", "10", "--evaluation", "off"]
+    run = ["--workers", "1", "--run", str(tmp_path / "r")]
+    assert main(["train", *more, *method, *small, *run]) == 0
+    shown = capsys.readouterr().err
+    assert (hint in shown) if hint else ("has its own" not in shown)

@@ -169,10 +169,12 @@ def _hint_at_recipe(arguments: argparse.Namespace, config: RunConfig) -> None:
     method = given.get("method.name")
     if arguments.resume or method not in OWN_TRAINING or "train.optimizer" in given:
         return
-    dataset = f" --dataset {config.data.dataset}" if "data.dataset" in given else ""
+    recipe = f"{config.data.dataset}-{method}"
+    if recipe not in RECIPES:
+        recipe = f"digits-{method} --dataset {printable(config.data.dataset)}"
     tell(
         f"--method {method} keeps the optimizer, batch size and normalization of another method; "
-        f"noprop train digits-{method}{dataset} has its own"
+        f"noprop train {recipe} has its own"
     )
 
 
