@@ -135,12 +135,12 @@ def trained_run(made_once) -> Callable[[str], Path]:
 
 
 def unpack_once(name: str, folder: Path) -> None:
-    """Restore a stored data set; parallel test workers wait for the first of them."""
+    """Restore a stored data set; parallel test workers wait for the first that needs the same."""
     if name not in UNPACK_NAMES:
         return
     folder.mkdir(exist_ok=True)
     stamp = folder / f".unpacked-{name}"
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / f".lock-{name}"):
         if not stamp.exists() or SOURCES[name].missing(folder):
             only = UNPACK_NAMES[name]
             subprocess.run([sys.executable, str(UNPACK), str(folder), "--only", only], check=True)

@@ -12,7 +12,12 @@ from sklearn.datasets import load_digits, load_wine, make_blobs
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import (
+    check_class_weight_classifiers,
+    check_classifiers_classes,
+    check_classifiers_train,
+    parametrize_with_checks,
+)
 
 import noprop.sklearn
 from noprop.data.weighted import WeightedExamples, channels_first, distinct, moments
@@ -21,6 +26,8 @@ from noprop.sklearn import NoPropClassifier
 SMALL: dict[str, Any] = {
     "num_blocks": 1, "epochs": 8, "learning_rate": 1e-2, "batch_size": 64, "random_state": 0
 }  # fmt: skip
+# The checks that judge predictions, and so depend on the default settings.
+LEARNING = (check_classifiers_train, check_classifiers_classes, check_class_weight_classifiers)
 IMAGES = np.random.default_rng(0).integers(0, 255, (20, 6, 5, 3)).astype(np.uint8)
 TWO = np.arange(20) % 2
 
@@ -44,9 +51,9 @@ def test_the_checks_of_scikit_learn(estimator, check):
 
 
 @pytest.mark.slow
-@parametrize_with_checks([NoPropClassifier()])
-def test_the_checks_of_scikit_learn_with_the_defaults(estimator, check):
-    check(estimator)
+@pytest.mark.parametrize("check", LEARNING, ids=lambda check: check.__name__)
+def test_the_defaults_learn_what_scikit_learn_asks_for(check):
+    check("NoPropClassifier", NoPropClassifier())
 
 
 def test_it_learns_wine_and_digits_in_a_pipeline():
