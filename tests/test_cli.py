@@ -19,6 +19,7 @@ from noprop.commands.options import option_names
 from noprop.config import fields_of
 from noprop.networks import DiscreteBlock
 from noprop.recipes import RECIPES
+from noprop.run.processes import METHOD
 
 
 @pytest.fixture
@@ -460,6 +461,28 @@ def test_help_does_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.skipif(METHOD != "forkserver", reason="processes are spawned here")
+def test_the_server_of_workers_starts_before_torch_is_imported():
+    """Both import torch at the same time, each on a core of its own."""
+    code = (
+        "import sys; import noprop.run.processes as processes; from noprop.cli import main\n"
+        "def start(): print('torch' in sys.modules); sys.exit()\n"
+        "processes.start_server = start; main(['train', '--workers', '2'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False"]
+
+
+def test_a_command_exits_without_a_search_for_garbage():
+    """Which takes four tenths of a second where torch is imported."""
+    code = (
+        "import gc; gc.freeze = lambda: print('frozen'); from noprop.cli import main\n"
+        "main(['recipes', 'mnist-dt-best'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "frozen"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Processes: how fast they start, what they inherit, and how they and their server end."""
 
+import gc
 import json
 import os
 import signal
@@ -30,6 +31,10 @@ def say(pipe, *words):
 def tell_environment(pipe):
     threads = len(os.listdir(f"/proc/{os.getpid()}/task")) if sys.platform == "linux" else 2
     pipe.send((os.environ.get("NOPROP_TEST"), os.environ.get("OPENBLAS_NUM_THREADS"), threads))
+
+
+def tell_of_garbage(pipe):
+    pipe.send((gc.isenabled(), gc.get_freeze_count()))
 
 
 def fail(pipe, error):
@@ -123,6 +128,16 @@ def test_a_server_has_one_thread_and_hears_no_signal():
     assert again.receive() == (1,)
     assert server.is_running()
     again.join()
+
+
+@forked
+def test_the_objects_of_the_server_are_not_searched_for_garbage():
+    """Those of torch's modules alone are 100,000; garbage of the process's own is still found."""
+    child = Child(tell_of_garbage)
+    enabled, frozen = child.receive()
+    child.join()
+    assert enabled
+    assert frozen > 100_000
 
 
 def test_a_process_has_the_environment_of_this_moment(monkeypatch):

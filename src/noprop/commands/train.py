@@ -197,9 +197,9 @@ def _configuration(arguments: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: If options conflict.
     """
-    from noprop.model import open_run
-
     if arguments.resume:
+        from noprop.model import open_run
+
         config = open_run(arguments.resume)
         if arguments.init:
             raise ConfigError("--init: is for a new run; --resume continues the run's own weights")
