@@ -43,7 +43,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
 WITHOUT = {"cifar10": {"ff"}}  # no recipe: its layers are fully connected
 TRIALS = (1_000, 4_000)  # images; the difference is free of the time to start
 MODES = {
-    "single": "one chain",
+    "single": "one chain, or the last answer",
     "samples": "5 chains",
     "path-fitted": "path average",
     "mean": "mean chain",

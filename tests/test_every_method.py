@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,30 @@ OWN = {
     "dtp": set(),
     "lg-fg-a": set(),
 }
+for method in STACKS:
+    OWN[method] |= {"answers"}
+# What each stack answers with; ff's goodness reads the label, so it takes a pass for each.
+ANSWERS = {
+    "greedy": ["head of layer 1", "head of layer 2", "head of layer 3, the last"],
+    "dfa": ["output layer, one pass"],
+    "ff": [
+        "softmax readout of layers 2 to 3, one pass",
+        "goodness of layers 2 to 3, one pass per label",
+    ],
+    "dtp": ["output layer, one pass"],
+    "lg-fg-a": ["classifier of the last block, one pass"],
+}
+# What only a method with a chain from noise may say of itself.
+OF_CHAINS = (
+    "chain",
+    "sampler",
+    "NFE",
+    "ensemble over steps",
+    "latent",
+    "embedding",
+    "at t =",
+    "z_t",
+)
 
 
 @dataclasses.dataclass
@@ -200,6 +226,8 @@ def test_how_a_method_is_read_is_free_after_training_and_what_it_is_is_not(run):
     results = other.evaluate()
     if run.method in ("ct", "fm", "ff"):
         assert results["evaluations"] == wanted
+    if run.method == "ff":
+        assert results["answers"] == ANSWERS["ff"][:1]
     if run.method in ("ct", "fm"):
         assert results["path_weights"] == pytest.approx([1 / 3] * 3)  # fitted ones are of others
     for new, old in zip(other.method.parameters(), run.trained.method.parameters(), strict=True):
@@ -282,6 +310,8 @@ def test_the_evaluation_has_what_the_method_has(run):
         assert set(terms) == {"classification", "prior", "denoising"}
         assert results["elbo"]["total"] == pytest.approx(sum(terms.values()))
         assert min(terms.values()) >= 0
+    if run.method in STACKS:
+        assert results["answers"] == ANSWERS[run.method]
     if "path_weights" in results:
         assert len(results["path_weights"]) == {"dt": 2, "greedy": 3}.get(run.method, 10)
         assert sum(results["path_weights"]) == pytest.approx(1, abs=1e-5)
@@ -352,9 +382,10 @@ def test_the_command_line_reads_it(run, capsys, tmp_path):
     assert ("last step alone on noise" in text) == (run.method in ("dt", "ct"))
     assert ("ensemble over steps" in text) == (run.method in ("dt", "ct", "fm"))
     assert ("ensemble of all answers" in text) == (run.method == "greedy")
-    assert (
-        f"network function evaluations (NFE) of a chain: {run.results['evaluations']:.4g}" in text
-    )
+    cost = "network function evaluations (NFE) of a chain"
+    cost = "forward passes of a prediction" if run.method in STACKS else cost
+    assert f"{cost}: {run.results['evaluations']:.4g}" in text
+    _check_words(run, text)
     file = tmp_path / "two.npz"
     np.savez(file, x=np.zeros((2, 8, 8), np.uint8))
     assert main(["predict", str(run.folder), str(file), "--json", "--seed", "5"]) == 0
@@ -389,7 +420,8 @@ def test_plot_draws_what_the_run_has(run, capsys, tmp_path):
         written.remove(animation)
         assert animation.read_bytes().startswith(b"GIF89a")
     assert animation.exists() == (run.config.method.chain_length > 1)
-    wanted = {"curves", "chain", "embeddings", "confusion", "reliability"}
+    wanted = {"curves", "chain", "confusion", "reliability"}
+    wanted |= set() if run.method in STACKS else {"embeddings"}
     wanted |= {"schedule"} if run.method in ("dt", "ct", "backprop") else set()
     wanted |= {"separation"} if run.kind == "learned" else set()
     assert {p.stem for p in written} - {"mistakes"} == wanted
@@ -397,10 +429,22 @@ def test_plot_draws_what_the_run_has(run, capsys, tmp_path):
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "cannot be drawn" not in html
     assert "There are no results" not in html
-    assert html.count("<svg") == len(written) + 1  # and the accuracy after each step
+    # And the accuracy after each step of a chain; answers have a table.
+    assert html.count("<svg") == len(written) + (run.method not in STACKS)
+    words = re.sub(r"<(style|svg|pre)\b.*?</\1>|<[^>]*>", "", html, flags=re.DOTALL)
+    _check_words(run, unescape(words))
     assert f"A run of {run.method} on digits" in html
     assert ("The bound on −log p(y|x)" in html) == (run.method in ("dt", "ct"))
     assert ("Last step alone on noise" in html) == (run.method in ("dt", "ct"))
+
+
+def _check_words(run: Run, text: str) -> None:
+    """Check that a method says of its predictions what is true of it: answers, or chains."""
+    if run.method not in STACKS:
+        assert "one chain (the paper's protocol)" in text
+        return
+    assert all(name in text for name in ANSWERS[run.method])
+    assert [word for word in OF_CHAINS if word in text] == []
 
 
 # -- what only some have -------------------------------------------------------------------------

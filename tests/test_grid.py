@@ -119,6 +119,16 @@ def test_a_killed_grid_loses_no_finished_run_and_ends_with_the_same_results(tmp_
     assert list(summary(again).values())[1]["difference"] is None
 
 
+def test_only_a_chain_has_an_accuracy_of_one_chain(tmp_path):
+    runs = _planned(["digits-dt", "digits-dfa"], [0], tmp_path, {}, {})
+    for run in runs:
+        modes = {"single": {"accuracy": 50.0}}
+        run.results = {"method": run.config.method.name, "modes": modes, "default": "single"}
+    dt, dfa = summary(runs).values()
+    assert (dt["accuracy"], dt["single"]) == (50, 50)
+    assert (dfa["accuracy"], dfa["single"]) == (50, None)
+
+
 def test_answers_are_paired_by_the_index_of_each_example(tmp_path):
     """In whatever order a file has them, and of the test part alone."""
     (tmp_path / "model.json").write_text(json.dumps({"class_names": ["a", "b"]}))

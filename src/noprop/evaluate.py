@@ -183,7 +183,8 @@ def evaluate(
         mean, standard error over runs (None for one run) and interval over examples; ``times`` and
         ``steps``: accuracy at levels of one chain; ``evaluations`` of the network in one chain;
         ``calibration_error`` of the default, if it is one of ``modes``. Where the method has
-        them, ``last_block_alone``, ``elbo`` (terms and their sum in nats) and ``path_weights``.
+        them, ``last_block_alone``, ``elbo`` (terms and their sum in nats), ``path_weights``, and
+        ``answers``: names of the answers of a stack, with accuracies in ``steps`` from t = 1 on.
 
     Raises:
         TrainingError: If the predictions are not finite.
@@ -238,6 +239,8 @@ def evaluate(
         "times": first["times"],
         "steps": torch.stack(steps).mean(dim=0).tolist(),
     }
+    if answers := model.config.method.answers:
+        results["answers"] = list(answers)
     if errors:
         results["calibration_error"] = sum(errors) / runs
     if alone:

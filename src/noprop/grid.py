@@ -29,6 +29,7 @@ from noprop.model import open_run
 from noprop.paired import Answers, paired_difference
 from noprop.predictions import read_predictions
 from noprop.recipes import find_recipe, named_after_data
+from noprop.report.tables import is_stack
 from noprop.run.engine import Engine
 from noprop.run.folder import join_run
 from noprop.run.local import LocalEngine
@@ -318,8 +319,8 @@ def summary(runs: Sequence[GridRun]) -> dict[str, dict[str, Any]]:
         costs = [r["training"] for r in done if r.get("training")]
         row: dict[str, Any] = {"seeds": len(done)}
         row |= _mean("accuracy", [mode["accuracy"] for mode in best])
-        single = [r["modes"]["single"]["accuracy"] for r in done if "single" in r["modes"]]
-        row |= _mean("single", single)
+        chains = [r["modes"]["single"] for r in done if "single" in r["modes"] and not is_stack(r)]
+        row |= _mean("single", [mode["accuracy"] for mode in chains])
         row |= _mean("log_loss", [mode["log_loss"] for mode in best if "log_loss" in mode])
         row["seconds"] = _mean("seconds", [c["seconds"] for c in costs])["seconds"]
         row["parameters"] = max((r["parameters"] for r in done if "parameters" in r), default=None)

@@ -77,7 +77,7 @@ class MethodConfig:
         trains_chain: Whether one mini-batch of training runs the whole chain.
         gamma_over_distance: Fields for which ``auto`` means the log of the greatest squared
             distance between two embeddings, plus the number given here.
-        chain_end: Description of what predicts the class at the end of a chain.
+        chain_end: Description of what predicts the class at the end of a chain, if there is one.
         stack: Whether the units read each other's outputs, and are trained on the same mini-batch.
         unweighted: Why the losses take no weights of the examples. If it is empty, the loss of
             every unit takes a fourth argument ``weight``, shape (B,).
@@ -111,6 +111,11 @@ class MethodConfig:
     def coupled(self) -> bool:
         """Whether all units are one group, which is trained together."""
         return self.stack
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Names of the answers of a stack, the last of which is the prediction; none of a chain."""
+        return ()
 
     @property
     def auto_fields(self) -> tuple[str, ...]:
@@ -404,15 +409,19 @@ class StackConfig(MethodConfig):
     """Method whose units are layers that read each other's outputs: no latents, no readout."""
 
     stack = True
-    chain_end = "the output of the network"
     # Its prediction is a chain of one-hot classes; nothing else has a choice.
     embedding: ClassVar[Literal["one-hot"]] = "one-hot"
     learned: ClassVar[bool] = False
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """That of the output layer alone."""
+        return ("output layer, one pass",)
+
+    @property
     def chain_length(self) -> int:
-        """Number of answers in a forward pass."""
-        return 1
+        """Number of answers."""
+        return len(self.answers)
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
@@ -446,14 +455,13 @@ class ImagePathConfig(EncoderConfig, StackConfig):
 class GreedyConfig(ImagePathConfig):
     """Greedy layerwise training with an auxiliary head for each layer."""
 
-    chain_end = "the head of the last layer"
-
     name: Literal["greedy"] = option("greedy", "the method")
 
     @property
-    def chain_length(self) -> int:
-        """An answer of each layer's head."""
-        return self.layer_count
+    def answers(self) -> tuple[str, ...]:
+        """One of each layer's head."""
+        heads = [f"head of layer {n}" for n in range(1, self.layer_count + 1)]
+        return (*heads[:-1], f"{heads[-1]}, the last")
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
@@ -511,9 +519,13 @@ class FFConfig(StackConfig):
         return {f"layer-{n}": 1.0 for n in range(1, self.num_layers + 1)} | {"softmax": 1.0}
 
     @property
-    def chain_length(self) -> int:
-        """The answer of the softmax, and that of the goodness."""
-        return 2 if self.inference == "goodness" else 1
+    def answers(self) -> tuple[str, ...]:
+        """That of the softmax, and of the goodness if it predicts; of many layers but the first."""
+        layers = {1: "layer 1", 2: "layer 2"}.get(self.num_layers, f"layers 2 to {self.num_layers}")
+        softmax = f"softmax readout of {layers}, one pass"
+        if self.inference == "softmax":
+            return (softmax,)
+        return softmax, f"goodness of {layers}, one pass per label"
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)
@@ -568,6 +580,11 @@ class LocalMixerConfig(StackConfig):
     def unit_costs(self) -> dict[str, float]:
         """``block-1`` … ``block-N`` and ``classifier``."""
         return {f"block-{n}": 1.0 for n in range(1, self.num_blocks + 1)} | {"classifier": 1.0}
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """That of the classifier; the heads of the blocks only train."""
+        return ("classifier of the last block, one pass",)
 
 
 AnyMethod = (

@@ -85,6 +85,8 @@ def test_an_earlier_method_stands_beside_the_number_that_the_paper_quotes():
     (note,) = [x for x in page("table1", summaries(lines)).splitlines() if x.startswith("- Diff")]
     assert "-10.06 points. Checked: " in note
     assert "100 epochs" in note
+    assert "draw no noise and have no chain" in text
+    assert "draw no noise" not in page("table2", [])
 
 
 def test_a_scaled_result_is_no_difference_from_the_paper():

@@ -19,7 +19,7 @@ from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace, to_toml
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError
-from noprop.evaluate import evaluate
+from noprop.evaluate import evaluate, inputs, prepare
 from noprop.methods.base import Prediction
 from noprop.model import Model
 from noprop.predictions import FILE, Predictions, predictions_of, save_predictions
@@ -48,6 +48,7 @@ SHORT: dict[str, dict[str, int]] = {
     "fm": {"method.steps": 20},
     "backprop": {"method.num_blocks": 2},
     "adjoint": {"method.steps": 4},
+    "greedy": {"method.num_layers": 3},
 }
 
 
@@ -439,6 +440,15 @@ def test_every_method_has_its_pictures(rendered, method):
     assert len(cosine.values) == levels
     assert [len(panel.values) for panel in guesses] == ([] if pathless else [10])
     assert cosine.end == (2 if method == "backprop" else 1)
+
+
+def test_a_stack_has_its_answers_in_place_of_latents():
+    model = untrained(**{"method.name": "greedy"})
+    x = some_examples(model, 1).x
+    (panel,) = chain.panels_of(model, chain.one_chain(model, x))
+    answers = torch.stack(prepare(model, inputs(model, x)))[:, 0]
+    torch.testing.assert_close(panel.values, answers)
+    assert (panel.start, panel.end, panel.unit) == (1, 3, "answer")
 
 
 def test_a_learned_schedule_is_drawn_after_each_epoch(tmp_path, drawn):

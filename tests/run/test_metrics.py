@@ -52,12 +52,22 @@ def test_wall_time_is_that_of_training_and_not_of_waiting(tmp_path, events, seco
     assert (cost["seconds"], cost["wall_seconds"], cost["workers"]) == (seconds, wall, 2)
 
 
-def test_chains_keep_their_words_where_their_averages_are_left_out():
-    """As where the evaluation of a short training is sized to it."""
+def test_the_method_and_not_its_modes_decides_between_chains_and_answers():
+    """An evaluation may leave out the averages of chains; an older one has no names of answers."""
     score = {"accuracy": 50.0, "accuracy_se": None, "log_loss": 1.0, "log_loss_se": None}
     results = {"modes": {"single": score}, "default": "single", "steps": [10, 50], "times": [0, 1]}
     results |= {"evaluations": 1.0, "examples": 9, "runs": 1, "part": "test"}
-    assert "each answer, 0 for none: 10 50" in evaluation_text(results)
-    results["modes"] = {"single": score, "mean": score}
-    text = evaluation_text(results)
-    assert "accuracy % of one chain by the nearest embedding: 10 50" in text
+    for method, words in (
+        ("dt", "accuracy % of one chain by the nearest embedding: 10 50"),
+        ("dfa", "the last answer *"),
+    ):
+        text = evaluation_text(results | {"method": method})
+        assert words in text
+        assert ("chain" in text) == (method == "dt")
+    results |= {"method": "ff", "steps": [10.0, 40.0, 50.0], "answers": ["softmax", "goodness"]}
+    rows = [line.split() for line in evaluation_text(results).splitlines()]
+    assert ["goodness", "*", "50.00", "1.0000"] in rows
+    assert rows[rows.index(["answer", "accuracy", "%"]) + 2 :][:2] == [
+        ["softmax", "40.00"],
+        ["goodness", "50.00"],
+    ]

@@ -121,6 +121,8 @@ def values_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
 
 
 def _grid_run(run: Any) -> dict[str, Any]:
+    from noprop.report.tables import is_stack
+
     about = {"run": str(run.folder), "recipe": run.recipe, "seed": run.seed}
     if run.skipped:
         about["not_applied"] = list(run.skipped)
@@ -128,7 +130,8 @@ def _grid_run(run: Any) -> dict[str, Any]:
         return {**about, "error": str(run.error)}
     assert run.results
     modes = run.results["modes"]
-    single = modes["single"]["accuracy"] if "single" in modes else None
+    has_chain = "single" in modes and not is_stack(run.results)
+    single = modes["single"]["accuracy"] if has_chain else None
     best = modes[run.results["default"]]
     about |= {"accuracy": best["accuracy"], "single": single, "log_loss": best.get("log_loss")}
     cost = {k: v for k, v in run.results.get("training", {}).items() if k != "memory_counter"}

@@ -33,6 +33,9 @@ may be standard deviations: docs/reproduction.md.) Runs of one seed without nois
 count as one. A row is *full* if it has the paper's epochs, steps and runs, and all training images
 except a held-out tenth. Other rows state their scale and do not reproduce the paper's value.
 *Train* is measured on as many training images as the test part has."""
+NOISELESS = """\
+Forward-Forward, Forward Gradient and Difference Target Prop draw no noise and have no chain: their
+one prediction is under *one chain* and *averaged*."""
 
 
 def write_pages(experiments: Sequence[str], records: Path, runs: Path, out: Path) -> list[Path]:
@@ -96,7 +99,7 @@ def page(
             for row, numbers in paper.items()
             if row in rows
         }
-        parts += [ACCURACY, accuracy_tables(mine, shown)]
+        parts += [ACCURACY, *[NOISELESS] * (name == "table1"), accuracy_tables(mine, shown)]
     if mine:
         parts += ["## What the paper does not report", more_table(mine)]
     return "\n\n".join(parts) + "\n"

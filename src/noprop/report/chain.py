@@ -69,6 +69,7 @@ class Panel:
         end: Time of the last row.
         colors: Name of the colour map.
         low: Number that has the first colour.
+        unit: What the time counts.
     """
 
     title: str
@@ -77,11 +78,19 @@ class Panel:
     end: float
     colors: str
     low: float
+    unit: str = "t"
 
 
 def panels_of(model: Model, p: Prediction) -> list[Panel]:
-    """Return the latent of the first chain, and the guesses if any, of the first example."""
+    """Return the latent of the first chain, and the guesses if any, of the first example.
+
+    A stack has its answers in place of both.
+    """
     end = p.times[-1].item()
+    if model.config.method.stack:
+        answers = p.latents[1:, 0].float().cpu()  # one-hot embeddings: z_t are probabilities
+        title = "class probabilities of each answer"
+        return [Panel(title, answers, 1.0, end, "viridis", 0.0, "answer")]
     near = cosines(model, p)[:, 0]
     panels = [Panel("latent z_t: cosine to each u_y", near, 0.0, end, "RdBu_r", -1.0)]
     if p.path is not None:
@@ -99,14 +108,17 @@ def draw_panel(axis: Any, panel: Panel, shown: Sequence[int]) -> Any:
         extent=(panel.start - half, panel.end + half, len(shown) - 0.5, -0.5),
         interpolation="nearest",
     )  # fmt: skip
-    axis.set(title=panel.title, xlabel="t")
-    if panel.end > 1:
+    axis.set(title=panel.title, xlabel=panel.unit)
+    if panel.end > 1 or panel.end == panel.start:
         whole_ticks(axis)
     return drawn
 
 
 def draw_chain(figure: Any, model: Model, examples: Examples, example: int | None) -> None:
-    """Draw one input, its latent as nearness to each class, and the probabilities at each step."""
+    """Draw one input, its latent as nearness to each class, and the probabilities at each step.
+
+    Of a stack, the input and the probabilities of each answer.
+    """
     chosen = choose_example(model, examples, example)
     panels = panels_of(model, one_chain(model, examples.x[chosen : chosen + 1]))
     names, label = model.task.class_names, int(examples.y[chosen])
@@ -120,7 +132,8 @@ def draw_chain(figure: Any, model: Model, examples: Examples, example: int | Non
     axes[0].set_yticks(range(len(shown)), [short(names[i]) for i in shown])
     axes[0].get_yticklabels()[shown.index(label)].set_fontweight("bold")
     few = f" ({len(shown)} likeliest of {len(names)} classes)" if len(shown) < len(names) else ""
-    figure.suptitle(f"test example {chosen}, from noise to label{few}")
+    way = "" if model.config.method.stack else ", from noise to label"
+    figure.suptitle(f"test example {chosen}{way}{few}")
 
 
 def predicts_in_steps(model: Model) -> bool:

@@ -14,7 +14,7 @@ from noprop.model import Model
 from noprop.predictions import read_predictions
 from noprop.report.answers import class_rows, mistake_rows
 from noprop.report.pictures import MANY_CLASSES, Picture, draw, marker, whole_ticks
-from noprop.report.tables import mean_text, mode_name
+from noprop.report.tables import answer_rows, is_stack, mean_text, mode_name
 
 __all__ = ["write_page"]
 
@@ -79,12 +79,13 @@ def _content(run: Path, model: Model, pictures: list[Picture]) -> dict[str, Any]
     return {
         "recipe": model.config.recipe,
         "method": method.name,
+        "stack": method.stack,
         "captions": CAPTIONS | METHOD_CAPTIONS.get(method.name, {}),
         "dataset": model.config.data.dataset,
         "folder": run.resolve().name,
         "classes": model.task.class_names,
         "shape": " × ".join(map(str, model.task.shape)),
-        "blocks": getattr(method, "num_blocks", None),
+        "blocks": None if method.stack else getattr(method, "num_blocks", None),
         "pictures": {p.name: p for p in pictures},
         "environment": environment,
         "no_environment": no_environment,
@@ -121,10 +122,13 @@ def _results(content: dict[str, Any], results: dict[str, Any], reason: str) -> d
     if not results:
         return {"results": {}, "no_results": reason}
     classes = len(content["classes"])
-    steps = draw("steps", lambda figure: _steps(figure, results, classes))
+    pictures = content["pictures"]
+    if not is_stack(results):
+        steps = draw("steps", lambda figure: _steps(figure, results, classes))
+        pictures = pictures | {steps.name: steps}
     names = {mode: mode_name(mode, results) for mode in results.get("modes", ())}
-    pictures = content["pictures"] | {steps.name: steps}
-    return {"results": results, "no_results": "", "names": names, "pictures": pictures}
+    found = {"results": results, "no_results": "", "names": names, "pictures": pictures}
+    return found | {"answer_rows": answer_rows(results)}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:

@@ -53,9 +53,10 @@ def draw_run(
     drawings: dict[str, Draw] = {
         "curves": lambda figure: _curves(figure, run, model),
         "chain": lambda figure: draw_chain(figure, model, examples, example),
-        "embeddings": lambda figure: _embeddings(figure, model),
-        **_answers(run, model, examples),
     }
+    if not model.config.method.stack:
+        drawings["embeddings"] = lambda figure: _embeddings(figure, model)
+    drawings |= _answers(run, model, examples)
     levels = model.method.schedule_table()
     if levels and "a" in levels[0]:
         drawings["schedule"] = lambda figure: _schedule(figure, levels)

@@ -5,15 +5,18 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from noprop.method_settings import METHODS
 from noprop.terminal import printable
 
 __all__ = [
     "FACT_NAMES",
     "accuracy_text",
+    "answer_rows",
     "description_text",
     "duration",
     "evaluation_text",
     "grid_text",
+    "is_stack",
     "mean_text",
     "mode_name",
     "table",
@@ -27,11 +30,6 @@ MODE_NAMES = {
     "path-fitted": "ensemble over steps, fitted weights",
     "mean": "deterministic sampler (mean chain)",
     "mean-path-fitted": "deterministic sampler, ensemble over steps",
-}
-# Names of the ways to predict without noise.
-NOISELESS_NAMES = {
-    "single": "the last answer",
-    "path-fitted": "ensemble of all answers, fitted weights",
 }
 # Names of the numbers that a method reports after an epoch.
 FACT_NAMES = {
@@ -88,13 +86,17 @@ def duration(seconds: float) -> str:
 
 def mode_name(mode: str, results: Mapping[str, Any]) -> str:
     """Return the name of a way to predict, for an evaluation."""
-    names = MODE_NAMES if _has_chains(results) else NOISELESS_NAMES
+    names = MODE_NAMES
+    if is_stack(results):
+        last = (results.get("answers") or ["the last answer"])[-1]
+        names = {"single": last, "path-fitted": "ensemble of all answers, fitted weights"}
     return str(names.get(mode, mode)).replace("{samples}", str(results.get("samples", "?")))
 
 
-def _has_chains(results: Mapping[str, Any]) -> bool:
-    """Return whether predictions run from noise; the averages of chains may be left out."""
-    return "samples" in results["modes"] or "mean" in results["modes"]
+def is_stack(results: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation is that of a stack, which answers without chains or noise."""
+    method = METHODS.get(str(results.get("method")))
+    return method is not None and method.stack
 
 
 def evaluation_text(results: Mapping[str, Any]) -> str:
@@ -106,17 +108,12 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         row = [name, _mean_of(score, "accuracy"), _mean_of(score, "log_loss", 4)]
         rows.append([*row, _interval_text(score.get("accuracy_interval"))])
     heads = ["prediction (* is the default)", "accuracy %", "log-loss nats"]
-    steps, times = (" ".join(f"{v:.3g}" for v in results[k]) for k in ("steps", "times"))
-    has_chains = _has_chains(results)
-    chain = "one chain by the nearest embedding" if has_chains else "each answer, 0 for none"
     lines = [
         _extent_text(results),
         "",
         table([*heads, "95 % interval of accuracy"], rows),
         "",
-        f"accuracy % of {chain}: {steps}",
-        f"  at t = {times}",
-        f"network function evaluations (NFE) of a chain: {results['evaluations']:.4g}",
+        *(_answers_text if is_stack(results) else _chain_text)(results),
     ]
     if (error := results.get("calibration_error")) is not None:
         lines.append(f"expected calibration error (ECE) of the default: {100 * error:.2f} %")
@@ -128,6 +125,32 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
     if training := results.get("training"):
         lines.append(_cost_text(training))
     return "\n".join(lines)
+
+
+def _chain_text(results: Mapping[str, Any]) -> list[str]:
+    """Return the accuracies along a chain, and what the chain costs."""
+    steps, times = (" ".join(f"{v:.3g}" for v in results[k]) for k in ("steps", "times"))
+    return [
+        f"accuracy % of one chain by the nearest embedding: {steps}",
+        f"  at t = {times}",
+        f"network function evaluations (NFE) of a chain: {results['evaluations']:.4g}",
+    ]
+
+
+def _answers_text(results: Mapping[str, Any]) -> list[str]:
+    """Return the accuracy of each answer of a stack, if there are several, and what all cost."""
+    passes = f"forward passes of a prediction: {results['evaluations']:.4g}"
+    rows = [[name, f"{accuracy:.2f}"] for name, accuracy in answer_rows(results)]
+    return [*((table(["answer", "accuracy %"], rows), "") if rows else ()), passes]
+
+
+def answer_rows(results: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return name and accuracy of each answer of a stack that has several; none of others."""
+    accuracies = results["steps"][1:]  # at t = 0 there is no answer
+    if not is_stack(results) or len(accuracies) < 2:
+        return []
+    names = results.get("answers") or [f"answer {n}" for n in range(1, len(accuracies) + 1)]
+    return list(zip(names, accuracies, strict=True))
 
 
 def _interval_text(interval: Sequence[float] | None) -> str:
@@ -163,8 +186,9 @@ def _cost_text(training: Mapping[str, Any]) -> str:
 
 def accuracy_text(results: Mapping[str, Any]) -> str:
     """Return the accuracy of an evaluation in one line."""
-    modes = results["modes"]
-    one = f", one chain {modes['single']['accuracy']:.2f} %" if "single" in modes else ""
+    modes, one = results["modes"], ""
+    if "single" in modes and not is_stack(results):
+        one = f", one chain {modes['single']['accuracy']:.2f} %"
     return f"accuracy {modes[results['default']]['accuracy']:.2f} %{one}"
 
 
