@@ -45,7 +45,7 @@ from noprop.methods.adjoint import NeuralODE, SolverUnit
 from noprop.methods.backprop import BackpropChain, ChainUnit
 from noprop.methods.base import Method
 from noprop.methods.ct import ContinuousNoProp, DenoiserUnit
-from noprop.methods.dfa import FeedbackLayer, FeedbackStack, OutputLayer, random_feedback
+from noprop.methods.dfa import FeedbackLayer, FeedbackStack, OutputLayer
 from noprop.methods.dt import DiscreteNoProp
 from noprop.methods.dtp import InverseUnit, OutputUnit, TargetLayer, TargetStack, tanh_layer
 from noprop.methods.ff import ForwardForwardStack, GoodnessLayer, SoftmaxUnit
@@ -398,7 +398,7 @@ def _greedy(c: GreedyConfig, parts: "_Parts") -> GreedyStack:
 def _dfa(c: DFAConfig, parts: "_Parts") -> FeedbackStack:
     layers, m, seed = parts.image_layers(c), parts.task.num_classes, parts.config.train.seed
     units = [
-        FeedbackLayer(n, layer, random_feedback(m, size, generator(seed, "feedback", n)))
+        FeedbackLayer(n, layer, m, size, derive_seed(seed, "feedback", n))
         for n, (layer, size) in enumerate(layers, start=1)
     ]
     output = OutputLayer(parts.classifier("output", layers[-1][1]))

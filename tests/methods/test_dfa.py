@@ -24,13 +24,11 @@ def stack(nonlinearity: type[nn.Module]) -> FeedbackStack:
     pairs = enumerate(pairwise(SIZES), start=1)
     torch.manual_seed(0)
     layers = [
-        FeedbackLayer(
-            n,
-            Sequence(nn.Linear(i, o), nonlinearity()).double(),
-            random_feedback(M, o, rng(n)).double(),
-        )
+        FeedbackLayer(n, Sequence(nn.Linear(i, o), nonlinearity()), M, o, seed=n)
         for n, (i, o) in pairs
     ]
+    for unit in layers:
+        unit.module.double()
     output = OutputLayer(nn.Linear(SIZES[-1], M).double())
     return FeedbackStack(layers, output, Embedding(one_hot_embeddings(M), learned=False))
 
@@ -110,13 +108,24 @@ def built(**changes: Any) -> FeedbackStack:
     return method
 
 
+def test_weights_keep_the_feedback_that_they_learned_from():
+    """In a run of another seed, as ``--init`` makes one; a new layer has that of its run."""
+    source, other, own = built(), built(**{"train.seed": 1}), built(**{"train.seed": 1})
+    for unit, there in zip(other.layers[:-1], source.layers, strict=False):
+        unit.module.load_state_dict(there.module.state_dict())
+        assert torch.equal(unit.feedback, there.feedback)
+    last = other.layers[-1]
+    assert torch.equal(last.feedback, own.layers[-1].feedback)
+    assert not torch.equal(last.feedback, source.layers[-1].feedback)
+
+
 def test_the_feedback_is_drawn_from_the_seed_and_in_no_file():
     """Every layer has its own, and another seed another one."""
     one, again, other = built(), built(), built(**{"train.seed": 1})
     for a, b, c in zip(one.layers, again.layers, other.layers, strict=True):
         assert torch.equal(a.feedback, b.feedback)
         assert not torch.equal(a.feedback, c.feedback)
-        assert "feedback" not in a.module.state_dict()
+        assert "feedback" not in a.module.state_dict()  # but its seed
         assert not a.feedback.requires_grad
     starts = [unit.feedback.flatten()[:2000] for unit in one.layers]
     for a, b in combinations(starts, 2):

@@ -21,6 +21,7 @@ from noprop.training import trainer
 from noprop.training.events import Event, Initialized, Progress, print_nothing
 from noprop.training.optimizers import optimizer_state
 from tools import (
+    IN_PROCESS,
     LEARNED,
     NOISE_DATA,
     NOISE_TASK,
@@ -81,6 +82,25 @@ def test_units_that_fit_start_from_the_weights_and_others_from_the_seed(source, 
     own = [name for name in found if name.startswith("block-1/")]
     assert any(not torch.equal(found[name], seeded[name]) for name in own)
     assert not any(optimizer_state(o) for o in group.state.optimizers)  # from nothing
+
+
+def test_the_feedback_of_dfa_belongs_to_the_weights_that_learned_from_it(tmp_path):
+    """Another seed would draw another one, to which the weights are not aligned."""
+    changes = {"method.name": "dfa", "method.encoder": "mlp", "evaluation.budget": "off"}
+    config = replace(RunConfig(), {**IN_PROCESS, **changes, "train.epochs": 1})
+    source = noprop.train(config, folder=tmp_path / "source", data=NOISE_DATA)
+    other = replace(config, {"train.seed": 7})
+    run = noprop.Run.create(
+        other, folder=tmp_path / "run", data=NOISE_DATA, init=tmp_path / "source"
+    )
+    assert run.initialized is not None
+    assert run.initialized.fresh == []
+    run.train()
+    model = run.assemble()
+    assert len(source.method.units) == 4
+    for there, here in zip(source.method.units[:3], model.method.units, strict=False):
+        feedback = (unit.module.get_buffer("feedback") for unit in (there, here))
+        assert torch.equal(*feedback)
 
 
 def test_a_run_that_was_killed_is_the_one_that_was_not_whatever_becomes_of_the_source(

@@ -9,6 +9,7 @@ $\delta_l$ held fixed. The output layer has the true gradient.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,14 +64,19 @@ class FeedbackLayer(Unit):
     Args:
         number: l, from 1.
         layer: The layer, with its nonlinearity, pool and dropout.
-        feedback: $B_l$, shape (m, F) for an output of F numbers. No file holds it, since the seed
-            of the run gives it again.
+        classes: m.
+        features: F, count of numbers in an output.
+        seed: Seed of $B_l$. A file of the weights holds it in place of the matrix: weights that
+            have learned from a feedback go on with it, in a run of whatever seed.
     """
 
-    def __init__(self, number: int, layer: nn.Module, feedback: Float[Tensor, "classes features"]):
+    def __init__(self, number: int, layer: nn.Module, classes: int, features: int, seed: int):
         self.name, self.number = f"layer-{number}", number
         self.module = self.layer = layer
-        layer.register_buffer("feedback", feedback, persistent=False)
+        layer.register_buffer("feedback_seed", torch.tensor(seed))
+        layer.register_buffer("feedback", torch.empty(classes, features), persistent=False)
+        layer.register_load_state_dict_post_hook(_draw_feedback)
+        _draw_feedback(layer)
 
     @property
     def feedback(self) -> Float[Tensor, "classes features"]:
@@ -93,6 +99,13 @@ class FeedbackLayer(Unit):
         with torch.autocast(output.device.type, enabled=False):
             surrogate = (output.to(error.dtype) * (error @ self.feedback)).sum()
         return LossTerms({"classification": with_gradient_of(surrogate, x.loss(y, weight))})
+
+
+def _draw_feedback(layer: nn.Module, *_: Any) -> None:
+    """Draw the feedback of a layer from its seed."""
+    feedback = layer.get_buffer("feedback")
+    draws = torch.Generator().manual_seed(int(layer.get_buffer("feedback_seed")))
+    feedback.copy_(random_feedback(*feedback.shape, draws))
 
 
 class OutputLayer(Unit):
