@@ -104,8 +104,9 @@ class FeedbackLayer(Unit):
 def _draw_feedback(layer: nn.Module, *_: Any) -> None:
     """Draw the feedback of a layer from its seed."""
     feedback = layer.get_buffer("feedback")
+    classes, features = feedback.shape
     draws = torch.Generator().manual_seed(int(layer.get_buffer("feedback_seed")))
-    feedback.copy_(random_feedback(*feedback.shape, draws))
+    feedback.copy_(random_feedback(classes, features, draws))
 
 
 class OutputLayer(Unit):
