@@ -12,6 +12,7 @@ from noprop.build import Task, build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.methods.base import LossTerms, Method, Unit
+from noprop.methods.chains import MOST_CLASSES_ACROSS, class_probabilities
 from noprop.methods.lg_fg_a import Product
 from tools import rng
 
@@ -236,3 +237,11 @@ def test_a_stack_predicts_in_one_pass(name):
     assert torch.equal(many.single, method.predict(x, rng(2), noise=False).single)
     assert many.latents[0].count_nonzero() == 0
     assert torch.equal(many.steps[-1], many.single.argmax(dim=1))
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (7, 10), (5, MOST_CLASSES_ACROSS), (5, 200)])
+def test_class_probabilities_are_the_softmax_over_classes(shape):
+    logits = 10 * torch.randn(shape, generator=rng(0), dtype=torch.float64)
+    found = class_probabilities(logits)
+    torch.testing.assert_close(found, logits.exp() / logits.exp().sum(1, keepdim=True))
+    torch.testing.assert_close(class_probabilities(logits.float()), found.float())

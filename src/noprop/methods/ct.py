@@ -19,7 +19,13 @@ from noprop.diffusion import (
 from noprop.embeddings import Embedding, Objective, denoising_error
 from noprop.evidence import level_evidence
 from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
-from noprop.methods.chains import NUM_STRETCHES, Chains, float32_or_64, initial_latent
+from noprop.methods.chains import (
+    NUM_STRETCHES,
+    Chains,
+    class_probabilities,
+    float32_or_64,
+    initial_latent,
+)
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout
 from noprop.samplers import ancestral, euler, heun, probability_flow
@@ -202,7 +208,7 @@ class ContinuousNoProp(Method):
         gamma = levels.float().to(context.device)
 
         def denoise(i: int, z: Tensor) -> Tensor:
-            p = self.unit.logits(z, context, times[i : i + 1], gamma[i]).softmax(dim=1)
+            p = class_probabilities(self.unit.logits(z, context, times[i : i + 1], gamma[i]))
             if i < steps:  # Heun's method evaluates once at t = 1
                 chains.guess(i, p)
             return p @ weight

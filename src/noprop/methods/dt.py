@@ -18,7 +18,7 @@ from noprop.diffusion import (
 from noprop.embeddings import Embedding, Objective, denoising_error
 from noprop.evidence import level_evidence
 from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
-from noprop.methods.chains import Chains, float32_or_64, initial_latent
+from noprop.methods.chains import Chains, class_probabilities, float32_or_64, initial_latent
 from noprop.networks import DiscreteBlock
 from noprop.readouts import Readout
 from noprop.samplers import ancestral
@@ -259,7 +259,7 @@ class DiscreteNoProp(Method):
 
         def denoise(i: int, z: Tensor) -> Tensor:
             logits = self.blocks[i].logits(z, chains.repeat(prepared[i]))
-            p = float32_or_64(logits).softmax(dim=1)
+            p = class_probabilities(float32_or_64(logits))
             chains.guess(i, p)
             if self.step == "label" and isinstance(chains.generator, torch.Generator):
                 return weight[p.multinomial(1, generator=chains.generator)[:, 0]]

@@ -12,7 +12,7 @@ from noprop.errors import import_extra
 from noprop.evidence import flow_evidence
 from noprop.flow import expected_velocity, extrapolate, sample_path, target_velocity
 from noprop.methods.base import LossTerms, Method, Unit, cross_entropy, weighted_mean
-from noprop.methods.chains import NUM_STRETCHES, Chains, float32_or_64
+from noprop.methods.chains import NUM_STRETCHES, Chains, class_probabilities, float32_or_64
 from noprop.networks import ContinuousBlock
 from noprop.readouts import Readout, nearest_embedding_logits
 from noprop.samplers import euler, heun
@@ -186,7 +186,7 @@ class FlowNoProp(Method):
             if i < steps:  # Heun's method evaluates once at t = 1
                 if logits is None:
                     logits = self.unit.readout(extrapolate(z, times[i], v), weight)
-                chains.guess(i, logits.softmax(dim=1))
+                chains.guess(i, class_probabilities(logits))
             return v
 
         # The path begins at N(z_0, σ²), so its first marginal is wider than the noise alone.
