@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 import noprop
-from noprop.build import build_embedding, load_data, resolve_auto
+from noprop.build import build_embedding, resolve_auto
 from noprop.config import replace
 from noprop.diffusion import sample_latent
 from noprop.methods.ct import ContinuousNoProp
 from noprop.recipes import EMBEDDINGS, RECIPES
 from noprop.schedules import cosine_gamma
+from noprop.task import load_data
 from study import Line, Study
 
 DRAWS = 20_000

@@ -17,11 +17,11 @@ from typing import Any
 
 import noprop
 from noprop.bench.accuracy import training_seconds
-from noprop.build import load_data
 from noprop.config import RunConfig
 from noprop.data import Examples
 from noprop.machine import describe_machine
 from noprop.model import Model
+from noprop.task import load_data
 
 __all__ = ["RESULTS", "Line", "Study", "markdown", "mean_and_error", "provenance", "train"]
 

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from noprop.build import (
-    Task,
-    build_embedding,
-    build_method,
-    load_data,
-    resolve_auto,
-)
+from noprop.build import build_embedding, build_method, resolve_auto
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, DataError
@@ -23,6 +17,7 @@ from noprop.method_settings import METHODS
 from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import ContinuousBlock
 from noprop.recipes import find_recipe
+from noprop.task import Task, load_data
 
 TASK = Task((1, 8, 8), tuple("0123456789"), Normalization((0.25,), (2.0,)))
 

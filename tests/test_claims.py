@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import tools
-from noprop.build import Task, build_embedding, build_method, load_data
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.methods.dt import DiscreteNoProp
 from noprop.run.folder import create_run
+from noprop.task import Task, load_data
 from tools import train_run
 
 LEARNED = {**tools.LEARNED, "method.dim": 6}

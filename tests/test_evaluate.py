@@ -12,7 +12,6 @@ from known_blocks import Bayes, known
 from noprop import api
 from noprop import evaluate as evaluating
 from noprop.averaging import calibration_error, wilson_interval
-from noprop.build import RunData, Task
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.encoders import Features
@@ -22,6 +21,7 @@ from noprop.model import Model
 from noprop.networks import DiscreteBlock
 from noprop.randomness import generator
 from noprop.schedules import cosine_gamma
+from noprop.task import RunData, Task
 from noprop.training import gradients
 from tools import IN_PROCESS
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import noprop
-from noprop.build import load_data
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
@@ -22,6 +21,7 @@ from noprop.methods.ct import ContinuousNoProp
 from noprop.model import open_run
 from noprop.run.metrics import read_metrics
 from noprop.run.units import groups_of
+from noprop.task import load_data
 from noprop.training import trainer
 from noprop.training.events import Event, Progress
 from tools import IN_PROCESS, Clock, Killed, assert_same, commit_of

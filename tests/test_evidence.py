@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from known_blocks import Bayes, Known, KnownNetwork
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.embeddings import Embedding, one_hot_embeddings, random_embeddings
@@ -24,6 +24,7 @@ from noprop.methods.dt import DiscreteNoProp
 from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.readouts import SoftmaxReadout
 from noprop.schedules import LearnedSchedule, LinearSchedule, cosine_gamma
+from noprop.task import Task
 from tools import rng
 
 

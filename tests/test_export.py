@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from noprop.build import Task
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
 from noprop.export import ExportedChain, export
 from noprop.model import Model, empty_model, load, ready
+from noprop.task import Task
 from tools import rng
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noprop.build import Task, build_embedding, build_method, load_data, resolve_auto
+from noprop.build import build_embedding, build_method, resolve_auto
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.embeddings import Embedding, greatest_distance
 from noprop.methods import ct
 from noprop.recipes import RECIPES
 from noprop.schedules import cosine_gamma
+from noprop.task import Task, load_data
 
 N = 5_000
 # What has no stored copy, or many images to read, has small noise images: 28 to 55 in length.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import noprop
-from noprop.build import Task, build_embedding, build_method, resolve_layers
+from noprop.build import build_embedding, build_method, resolve_layers
 from noprop.cli import main
 from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
@@ -14,6 +14,7 @@ from noprop.errors import ConfigError
 from noprop.grid import train_grid
 from noprop.recipes import RECIPE_NAMES, RECIPES, find_recipe, named_after_data
 from noprop.run.metrics import read_metrics
+from noprop.task import Task
 from tools import IN_PROCESS
 
 SHAPES = {

@@ -19,7 +19,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from noprop.build import RunData, Task
 from noprop.cli import main
 from noprop.config import RunConfig
 from noprop.data import Examples, Normalization
@@ -27,6 +26,7 @@ from noprop.encoders import EncoderFactory
 from noprop.model import Model
 from noprop.run.run import Run
 from noprop.run.units import group_folder
+from noprop.task import RunData, Task
 from noprop.training import commits
 from noprop.training.commits import LAST, Commit, latest, load_part
 from noprop.training.events import Emit, print_nothing

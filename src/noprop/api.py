@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.model import Model, load, open_run
@@ -26,6 +25,7 @@ from noprop.run.resolve import resolve
 from noprop.run.run import Run
 from noprop.run.torchrun import TorchrunEngine
 from noprop.run.units import UnitState, choose_groups
+from noprop.task import RunData
 from noprop.training.events import Created, Emit, Event, print_nothing
 
 __all__ = ["assemble", "load", "resume", "train", "train_together", "train_units"]

@@ -1,8 +1,8 @@
 """The configuration of a run: frozen, validated dataclasses, and conversion to and from TOML.
 
-Components do not use configurations; ``build.py`` turns these into objects. Defaults are the
-paper's values. The text of every field is also its help on the command line. This module does not
-import torch.
+Components do not use configurations; ``build.py`` and ``builders.py`` turn these into objects.
+Defaults are the paper's values. The text of every field is also its help on the command line. This
+module does not import torch.
 """
 
 import dataclasses

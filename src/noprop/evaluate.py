@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from noprop.averaging import calibration_error, fit_path_weights, wilson_interval
-from noprop.build import Task
 from noprop.config import RunConfig
 from noprop.data import Examples, stratified
 from noprop.errors import RunError, TrainingError
@@ -25,6 +24,7 @@ from noprop.machine import map_in_threads
 from noprop.methods.base import Method, Prediction
 from noprop.predictions import Predictions, predictions_of
 from noprop.randomness import generator
+from noprop.task import Task
 from noprop.training.events import Emit, Evaluating, print_nothing
 
 __all__ = [

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig
 from noprop.data import Examples, Normalization
 from noprop.methods.base import Method
 from noprop.model import load_method, method_tensors
 from noprop.randomness import generator
+from noprop.task import Task
 from noprop.tensor_files import flatten, unflatten
 from noprop.training.events import print_nothing
 from noprop.training.optimizers import optimizer_state, restore_optimizer

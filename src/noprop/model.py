@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method, load_data
+from noprop.build import build_embedding, build_method
 from noprop.config import (
     MAX_SAMPLES,
     RunConfig,
@@ -47,6 +47,7 @@ from noprop.machine import choose_device, map_in_threads, use_bf16
 from noprop.methods.base import Method
 from noprop.model_checks import check_description, check_trained_with, misfit
 from noprop.randomness import generator
+from noprop.task import Task, load_data
 from noprop.tensor_files import (
     check_utf8_name,
     flatten,

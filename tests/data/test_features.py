@@ -12,12 +12,12 @@ from torch import nn
 
 import noprop
 from mistakes import FAST, line_of_error
-from noprop.build import load_data
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.data import load_dataset
 from noprop.data.features import features_of, input_shape, network, with_features
 from noprop.errors import ConfigError, DataError
+from noprop.task import load_data
 
 RANDOM = "timm:tiny:random"
 ABOUT = {"input_size": (3, 12, 10), "mean": (0.5, 0.25, 0.0), "std": (0.5, 0.25, 2.0)}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.data.drawings import as_digit
@@ -33,6 +33,7 @@ from noprop.demo.markup import (
 )
 from noprop.errors import ConfigError, DataError
 from noprop.model import Model
+from noprop.task import Task
 from tools import IN_PROCESS, rng
 
 Image = pytest.importorskip("PIL.Image")

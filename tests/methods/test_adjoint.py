@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
 from noprop.methods.adjoint import NeuralODE
+from noprop.task import Task
 from tools import rng
 
 pytest.importorskip("torchdiffeq")

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.embeddings import Embedding, random_embeddings
 from noprop.methods.backprop import BackpropChain, ChainUnit
 from noprop.networks import DiscreteBlock
 from noprop.readouts import RadialReadout, SoftmaxReadout
+from noprop.task import Task
 from tools import rng
 
 T, M, D, B = 4, 3, 5, 6

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.embeddings import Embedding, one_hot_embeddings
 from noprop.layers import Sequence
 from noprop.methods.dfa import FeedbackLayer, FeedbackStack, OutputLayer, random_feedback
+from noprop.task import Task
 from tools import rng
 
 SIZES, M, B = (7, 6, 5), 3, 4

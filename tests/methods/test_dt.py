@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from differences import assert_gradient_is_that_of_differences
 from known_blocks import Bayes, Known, known
 from noprop.averaging import fit_path_weights
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.embeddings import Embedding, one_hot_embeddings, random_embeddings
@@ -26,6 +26,7 @@ from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import seeded
 from noprop.readouts import RadialReadout, SoftmaxReadout
 from noprop.schedules import cosine_gamma
+from noprop.task import Task
 from noprop.training.trainer import Trainer
 from tools import rng
 

@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import replace
 from noprop.data import Normalization
 from noprop.embeddings import Embedding, one_hot_embeddings
 from noprop.methods.base import Method
 from noprop.methods.dtp import InverseUnit, OutputUnit, TargetLayer, TargetStack, targets
 from noprop.recipes import RECIPES
+from noprop.task import Task
 from noprop.training.optimizers import Optimizer, descend
 from noprop.training.plan import Plan
 from tools import rng

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from differences import assert_gradient_is_that_of_differences
 from known_blocks import KnownNetwork
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.embeddings import Embedding, random_embeddings, separation
@@ -22,6 +22,7 @@ from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.networks import ContinuousBlock, sinusoidal_embedding
 from noprop.randomness import seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
+from noprop.task import Task
 from noprop.training.events import Epoch, Event
 from noprop.training.trainer import Trainer
 from tools import rng

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from noprop.build import Task, build_embedding, build_method, resolve_layers
+from noprop.build import build_embedding, build_method, resolve_layers
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
 from noprop.methods.greedy import GreedyStack
 from noprop.report.describe import describe
+from noprop.task import Task
 from tools import rng
 
 TASK = Task((1, 28, 28), tuple("0123456789"), Normalization((0.0,), (1.0,)))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.data import Normalization
 from noprop.methods.lg_fg_a import (
     ClassifierUnit,
@@ -18,6 +18,7 @@ from noprop.methods.lg_fg_a import (
     to_patches,
 )
 from noprop.recipes import RECIPES
+from noprop.task import Task
 from tools import rng
 
 SIDE, WIDTH, GROUPS, M, B = 2, 12, 3, 4, 5

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import tools
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.methods.chains import MOST_CLASSES_ACROSS, class_probabilities
 from noprop.methods.lg_fg_a import Product
+from noprop.task import Task
 from tools import rng
 
 LEARNED = {**tools.LEARNED, "method.dim": 6}

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from noprop.build import Task
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.paper import estimate
+from noprop.task import Task
 from noprop.training.trainer import Trainer
 
 TASK = Task((1, 8, 8), tuple("abcd"), Normalization((0.5,), (0.25,)))

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from noprop.build import RunData, Task
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.paper import measure
+from noprop.task import RunData, Task
 
 CONFIG = replace(RunConfig(), {"evaluation.runs": 3, "evaluation.samples": 4})
 TASK = Task((1, 1, 1), ("a", "b"), Normalization((0.0,), (1.0,)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError
@@ -12,6 +12,7 @@ from noprop.model import Model
 from noprop.report import animation
 from noprop.report.animation import Frame, animate, frames_of
 from noprop.report.chain import one_chain
+from noprop.task import Task
 from tools import IN_PROCESS, remove_package, rng
 
 pytest.importorskip("matplotlib")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace, to_toml
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError
@@ -30,6 +30,7 @@ from noprop.report.page import write_page
 from noprop.report.pictures import Picture, draw, save_pictures
 from noprop.report.plots import draw_run
 from noprop.report.tables import mean_text
+from noprop.task import Task
 from noprop.tensor_files import save_tensors
 from tools import IN_PROCESS, LEARNED, remove_package
 

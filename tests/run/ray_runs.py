@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tools
-from noprop.build import load_data
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.run.folder import create_run
@@ -16,6 +15,7 @@ from noprop.run.metrics import read_metrics
 from noprop.run.ray_engine import RayEngine
 from noprop.run.run import Run
 from noprop.run.units import groups_of
+from noprop.task import load_data
 from noprop.training.events import Emit, print_nothing
 from tools import commit_of, weights
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from noprop import api
-from noprop.build import RunData, Task, resolve_layers
+from noprop.build import resolve_layers
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.evaluate import modes_of
@@ -17,6 +17,7 @@ from noprop.model import empty_model
 from noprop.predictions import read_predictions
 from noprop.run import extent as extents
 from noprop.run.extent import Extent, choose_extent, count_products
+from noprop.task import RunData, Task
 from noprop.training.events import Evaluated, Evaluating, Event, Started
 from tools import IN_PROCESS
 

@@ -19,7 +19,6 @@ import pytest
 import tomli_w
 import torch
 
-from noprop.build import load_data
 from noprop.config import RunConfig, from_toml, replace, to_mapping, to_toml
 from noprop.data import Examples
 from noprop.errors import ConfigError, NoPropError, RunError, TrainingError
@@ -34,6 +33,7 @@ from noprop.run.locks import hold
 from noprop.run.metrics import read_metrics, recorder
 from noprop.run.run import Run
 from noprop.run.units import group_lock, groups_of
+from noprop.task import load_data
 from noprop.tensor_files import load_tensors, save_tensors
 from noprop.training.commits import latest
 from noprop.training.events import Epoch, Event, Found, Progress, Started, Trained
@@ -198,7 +198,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from noprop.build import load_data
+from noprop.task import load_data
 from noprop.model import open_run
 from noprop.run.run import Run
 from tools import pause_in_commit

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import noprop
-from noprop.build import RunData
 from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError, NoPropError, RunError
 from noprop.model import open_run
 from noprop.run.initial import INITIAL, digest_of
 from noprop.run.worker import group_trainer
+from noprop.task import RunData
 from noprop.training import trainer
 from noprop.training.events import Event, Initialized, Progress, print_nothing
 from noprop.training.optimizers import optimizer_state

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from noprop.build import load_data
 from noprop.config import RunConfig, replace
 from noprop.errors import RunError
 from noprop.fingerprint import fingerprint
@@ -13,6 +12,7 @@ from noprop.model import Model
 from noprop.run.assembly import epochs_kept, kept_model
 from noprop.run.run import Run
 from noprop.run.units import group_folder, groups_of
+from noprop.task import load_data
 from noprop.training.commits import read_kept
 from tools import LEARNED, SMALL, train_run
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import noprop
-from noprop.build import load_data
 from noprop.config import replace
 from noprop.errors import ConfigError, TrainingError
 from noprop.run import ray_engine
@@ -15,6 +14,7 @@ from noprop.run.folder import create_run
 from noprop.run.ray_engine import RayEngine, Tasks
 from noprop.run.run import Run
 from noprop.run.units import groups_of
+from noprop.task import load_data
 from noprop.training.events import Epoch, Event, Progress, Started
 from ray_runs import CONFIG, LEARNED, LONG, SELDOM, Killer, assert_same, told, trained
 from tools import commit_of

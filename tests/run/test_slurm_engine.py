@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from noprop.build import load_data
 from noprop.cli import main
 from noprop.config import RunConfig, replace, to_toml
 from noprop.errors import ConfigError, TrainingError
@@ -21,6 +20,7 @@ from noprop.run.locks import hold
 from noprop.run.run import Run
 from noprop.run.slurm_engine import SlurmEngine, minutes_of
 from noprop.run.units import group_lock
+from noprop.task import load_data
 from noprop.training.events import Epoch, Event, Started, Trained
 from ray_runs import CONFIG, LEARNED, LONG, SELDOM, assert_same, told
 

@@ -160,7 +160,7 @@ def test_another_method_is_not_joined(whole):
 
 def test_other_data_of_the_same_name_is_refused(whole):
     """The fields are equal; the examples are not."""
-    data = noprop.build.load_data(CONFIG)
+    data = noprop.task.load_data(CONFIG)
     data.train.y[:2] = (data.train.y[:2] + 1) % 10
     with pytest.raises(RunError, match="other settings or other data"):
         noprop.train_units(whole, ["block-1"], CONFIG, data=data)

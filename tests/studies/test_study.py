@@ -12,10 +12,10 @@ import methods
 import precision
 import silent_choices
 import study
-from noprop.build import load_data
 from noprop.config import replace
 from noprop.evaluate import evaluate
 from noprop.recipes import RECIPES
+from noprop.task import load_data
 from study import RESULTS, Study, markdown, mean_and_error
 
 

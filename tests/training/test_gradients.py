@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import tools
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, RunError
@@ -13,6 +13,7 @@ from noprop.layers import channels_last, weighted_statistics
 from noprop.methods.base import Unit
 from noprop.methods.dt import Block
 from noprop.randomness import generator
+from noprop.task import Task
 from noprop.training.gradients import Gradients, flat_gradient
 from noprop.training.mesh import ALONE, Mesh, Requests
 

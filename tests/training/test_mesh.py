@@ -15,7 +15,7 @@ from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import noprop
-from noprop.build import RunData, build_embedding, load_data
+from noprop.build import build_embedding
 from noprop.config import RunConfig, replace
 from noprop.run.local import local_mesh
 from noprop.run.locks import hold
@@ -23,6 +23,7 @@ from noprop.run.processes import METHOD, start_server
 from noprop.run.rendezvous import joined
 from noprop.run.units import COUPLED, group_lock, share_of_groups
 from noprop.run.worker import Job, train_group
+from noprop.task import RunData, load_data
 from noprop.training import mesh
 from noprop.training.events import Epoch, Event, Progress, Started, Trained
 from noprop.training.layout import Layout, choose_layout

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import noprop
-from noprop.build import build_embedding, load_data
+from noprop.build import build_embedding
 from noprop.config import RunConfig, replace
 from noprop.data import Examples
 from noprop.errors import ConfigError, RunError, TrainingError
@@ -28,6 +28,7 @@ from noprop.run import worker
 from noprop.run.folder import create_run
 from noprop.run.units import COUPLED, group_folder
 from noprop.run.worker import Job, group_trainer, units_wait
+from noprop.task import load_data
 from noprop.tensor_files import load_tensors
 from noprop.training import trainer as trainer_module
 from noprop.training.commits import (
@@ -330,7 +331,7 @@ def test_a_kill_at_any_operation_on_files_changes_nothing(tmp_path, kind):
 SCRIPT = """
 import sys
 from pathlib import Path
-from noprop.build import load_data
+from noprop.task import load_data
 from noprop.model import open_run
 from noprop.run.run import Run
 if __name__ == "__main__":

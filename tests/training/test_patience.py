@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import noprop
-from noprop.build import RunData
 from noprop.config import RunConfig, replace
 from noprop.data import Examples
 from noprop.errors import ConfigError
 from noprop.run.longer import extend
 from noprop.run.metrics import read_metrics
+from noprop.task import RunData
 from noprop.training import trainer
 from noprop.training.events import Epoch, Event, Trained
 from noprop.training.patience import Patience

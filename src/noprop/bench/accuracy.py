@@ -16,12 +16,12 @@ from noprop.api import train
 from noprop.bench.display import INK
 from noprop.bench.settings import Settings
 from noprop.bench.suites import Progress, Results, Suite
-from noprop.build import load_data
 from noprop.config import replace
 from noprop.recipes import find_recipe
 from noprop.report.tables import duration, table
 from noprop.run.metrics import read_metrics
 from noprop.run.run import Run
+from noprop.task import load_data
 
 __all__ = ["SUITE"]
 

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from noprop.build import Task
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
 from noprop.recipes import find_recipe
+from noprop.task import Task
 
 __all__ = ["SHAPES", "Settings"]
 

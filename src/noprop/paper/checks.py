@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, from_mapping, replace
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
@@ -13,6 +13,7 @@ from noprop.paper.cells import Cell
 from noprop.paper.numbers import EARLIER, EPOCHS, SETTINGS
 from noprop.paper.parameters import printed_millions
 from noprop.paper.records import Summary
+from noprop.task import Task
 
 __all__ = ["checks"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from noprop.build import Task, build_embedding
+from noprop.build import build_embedding
 from noprop.config import RunConfig, replace
 from noprop.data import SOURCES, Examples, Normalization
 from noprop.evaluate import inputs, prepare
@@ -21,6 +21,7 @@ from noprop.randomness import generator
 from noprop.run.units import groups_of
 from noprop.run.worker import Job as GroupJob
 from noprop.run.worker import group_trainer
+from noprop.task import Task
 from noprop.training.events import print_nothing
 
 __all__ = ["Pace", "measure_pace", "rough_work", "seconds_of"]

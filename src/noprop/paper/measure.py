@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from noprop.build import RunData
 from noprop.config import RunConfig, inference_fields, replace, to_mapping
 from noprop.data import SOURCES
 from noprop.evaluate import evaluate
@@ -21,6 +20,7 @@ from noprop.randomness import generator
 from noprop.run.assembly import epochs_kept, kept_model
 from noprop.run.metrics import append_line, training_cost
 from noprop.run.run import Run
+from noprop.task import RunData
 from noprop.training.events import Emit, Evaluating
 
 __all__ = ["Job", "run_cell"]

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method, resolve_layers
+from noprop.build import build_embedding, build_method, resolve_layers
 from noprop.config import RunConfig, replace, to_mapping
 from noprop.data import Normalization
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError
 from noprop.methods.adjoint import SolverUnit
 from noprop.methods.base import LossTerms, Method, Unit
+from noprop.task import Task
 
 __all__ = ["describe"]
 

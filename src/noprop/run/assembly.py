@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.encoders import EncoderFactory
 from noprop.errors import DamagedError, RunError
 from noprop.fingerprint import fingerprint
 from noprop.model import Model, empty_model, load_weights
 from noprop.run.units import group_folder, groups_of, survey, unfinished_text
+from noprop.task import RunData
 from noprop.training.commits import Commit, kept_epochs, latest, load_part, read_kept
 
 __all__ = ["assemble_model", "check_trained", "epochs_kept", "kept_model"]

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from noprop.build import RunData, Task
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.evaluate import CHAINS, MEAN, WEIGHT_EXAMPLES, default_mode, modes_of
 from noprop.methods.base import Method
 from noprop.model import empty_model, ready
+from noprop.task import RunData, Task
 
 __all__ = ["Extent", "choose_extent", "count_products"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from noprop.build import RunData, build_embedding
+from noprop.build import build_embedding
 from noprop.config import RunConfig, from_toml, to_toml
 from noprop.embeddings import Embedding
 from noprop.errors import RunError
@@ -27,6 +27,7 @@ from noprop.fingerprint import difference
 from noprop.machine import choose_device, commit_of_package, use_bf16
 from noprop.run.initial import INITIAL, initial_bytes, start_embedding, tensors_of
 from noprop.run.locks import hold, hold_folder, is_free, remove_half_written
+from noprop.task import RunData
 from noprop.tensor_files import check_utf8_name, load_tensors, save_tensors
 from noprop.version import __version__
 

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from noprop.build import RunData
 from noprop.config import RunConfig
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
@@ -23,6 +22,7 @@ from noprop.errors import ConfigError, DamagedError, RunError
 from noprop.files import open_regular, read_object
 from noprop.methods.base import Unit
 from noprop.model import empty_model, open_run
+from noprop.task import RunData
 from noprop.tensor_files import flatten, load_tensors, unflatten
 from noprop.terminal import printable
 from noprop.training.events import Initialized

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace as with_total
 from pathlib import Path
 
-from noprop.build import RunData
 from noprop.config import RunConfig, replace, to_toml
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DamagedError, RunError
@@ -19,6 +18,7 @@ from noprop.model import empty_model
 from noprop.predictions import FILE as PREDICTIONS
 from noprop.run.locks import BusyError, hold, hold_folder, is_free
 from noprop.run.units import COUPLED, group_folder, group_lock, groups_of
+from noprop.task import RunData
 from noprop.training.commits import latest, write_commit
 from noprop.training.plan import Plan
 

@@ -10,15 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop.build import (
-    RunData,
-    build_embedding,
-    build_method,
-    load_data,
-    resolve_auto,
-    resolve_layers,
-    split_data,
-)
+from noprop.build import build_embedding, build_method, resolve_auto, resolve_layers
 from noprop.config import RunConfig, replace
 from noprop.data import GIVEN, absolute_name, dataset_of
 from noprop.embeddings import Embedding
@@ -27,6 +19,7 @@ from noprop.errors import ConfigError, DataError
 from noprop.machine import choose_device, threads_per_process
 from noprop.recipes import find_recipe, named_after_data
 from noprop.run.initial import start_embedding
+from noprop.task import RunData, load_data, split_data
 
 __all__ = ["resolve", "resolve_from", "resolve_new", "thread_count", "with_data"]
 

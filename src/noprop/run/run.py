@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop.build import RunData
 from noprop.config import RunConfig, replace
 from noprop.data import stratified, stratified_indices
 from noprop.encoder_file import check_encoder, note_encoder
@@ -59,6 +58,7 @@ from noprop.run.units import (
     survey,
 )
 from noprop.run.worker import Job
+from noprop.task import RunData
 from noprop.training.events import (
     Emit,
     Evaluated,

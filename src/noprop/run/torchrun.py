@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from noprop.build import RunData
 from noprop.config import RunConfig, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import RunError
@@ -28,6 +27,7 @@ from noprop.run.resolve import with_data
 from noprop.run.run import Run
 from noprop.run.units import condensed, group_lock, groups_of, share_of_groups, state_of
 from noprop.run.worker import Job, work_on
+from noprop.task import RunData
 from noprop.training.events import Emit
 from noprop.training.layout import Layout, choose_layout
 from noprop.training.mesh import PeerLostError, connected_mesh

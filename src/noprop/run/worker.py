@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from noprop.build import Task, build_embedding, build_method
+from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig
 from noprop.data import Examples, balanced_weights
 from noprop.encoders import EncoderFactory
@@ -25,6 +25,7 @@ from noprop.run.initial import start_units, tensors_of
 from noprop.run.locks import BusyError, hold, remove_half_written
 from noprop.run.metrics import recorder
 from noprop.run.units import COUPLED, group_folder, group_lock, state_of
+from noprop.task import Task
 from noprop.tensor_files import encode, load_tensors
 from noprop.training.events import Emit
 from noprop.training.mesh import ALONE, Mesh
