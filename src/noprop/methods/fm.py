@@ -63,20 +63,6 @@ class VelocityUnit(Unit):
         self.sigma, self.anchor, self.exact = sigma, anchor, exact
         self.noise_only = noise_only
 
-    def velocity(
-        self,
-        z: Float[Tensor, "batch dim"],
-        context: Float[Tensor, "batch width"],
-        time_context: Float[Tensor, "times features"],
-        t: Float[Tensor, "*batch"],
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "batch dim"]:
-        """Return v(z_t, x, t), shape (B, d), at one time for the batch or one for each latent.
-
-        ``context`` and ``time_context`` are what the network takes from x and t.
-        """
-        return self.velocity_and_logits(z, context, time_context, t, generator)[0]
-
     def velocity_and_logits(
         self,
         z: Float[Tensor, "batch dim"],
@@ -85,9 +71,10 @@ class VelocityUnit(Unit):
         t: Float[Tensor, "*batch"],
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"] | None]:
-        """Return the velocity, and with exact evidence the logits of p(y | z_t, x), else None.
+        """Return v(z_t, x, t), and with exact evidence the logits of p(y | z_t, x), else None.
 
-        Arguments as for :meth:`velocity`.
+        ``context`` and ``time_context`` are what the network takes from x and t; t is one time for
+        the batch, or one for each latent.
         """
         out = self.network(z, context, time_context, generator)
         if not self.exact:
@@ -113,7 +100,7 @@ class VelocityUnit(Unit):
         t = torch.zeros_like(t) if self.noise_only else t
         z = sample_path(z0, z1, t, self.sigma, generator)
         context = self.network.context(x, generator)
-        v = self.velocity(z, context, self.network.time_context(t), t, generator)
+        v, _ = self.velocity_and_logits(z, context, self.network.time_context(t), t, generator)
         guess, table = extrapolate(z, t, v), self.embedding.weight
         if not self.anchor:
             guess, table = guess.detach(), table.detach()
@@ -217,7 +204,7 @@ class FlowNoProp(Method):
             nonlocal asked
             asked += 1
             time = self.unit.network.time_context(t[None].float())
-            return self.unit.velocity(z, context, time, t.float())
+            return self.unit.velocity_and_logits(z, context, time, t.float())[0]
 
         tolerance = self.tolerance
         levels = self.solve(velocity, z, times, rtol=tolerance, atol=tolerance, method="dopri5")
