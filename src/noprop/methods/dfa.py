@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.methods.base import LossTerms, Unit, cross_entropy
-from noprop.methods.stack import Stack, layer_outputs, with_gradient_of
+from noprop.methods.stack import Stack, with_gradient_of
 
 __all__ = ["FeedbackLayer", "FeedbackSignals", "FeedbackStack", "OutputLayer", "random_feedback"]
 
@@ -142,7 +142,7 @@ class FeedbackStack(Stack):
     """
 
     def __init__(self, layers: Sequence[FeedbackLayer], output: OutputLayer, embedding: Embedding):
-        super().__init__([*layers, output], embedding)
+        super().__init__([*layers, output], embedding, modules=[unit.layer for unit in layers])
         self.layers, self.output = layers, output
 
     def signals(
@@ -153,7 +153,7 @@ class FeedbackStack(Stack):
         phase: int = 0,
     ) -> FeedbackSignals:
         """Return the outputs of all layers and the output's error."""
-        outputs = layer_outputs([unit.layer for unit in self.layers], x, generator)
+        outputs = self.outputs(x, generator)
         logits = self.output.layer(outputs[-1].detach().flatten(1))
         logits = logits.to(self.output.layer.weight.dtype)  # from bf16
         with torch.autocast(logits.device.type, enabled=False):
@@ -163,5 +163,5 @@ class FeedbackStack(Stack):
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of the output."""
-        top = layer_outputs([unit.layer for unit in self.layers], x)[-1]
-        return [self.output.layer(top.flatten(1)).float().softmax(dim=1)]
+        top = self.outputs(x)[-1].flatten(1)
+        return [self.output.layer(top).float().softmax(dim=1)]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.methods.base import LossTerms, Unit
-from noprop.methods.stack import Stack, layer_outputs
+from noprop.methods.stack import Stack
 
 __all__ = [
     "InverseUnit",
@@ -187,7 +187,8 @@ class TargetStack(Stack):
         step: float = 0.3277,
         noise: float = 0.3598,
     ):
-        super().__init__([*inverses, *layers, output], embedding)
+        units, modules = [*inverses, *layers, output], [unit.layer for unit in layers]
+        super().__init__(units, embedding, modules=modules)
         self.layers, self.output, self.inverses = layers, output, inverses
         self.step, self.noise = step, noise
 
@@ -201,7 +202,7 @@ class TargetStack(Stack):
     ) -> TargetSignals:
         """Return noisy pairs for the inverses in phase 0, and targets for the layers in phase 1."""
         with _exactly(x):
-            outputs = self._outputs(x)
+            outputs = self.outputs(x.flatten(1))
             if phase == 0:
                 noisy = [self._with_noise(h, generator) for h in outputs[:-1]]
                 reached = [unit.layer(h) for unit, h in zip(self.layers[1:], noisy, strict=True)]
@@ -213,13 +214,9 @@ class TargetStack(Stack):
             wanted = targets(outputs, last, [unit.inverse for unit in self.inverses])
             return TargetSignals([x.flatten(1), *outputs[:-1]], wanted, top)
 
-    def _outputs(self, x: Float[Tensor, "batch ..."]) -> list[Layer]:
-        """Return h_1 … h_L."""
-        return layer_outputs([unit.layer for unit in self.layers], x.flatten(1))
-
     def _with_noise(self, h: Layer, generator: torch.Generator) -> Layer:
         return h + self.noise * torch.empty_like(h).normal_(generator=generator)
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of the output."""
-        return [self.output.layer(self._outputs(x)[-1]).float().softmax(dim=1)]
+        return [self.output.layer(self.outputs(x.flatten(1))[-1]).float().softmax(dim=1)]

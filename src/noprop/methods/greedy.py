@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.methods.base import LossTerms, Unit, cross_entropy
-from noprop.methods.stack import Stack, layer_outputs
+from noprop.methods.stack import Stack
 
 __all__ = ["GreedyStack", "HeadedLayer"]
 
@@ -57,7 +57,8 @@ class GreedyStack(Stack):
     """
 
     def __init__(self, layers: Sequence[HeadedLayer], embedding: Embedding):
-        super().__init__(layers, embedding, steps=len(layers), guesses=True)
+        modules = [unit.layer for unit in layers]
+        super().__init__(layers, embedding, modules=modules, steps=len(layers), guesses=True)
         self.layers = layers
 
     def signals(
@@ -68,10 +69,10 @@ class GreedyStack(Stack):
         phase: int = 0,
     ) -> list[Float[Tensor, "batch ..."]]:
         """Return every layer's output, whose gradient reaches this layer alone."""
-        return layer_outputs([unit.layer for unit in self.layers], x, generator)
+        return self.outputs(x, generator)
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of every head."""
-        outputs = layer_outputs([unit.layer for unit in self.layers], x)
-        logits = [unit.head(h.flatten(1)) for unit, h in zip(self.layers, outputs, strict=True)]
+        pairs = zip(self.layers, self.outputs(x), strict=True)
+        logits = [unit.head(h.flatten(1)) for unit, h in pairs]
         return [each.float().softmax(dim=1) for each in logits]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from noprop.embeddings import Embedding
 from noprop.methods.base import LossTerms, Unit, cross_entropy
-from noprop.methods.stack import Stack, layer_outputs, with_gradient_of
+from noprop.methods.stack import Stack, with_gradient_of
 
 __all__ = [
     "ClassifierUnit",
@@ -324,7 +324,7 @@ class LocalMixerStack(Stack):
         *,
         side: int,
     ):
-        super().__init__([*blocks, classifier], embedding)
+        super().__init__([*blocks, classifier], embedding, modules=[unit.block for unit in blocks])
         self.blocks, self.classifier, self.side = blocks, classifier, side
 
     @torch.no_grad()
@@ -337,11 +337,10 @@ class LocalMixerStack(Stack):
     ) -> MixerSignals:
         """Return the input of every block and the last output."""
         tokens = to_patches(x, self.side)
-        outputs = layer_outputs([unit.block for unit in self.blocks], tokens)
+        outputs = self.outputs(tokens)
         return MixerSignals([tokens, *outputs[:-1]], outputs[-1])
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of the classifier."""
-        blocks = [unit.block for unit in self.blocks]
-        top = layer_outputs(blocks, to_patches(x, self.side))[-1]
+        top = self.outputs(to_patches(x, self.side))[-1]
         return [self.classifier.logits(top).float().softmax(dim=1)]

@@ -6,7 +6,7 @@ units, the ``loss`` of each unit on these, and :meth:`Stack.answers`.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from noprop.layers import stochastic_call
 from noprop.methods.base import Method, Unit
 from noprop.methods.chains import Chains
 
-__all__ = ["Stack", "layer_outputs", "with_gradient_of"]
+__all__ = ["Stack", "with_gradient_of"]
 
 
 class Stack(Method):
@@ -30,6 +30,7 @@ class Stack(Method):
     Args:
         units: All units, the layers from the input to the output first.
         embedding: One-hot embeddings, which nothing trains.
+        modules: Layers from the input to the top, each of which reads the output of the one before.
         steps: Number of answers, the last of which is the prediction.
         guesses: Whether the answers are trained to predict the label, each by itself. Then they are
             the path that is averaged.
@@ -44,10 +45,27 @@ class Stack(Method):
     has_noise = False
 
     def __init__(
-        self, units: Sequence[Unit], embedding: Embedding, *, steps: int = 1, guesses: bool = False
+        self,
+        units: Sequence[Unit],
+        embedding: Embedding,
+        *,
+        modules: Sequence[nn.Module] = (),
+        steps: int = 1,
+        guesses: bool = False,
     ):
         stretches = steps if guesses else 0
         super().__init__(units, embedding, steps=steps, stretches=stretches, end_time=steps)
+        self.modules = modules
+
+    def outputs(
+        self, x: Float[Tensor, "batch ..."], generator: torch.Generator | None = None
+    ) -> list[Float[Tensor, "batch ..."]]:
+        """Return the output of every module, whose gradient reaches this module alone."""
+        found = []
+        for module in self.modules:
+            x = stochastic_call(module, x.detach(), generator)
+            found.append(x)
+        return found
 
     @abstractmethod
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
@@ -69,19 +87,6 @@ class Stack(Method):
                 chains.guess(i, p)
             chains.observe(i + 1, p @ weight)
         return prepared[-1], self.evaluations
-
-
-def layer_outputs(
-    layers: Iterable[nn.Module],
-    x: Float[Tensor, "batch ..."],
-    generator: torch.Generator | None = None,
-) -> list[Float[Tensor, "batch ..."]]:
-    """Return every layer's output, whose gradient reaches this layer alone."""
-    outputs = []
-    for layer in layers:
-        x = stochastic_call(layer, x.detach(), generator)
-        outputs.append(x)
-    return outputs
 
 
 def with_gradient_of(surrogate: Float[Tensor, ""], value: Float[Tensor, ""]) -> Float[Tensor, ""]:
