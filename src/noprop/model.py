@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,11 +28,10 @@ from noprop.config import (
     to_mapping,
     to_toml,
 )
-from noprop.data import Examples, Normalization, as_pixels
-from noprop.data.features import features_of
+from noprop.data import Examples, Normalization
 from noprop.encoder_file import check_encoder
 from noprop.encoders import EncoderFactory
-from noprop.errors import ConfigError, DataError, RunError
+from noprop.errors import ConfigError, RunError
 from noprop.evaluate import (
     check_finite,
     evaluate,
@@ -46,6 +45,7 @@ from noprop.hub import FILES, download, model_card, published_name, upload
 from noprop.machine import choose_device, map_in_threads, use_bf16
 from noprop.methods.base import Method
 from noprop.model_checks import check_description, check_trained_with, misfit
+from noprop.model_inputs import check_same_data, raw_inputs
 from noprop.randomness import generator
 from noprop.task import Task, load_data
 from noprop.tensor_files import (
@@ -170,19 +170,7 @@ class Model:
             raise ConfigError(str(error)) from None
         if samples > MAX_SAMPLES:
             raise ConfigError(f"samples must be at most {MAX_SAMPLES}, got {samples}")
-        shape, dtype = self.task.shape, self.task.dtype
-        x = torch.as_tensor(x)
-        if (name := self.config.data.features) and x.ndim == 4:
-            x = features_of(name, _as_trained_on(x, "uint8"))
-        x = _as_trained_on(x, dtype)
-        came = str(x.dtype).removeprefix("torch.")
-        if tuple(x.shape[1:]) != shape or came != dtype:
-            raise DataError(
-                f"x: wanted {dtype} of shape (N, {', '.join(map(str, shape))}), as the run was "
-                f"trained on, got {came} of shape {tuple(x.shape)}"
-            )
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise DataError("x: wanted finite numbers, got NaN or infinity")
+        x = raw_inputs(x, self.task, self.config.data.features)
 
         def answer(chunk: tuple[int, Tensor]) -> Tensor:
             index, raw = chunk
@@ -240,22 +228,7 @@ class Model:
             DataError: If it is missing, or differs from the training data in shape or classes.
         """
         data = load_data(self.config, Path(data_dir) if data_dir else None)
-        task, name = self.task, self.config.data.dataset
-        if (data.task.shape, data.task.dtype) != (task.shape, task.dtype):
-            raise DataError(
-                f"{name}: has {data.task.dtype} examples of shape {data.task.shape}; "
-                f"{self.folder} was trained on {task.dtype} of {task.shape}"
-            )
-        if data.task.columns != task.columns:
-            raise DataError(
-                f"{name}: has the columns {_some(data.task.columns)}; {self.folder} was trained on "
-                f"{_some(task.columns)}"
-            )
-        if data.task.class_names != task.class_names:
-            raise DataError(
-                f"{name}: has the classes {_some(data.task.class_names)}; {self.folder} was "
-                f"trained on {_some(task.class_names)}"
-            )
+        check_same_data(self.config.data.dataset, data.task, self.task, self.folder)
         return getattr(data, part)
 
     def save(self, folder: Path | str) -> None:
@@ -365,23 +338,6 @@ class Model:
         """
         folder = Path(name) if Path(name).is_dir() else download(str(name), revision, token)
         return load(folder, device=device or "auto", encoder=encoder, overrides=overrides)
-
-
-def _as_trained_on(x: Tensor, dtype: str) -> Tensor:
-    """Return float features as float32, and floats in 0..1 as pixels where those were trained on.
-
-    Other inputs stay as they are.
-    """
-    if not x.is_floating_point() or x.numel() == 0:
-        return x
-    if dtype == "float32":
-        return x.float()
-    return as_pixels(x) if bool(((x >= 0) & (x <= 1)).all()) else x
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return the first few names, and their number if there are more."""
-    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
 
 
 def open_run(folder: Path) -> RunConfig:
