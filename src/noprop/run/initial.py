@@ -7,6 +7,7 @@ bits when the source has changed or is gone.
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from noprop.config import RunConfig
+from noprop.config import RunConfig, replace
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DamagedError, RunError
@@ -29,19 +30,18 @@ from noprop.training.events import Initialized
 
 __all__ = [
     "INITIAL",
+    "Start",
     "digest_of",
     "initial_bytes",
-    "read_source",
     "start_embedding",
     "start_units",
     "tensors_of",
-    "what_fits",
 ]
 
 INITIAL = "initial.safetensors"
 
 
-def read_source(folder: Path, data: RunData) -> bytes:
+def _read_source(folder: Path, data: RunData) -> bytes:
     """Return the model file of a finished run, for a run on data with the same classes.
 
     Raises:
@@ -136,7 +136,7 @@ def start_embedding(embedding: Embedding, tensors: Mapping[str, Tensor]) -> None
         embedding.load_state_dict({"weight": there})
 
 
-def what_fits(
+def _what_fits(
     config: RunConfig,
     data: RunData,
     encoder: EncoderFactory | None,
@@ -157,3 +157,44 @@ def what_fits(
         )
     fresh = [unit.name for unit in units if unit.name not in taken]
     return Initialized(str(source), taken, fresh)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a new run starts from: its seed, or the weights of another run.
+
+    Attributes:
+        config: Configuration of the new run, with ``train.init``.
+        source: The other run.
+        content: Its model file.
+        tensors: The tensors in it.
+    """
+
+    config: RunConfig
+    source: Path | None = None
+    content: bytes | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, data: RunData, init: Path | str | None, *, exists: bool = False
+    ) -> "Start":
+        """Read a source; ``exists`` says that the run exists, with a copy of it."""
+        if init is None:
+            if config.train.init and not exists:
+                raise ConfigError(
+                    "train.init: a new run starts from weights only with --init RUN (init=)"
+                )
+            return cls(config)
+        content = _read_source(Path(init), data)
+        config = replace(config, {"train.init": digest_of(content)})
+        tensors = tensors_of(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        return cls(config, Path(init), content, tensors)
+
+    def check(
+        self, config: RunConfig, data: RunData, encoder: EncoderFactory | None
+    ) -> Initialized | None:
+        """Return which units of the run start from the source; None without one."""
+        if self.source is None:
+            return None
+        return _what_fits(config, data, encoder, self.source, self.tensors)

@@ -16,14 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from noprop.config import RunConfig, replace
+from noprop.config import RunConfig
 from noprop.data import stratified, stratified_indices
 from noprop.encoder_file import check_encoder, note_encoder
 from noprop.encoders import EncoderFactory
-from noprop.errors import ConfigError, RunError
+from noprop.errors import RunError
 from noprop.evaluate import choose_weights, evaluate
 from noprop.files import write_whole
 from noprop.fingerprint import fingerprint
@@ -41,7 +38,7 @@ from noprop.run.folder import (
     make_free_folder,
     starting_embedding,
 )
-from noprop.run.initial import digest_of, initial_bytes, read_source, tensors_of, what_fits
+from noprop.run.initial import Start, initial_bytes
 from noprop.run.local import LocalEngine
 from noprop.run.locks import hold_assembly, is_free, remove_half_written
 from noprop.run.longer import lengthen_commits
@@ -140,7 +137,7 @@ class Run:
             NoPropError: If an argument is wrong, or the folder exists.
         """
         config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
-        start = _Start.of(config, data, init)
+        start = Start.of(config, data, init)
         config, embedding = resolve_new(start.config, data, encoder, start.tensors)
         initialized = start.check(config, data, encoder)
         path = Path(folder) if folder else make_free_folder(config.recipe)
@@ -195,7 +192,7 @@ class Run:
         path = Path(folder)
         config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
         exists, embedding, initialized = (path / "config.toml").exists(), None, None
-        start = _Start.of(config, data, init, exists=exists)
+        start = Start.of(config, data, init, exists=exists)
         if exists and config.method.has_own_code:
             check_encoder(path, encoder)
         if exists:
@@ -390,47 +387,6 @@ class Run:
             seconds = time.monotonic() - began
             results["training"] = {**training, "evaluation_seconds": round(seconds, 3)}
         return results
-
-
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    """What a new run starts from: its seed, or the weights of another run.
-
-    Attributes:
-        config: Configuration of the new run, with ``train.init``.
-        source: The other run.
-        content: Its model file.
-        tensors: The tensors in it.
-    """
-
-    config: RunConfig
-    source: Path | None = None
-    content: bytes | None = None
-    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, config: RunConfig, data: RunData, init: Path | str | None, *, exists: bool = False
-    ) -> "_Start":
-        """Read a source; ``exists`` says that the run exists, with a copy of it."""
-        if init is None:
-            if config.train.init and not exists:
-                raise ConfigError(
-                    "train.init: a new run starts from weights only with --init RUN (init=)"
-                )
-            return cls(config)
-        content = read_source(Path(init), data)
-        config = replace(config, {"train.init": digest_of(content)})
-        tensors = tensors_of(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        return cls(config, Path(init), content, tensors)
-
-    def check(
-        self, config: RunConfig, data: RunData, encoder: EncoderFactory | None
-    ) -> Initialized | None:
-        """Return which units of the run start from the source; None without one."""
-        if self.source is None:
-            return None
-        return what_fits(config, data, encoder, self.source, self.tensors)
 
 
 def _between(emit: Emit, first: float, last: float) -> Emit:
