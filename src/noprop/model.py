@@ -19,15 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noprop.build import build_embedding, build_method
-from noprop.config import (
-    MAX_SAMPLES,
-    RunConfig,
-    from_toml,
-    inference_fields,
-    replace,
-    to_mapping,
-    to_toml,
-)
+from noprop.config import RunConfig, from_toml, inference_fields, replace, to_mapping, to_toml
 from noprop.data import Examples, Normalization
 from noprop.encoder_file import check_encoder
 from noprop.encoders import EncoderFactory
@@ -47,6 +39,7 @@ from noprop.methods.base import Method
 from noprop.model_checks import check_description, check_trained_with, misfit
 from noprop.model_inputs import check_same_data, raw_inputs
 from noprop.randomness import generator
+from noprop.run_settings import MAX_SAMPLES
 from noprop.task import Task, load_data
 from noprop.tensor_files import (
     check_utf8_name,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noprop.build import build_embedding, build_method
-from noprop.config import RunConfig, TrainConfig, replace
+from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.embeddings import Embedding, one_hot_embeddings
 from noprop.errors import ConfigError
@@ -22,6 +22,7 @@ from noprop.methods.ff import (
     wrong_labels,
 )
 from noprop.recipes import RECIPES
+from noprop.run_settings import TrainConfig
 from noprop.task import Task
 from noprop.training.optimizers import Optimizer, descend, learning_rate
 from tools import rng

@@ -64,7 +64,7 @@ from noprop.run.processes import Child
 
 def make_an_optimizer(pipe):  # as a worker does, whose imports take most of its start
     import torch
-    from noprop.config import TrainConfig
+    from noprop.run_settings import TrainConfig
     from noprop.training.optimizers import Optimizer
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.sum().backward()

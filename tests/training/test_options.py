@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import noprop
 import tools
 from noprop.build import build_embedding, build_method
-from noprop.config import RunConfig, TrainConfig, replace
+from noprop.config import RunConfig, replace
 from noprop.data import balanced_weights
 from noprop.errors import ConfigError
 from noprop.method_settings import METHODS
@@ -20,6 +20,7 @@ from noprop.run.local import LocalEngine
 from noprop.run.resolve import resolve_from
 from noprop.run.units import COUPLED
 from noprop.run.worker import Job, group_trainer
+from noprop.run_settings import TrainConfig
 from noprop.tensor_files import load_tensors
 from noprop.training import trainer
 from noprop.training.events import Epoch, Event, Progress, print_nothing

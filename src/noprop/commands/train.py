@@ -24,9 +24,10 @@ from noprop.commands.options import (
     path,
     whole_number,
 )
-from noprop.config import RunConfig, TrainConfig, replace
+from noprop.config import RunConfig, replace
 from noprop.errors import ConfigError
 from noprop.recipes import RECIPES
+from noprop.run_settings import TrainConfig
 from noprop.terminal import printable, show, show_json, tell
 
 __all__ = ["HELP", "add_options", "run"]

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from noprop.config import TrainConfig
 from noprop.data import Examples, Normalization, augment
 from noprop.layers import channels_last, weighted_statistics
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
+from noprop.run_settings import TrainConfig
 from noprop.training.mesh import Mesh, Requests
 
 __all__ = ["Gradients", "flat_gradient", "scatter"]

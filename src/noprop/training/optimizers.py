@@ -11,7 +11,7 @@ from torch.optim.adamw import adamw
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
-from noprop.config import TrainConfig
+from noprop.run_settings import TrainConfig
 
 __all__ = [
     "Optimizer",

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from noprop.config import TrainConfig
 from noprop.data import Examples
 from noprop.embeddings import separation
 from noprop.errors import TrainingError
 from noprop.machine import peak_memory
 from noprop.methods.base import LossTerms, Method, Unit
 from noprop.randomness import generator
+from noprop.run_settings import TrainConfig
 from noprop.training.events import Emit, Epoch, Event, Progress, Trained
 from noprop.training.gradients import Gradients
 from noprop.training.optimizers import learning_rate

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from noprop.config import TrainConfig
 from noprop.errors import RunError
 from noprop.methods.base import LossTerms, Method, Unit
+from noprop.run_settings import TrainConfig
 from noprop.tensor_files import flatten, unflatten
 from noprop.training.commits import (
     Commit,
