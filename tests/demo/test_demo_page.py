@@ -3,9 +3,11 @@
 It needs gradio, Playwright for Python, and Debian's chromium (``apt-get install chromium``).
 """
 
+import base64
 import gc
 import http.client
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +19,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from noprop.cli import main
 from noprop.data import Examples
+from noprop.data.drawings import as_digit
+from noprop.demo.answers import answer, from_image
+from noprop.demo.markup import data_uri, pictures_markup
 from noprop.errors import ConfigError
 from noprop.model import Model, load
-from test_demo import model_of
+from test_demo import model_of, png
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = (
@@ -31,6 +37,14 @@ ARGUMENTS = (
 )
 SECOND = 1000  # of Playwright, in milliseconds
 PATIENCE = 120 * SECOND  # of a busy machine
+DEFAULTS = {"samples": 50, "noise": True, "seed": 0}
+WATCH = """() => {
+    window.levels = [];
+    const level = document.querySelector("#level");
+    const look = () => window.levels.push(level.innerText);
+    new MutationObserver(look).observe(
+        level, { subtree: true, childList: true, characterData: true });
+}"""
 # Strokes on the canvas, of 280 pixels.
 FOUR = [[(160, 40), (70, 160), (220, 160)], [(170, 110), (170, 240)]]
 THREE = [[(80, 60), (150, 50), (190, 90), (130, 130), (195, 175), (160, 225), (80, 220)]]
@@ -109,6 +123,33 @@ def draw(page: Any, strokes: list[list[tuple[int, int]]]) -> None:
         page.mouse.up()
 
 
+def drop(page: Any, *files: bytes) -> None:
+    """Drop files on the canvas one after the other, as fast as they can be read."""
+    page.evaluate(
+        """async (files) => {
+            for (const bytes of files) {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
+                document.querySelector("#canvas canvas").dispatchEvent(
+                    new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+                await new Promise((done) => setTimeout(done, 30));
+            }
+        }""",
+        [list(file) for file in files],
+    )
+
+
+def png_bytes(image: Tensor) -> bytes:
+    return base64.b64decode(png(image).partition(",")[2])
+
+
+def wait_for_input(page: Any, image: Tensor) -> None:
+    """Wait until an image is shown as what the model reads."""
+    page.wait_for_function(
+        "src => document.querySelector('#answer img.np-input')?.src === src", arg=data_uri(image)
+    )
+
+
 def wait_for(page: Any, place: str, words: str) -> str:
     """Wait until the text of a place has some words, and return it."""
     found = page.locator(place, has_text=words)
@@ -160,13 +201,7 @@ def test_the_steps_are_shown_one_after_the_other(page):
     page.locator("#step input[type=number]").fill("0")
     page.locator("#step input[type=number]").press("Enter")
     assert ": noise" in wait_for(page, "#level", "t = 0 of 3")
-    page.evaluate("""() => {
-        window.levels = [];
-        const level = document.querySelector("#level");
-        const look = () => window.levels.push(level.innerText);
-        new MutationObserver(look).observe(
-            level, { subtree: true, childList: true, characterData: true });
-    }""")
+    page.evaluate(WATCH)
     page.get_by_role("button", name="Play").click()
     wait_for(page, "#level", "t = 3 of 3")
     seen = " ".join(page.evaluate("window.levels"))
@@ -206,20 +241,65 @@ def test_an_image_is_dropped_or_chosen(page, tmp_path):
     before = page.inner_html("#answer")
     page.get_by_label("Crop, scale and centre").uncheck()
     before = changed(page, "#answer", before)
-    drop = """([bytes, type]) => {
-        const data = new DataTransfer();
-        data.items.add(new File([new Uint8Array(bytes)], "a.png", { type }));
-        document.querySelector("#canvas canvas").dispatchEvent(
-            new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
-    }"""
     pixels[10:50, 27:33], pixels[27:33, 10:50] = 240, 30
     Image.fromarray(pixels.numpy()).save(file)
-    page.evaluate(drop, [list(file.read_bytes()), "image/png"])
+    drop(page, file.read_bytes())
     changed(page, "#answer", before)
-    # A question that is asked while the pictures of the one before are drawn can be lost.
-    page.wait_for_timeout(3 * SECOND)
-    page.evaluate(drop, [list(b"no image"), "image/png"])
+    drop(page, b"no image")
     page.get_by_text("image: not a readable image").wait_for()
+
+
+@pytest.mark.slow
+def test_the_last_of_many_questions_is_answered(page, run):
+    """Asked while earlier ones are answered and drawn; one that is no image loses no later one."""
+    model, images = load(run), []
+    for column in range(1, 7):
+        image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+        image[0, 1:7, column] = 255
+        images.append(image)
+    page.get_by_label("Crop, scale and centre").uncheck()
+    drop(page, *(png_bytes(image) for image in images))
+    wait_for_input(page, images[-1])
+    drop(page, b"no image", *(png_bytes(image) for image in images[:3]))
+    wait_for_input(page, images[2])
+    found = answer(model, from_image(model, png(images[2]), digit=False), **DEFAULTS)
+    drawn = re.findall('src="([^"]+)"', pictures_markup(model, found))
+    page.wait_for_function(
+        "wanted => [...document.querySelectorAll('#pictures img')].map((i) => i.src).join() "
+        "=== wanted",
+        arg=",".join(drawn),
+    )
+
+
+@pytest.mark.slow
+def test_a_cleared_canvas_stays_without_an_answer(page):
+    """Also where a question was asked just before, and its pictures are drawn."""
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    image[0, 1:7, 3] = 255
+    drop(page, *[png_bytes(image)] * 3)
+    wait_for_input(page, as_digit(image, 8))
+    drop(page, png_bytes(image))
+    page.get_by_role("button", name="Clear").click()
+    wait_for(page, "#answer", "Draw, drop an image")
+    page.wait_for_function("!document.querySelector('#pictures img')")
+    page.wait_for_timeout(2 * SECOND)  # what was asked before would be shown in this time
+    assert "Draw, drop an image" in page.inner_text("#answer")
+    assert page.locator("#pictures img").count() == 0
+
+
+@pytest.mark.slow
+def test_a_new_question_ends_the_play_of_the_old_one(page):
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('#level').innerText.includes('t = 0 of 3')")
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    image[0, 1:7, 3] = 255
+    drop(page, png_bytes(image))
+    wait_for_input(page, as_digit(image, 8))
+    wait_for(page, "#level", "t = 3 of 3")
+    page.evaluate(WATCH)
+    page.wait_for_timeout(2 * SECOND)  # in which the old play would show its other steps
+    assert all("t = 3 of 3" in seen for seen in page.evaluate("window.levels"))
+    assert "t = 3 of 3" in page.inner_text("#level")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from noprop.demo.server import LOCAL, MAX_REQUEST, Gate, address_of, is_local, l
 from noprop.errors import ConfigError, RunError
 
 ALLOWED = ["/", "/config", "/theme.css", "/assets/a/b.js", "/gradio_api/queue/join"]
+ALLOWED += ["/gradio_api/cancel", "/gradio_api/reset"]  # to end a play
 # Routes of gradio that read files, take them, fetch an address, or show how the page is made.
 REFUSED = [
     "/gradio_api/file=/etc/passwd",

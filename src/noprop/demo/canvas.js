@@ -9,6 +9,12 @@ function clear() {
   pen.fillRect(0, 0, canvas.width, canvas.height);
 }
 
+// The question is the value of the component, not data of the event: see Page._ask.
+function ask(image) {
+  props.value = image;
+  trigger("input");
+}
+
 function place(event) {
   const box = canvas.getBoundingClientRect();
   return [
@@ -32,14 +38,14 @@ function draw(event) {
 function stop() {
   if (last === null) return;
   last = null;
-  trigger("input", { image: canvas.toDataURL("image/png") });
+  ask(canvas.toDataURL("image/png"));
 }
 
 // The file itself is sent, not the canvas: the model resizes it as noprop predict does.
 function show(file) {
   if (!file || !file.type.startsWith("image/")) return;
   if (file.size > __MAX_IMAGE__) {
-    trigger("input", { image: "too large" });
+    ask("too large");
     return;
   }
   const reader = new FileReader();
@@ -52,7 +58,7 @@ function show(file) {
       pen.drawImage(image, (canvas.width - w) / 2, (canvas.height - h) / 2, w, h);
     };
     image.src = reader.result;
-    trigger("input", { image: reader.result });
+    ask(reader.result);
   };
   reader.readAsDataURL(file);
 }
@@ -79,6 +85,6 @@ chooser.addEventListener("change", () => {
 });
 element.querySelector("button").addEventListener("click", () => {
   clear();
-  trigger("clear");
+  ask(null);
 });
 clear();

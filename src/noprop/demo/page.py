@@ -3,7 +3,6 @@
 Everything that is shown is text and inline images, so the page needs no other file and no network.
 """
 
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -170,11 +169,10 @@ class Page:
             elem_id="digit",
         )
 
-        def drawn(digit: bool, chains: Any, noise: Any, seed: Any, data: Any) -> Any:
-            address, settings = str(data._data.get("image", "")), (chains, noise, seed)
+        def drawn(address: str | None, digit: bool, *settings: Any) -> Any:
+            if address is None:  # the canvas was cleared
+                return [None, None, HINT, gr.skip(), "", ""]
             return self._show(lambda: from_image(self.model, address, digit=digit), settings)
-
-        drawn.__annotations__["data"] = gr.EventData  # by which gradio knows what to pass
 
         def again(question: Question | None, digit: bool, *settings: Any) -> Any:
             address = question.source if question else ""
@@ -183,10 +181,8 @@ class Page:
             return self._show(lambda: from_image(self.model, address, digit=digit), settings)
 
         def connect() -> None:
-            self._ask(canvas.input, drawn, [digit])
+            self._ask(canvas.input, drawn, [canvas, digit])
             self._ask(digit.input, again, [self.question, digit])
-            nothing = [None, None, HINT, gr.skip(), "", ""]
-            canvas.clear(lambda: [*nothing, ""], None, [*self.outputs, self.pictures])
 
         return connect
 
@@ -210,7 +206,8 @@ class Page:
 
         def filled(index: Any, *settings: Any) -> Any:
             shown = self._show(lambda: self._example(index), settings)
-            return [*shown, *shown[0].raw.tolist()]
+            found = isinstance(shown[0], Question)
+            return [*shown, *(shown[0].raw.tolist() if found else [gr.skip()] * len(numbers))]
 
         def connect() -> None:
             self._ask([n.input for n in numbers], typed, numbers)
@@ -241,7 +238,7 @@ class Page:
             html_template=self._thumbnails(),
             js_on_load='element.addEventListener("click", (event) => {'
             'const found = event.target.closest("button");'
-            'if (found) trigger("select", { index: Number(found.dataset.index) }); });',
+            "if (found) { props.value = Number(found.dataset.index); trigger('select'); } });",
             elem_id="examples",
             visible=self.takes_images,
         )
@@ -250,13 +247,8 @@ class Page:
         def chosen(index: Any, *settings: Any) -> Any:
             return self._show(lambda: self._example(index), settings)
 
-        def clicked(data: Any) -> int:
-            return data._data["index"]
-
-        clicked.__annotations__["data"] = gr.EventData
-
         def connect() -> None:
-            picked = thumbnails.select(clicked, None, chooser[0], show_progress="hidden")
+            picked = thumbnails.select(None, thumbnails, chooser[0], js="(index) => index")
             self._ask(picked.then, chosen, [chooser[0]])
             self._connect_index(chooser, chosen, [])
 
@@ -306,27 +298,39 @@ class Page:
         posterior = gr.HTML(elem_id="posterior")
         self.pictures = gr.HTML(elem_id="pictures")
         self.outputs = [self.question, self.answered, headline, self.step, level, posterior]
+        shown = [self.step, level]
+        self.playing = self.play.click(self._play, self.answered, shown, show_progress="hidden")
 
     # -- what happens ------------------------------------------------------------------------------
 
     def _ask(
         self, event: Any, handler: Any, given: list[Any], more: list[Any] | None = None
     ) -> None:
-        """Let events ask the model, show its answer, and then draw the pictures."""
+        """Let events ask the model, show its answer, and then draw the pictures.
+
+        A question that comes while another is answered waits, and a later one takes its place. The
+        browser then reads the inputs again, but it sends the data of the *first* event, and after
+        an error it sends nothing. So questions are inputs, not data of events, and no handler
+        raises an error.
+        """
         gr = self.gr
         given = [*given, self.chains, self.noise, self.seed]
-        # Or changes are dropped that come while an answer is computed.
-        how = {"trigger_mode": "always_last", "concurrency_id": "model", "show_progress": "hidden"}
+        outputs = [*self.outputs, *(more or [])]
+        how = {"trigger_mode": "always_last", "show_progress": "hidden"}
+        asked = {**how, "concurrency_id": "model", "cancels": self.playing}
         if isinstance(event, list):
-            done = gr.on(event, handler, given, [*self.outputs, *(more or [])], **how)
+            done = gr.on(event, handler, given, outputs, **asked)
         else:
-            done = event(handler, given, [*self.outputs, *(more or [])], **how)
-        done.success(self._pictures, self.answered, self.pictures, **how)
+            done = event(handler, given, outputs, **asked)
+        # With a queue of their own: they take longer than an answer, which need not wait for them.
+        done.then(self._pictures, self.answered, self.pictures, **how, concurrency_id="pictures")
 
     def _connect_index(self, chooser: tuple[Any, Any], handler: Any, more: list[Any]) -> None:
         index, another = chooser
         self._ask([index.submit, index.input, self.blocks.load], handler, [index], more)
-        drawn = another.click(lambda: random.randrange(self.count), None, index)
+        drawn = another.click(
+            None, None, index, js=f"() => Math.floor({self.count} * Math.random())"
+        )
         self._ask(drawn.then, handler, [index], more)
 
     def _connect_settings(self) -> None:
@@ -337,14 +341,13 @@ class Page:
 
         changed = [self.chains.release, self.chains.input, self.noise.input, self.seed.input]
         self._ask(changed, again, [self.question])
-        renewed = self.new.click(lambda seed: (seed or 0) + 1, self.seed, self.seed)
+        renewed = self.new.click(None, self.seed, self.seed, js="(seed) => (seed ?? 0) + 1")
         self._ask(renewed.then, again, [self.question])
         if self.levels > 1:
             level = self.outputs[4]
             given = [self.answered, self.step]
             how = {"trigger_mode": "always_last", "show_progress": "hidden"}
-            self.step.input(self._level, given, level, **how)
-            self.play.click(self._play, self.answered, [self.step, level], show_progress="hidden")
+            self.step.input(self._level, given, level, **how, cancels=self.playing)
 
     def _example(self, index: Any) -> Question:
         assert self.examples is not None
@@ -358,12 +361,13 @@ class Page:
         return answer(self.model, question, samples=int(chains), noise=bool(noise), seed=int(seed))
 
     def _show(self, ask: Callable[[], Question], settings: Any) -> list[Any]:
-        """Return what :attr:`outputs` show, or an error as one line on the page."""
+        """Return what :attr:`outputs` show; keep it, and show one line, where that is an error."""
         try:
             question = ask()
             found = self._answer(question, *settings)
         except NoPropError as error:
-            raise self.gr.Error(text(error), print_exception=False) from None
+            self.gr.Warning(text(error))
+            return [self.gr.skip()] * len(self.outputs)
         last = max(0, self.levels - 1)
         model = self.model
         headline, level = answer_markup(model, found), level_markup(model, found, last)

@@ -16,7 +16,7 @@ from noprop.errors import ConfigError, RunError
 
 __all__ = ["Gate", "address_of", "listen", "serve"]
 
-API = "queue/join|queue/data|cancel|info|startup-events|app_id|heartbeat/[0-9a-z]+"
+API = "queue/join|queue/data|cancel|reset|info|startup-events|app_id|heartbeat/[0-9a-z]+"
 FILES = "config|theme.css|favicon.ico|robots.txt|manifest.json|(?:assets|static|svelte)/.+"
 ROUTES = re.compile(rf"/(?:{FILES}|gradio_api/(?:{API}))?")
 MAX_REQUEST = 2 * MAX_IMAGE  # bytes: an image in base64
