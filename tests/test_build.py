@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from noprop.build import build_embedding, build_method, resolve_auto
-from noprop.config import RunConfig, replace
+from noprop.config import METHODS, RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.errors import ConfigError, DataError
 from noprop.layers import ReLUDropout
-from noprop.method_settings import METHODS
 from noprop.methods.dt import DiscreteNoProp
 from noprop.networks import ContinuousBlock
 from noprop.recipes import find_recipe

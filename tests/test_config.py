@@ -11,7 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from noprop.chain_settings import DTConfig, FMConfig
 from noprop.config import (
+    METHODS,
     RunConfig,
     fields_of,
     from_mapping,
@@ -23,7 +25,6 @@ from noprop.config import (
     to_toml,
 )
 from noprop.errors import ConfigError
-from noprop.method_settings import METHODS, DTConfig, FMConfig
 
 FIELDS = [name for name, *_ in fields_of()]
 positive = st.floats(1e-300, 1e300)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from noprop.builders import BUILDERS
+from noprop.chain_settings import MAX_ABS_GAMMA, LatentConfig
 from noprop.config import RunConfig, replace
 from noprop.data import Examples
 from noprop.embeddings import (
@@ -24,7 +25,6 @@ from noprop.embeddings import (
 )
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DataError
-from noprop.method_settings import MAX_ABS_GAMMA, LatentConfig
 from noprop.methods.base import Method
 from noprop.parts import Parts, image_path
 from noprop.randomness import generator

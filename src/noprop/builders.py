@@ -7,20 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from noprop.chain_settings import AdjointConfig, BackpropConfig, CTConfig, DTConfig, FMConfig
 from noprop.errors import ConfigError
-from noprop.method_settings import (
-    AdjointConfig,
-    BackpropConfig,
-    CTConfig,
-    DFAConfig,
-    DTConfig,
-    DTPConfig,
-    FFConfig,
-    FMConfig,
-    GreedyConfig,
-    LocalMixerConfig,
-    MethodConfig,
-)
 from noprop.methods.adjoint import NeuralODE, SolverUnit
 from noprop.methods.backprop import BackpropChain, ChainUnit
 from noprop.methods.base import Method
@@ -41,6 +29,8 @@ from noprop.schedules import (
     LinearSchedule,
     cosine_gamma,
 )
+from noprop.settings import MethodConfig
+from noprop.stack_settings import DFAConfig, DTPConfig, FFConfig, GreedyConfig, LocalMixerConfig
 
 __all__ = ["BUILDERS"]
 

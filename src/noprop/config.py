@@ -20,12 +20,16 @@ import tomli_w
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from noprop.chain_settings import AdjointConfig, BackpropConfig, CTConfig, DTConfig, FMConfig
 from noprop.errors import ConfigError
 from noprop.files import open_regular
-from noprop.method_settings import METHODS, NO_OTHER_FIELDS, AnyMethod, DTConfig, option
 from noprop.run_settings import DataConfig, EvaluationConfig, TrainConfig
+from noprop.settings import NO_OTHER_FIELDS, option
+from noprop.stack_settings import DFAConfig, DTPConfig, FFConfig, GreedyConfig, LocalMixerConfig
 
 __all__ = [
+    "METHODS",
+    "AnyMethod",
     "RunConfig",
     "fields_of",
     "from_mapping",
@@ -39,6 +43,20 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 2**14  # greatest size of a configuration file
+
+AnyMethod = (
+    DTConfig
+    | CTConfig
+    | FMConfig
+    | BackpropConfig
+    | AdjointConfig
+    | GreedyConfig
+    | DFAConfig
+    | FFConfig
+    | DTPConfig
+    | LocalMixerConfig
+)
+METHODS = {cls.name: cls for cls in typing.get_args(AnyMethod)}
 
 
 # -- a run --------------------------------------------------------------------------------------

@@ -19,12 +19,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from noprop.config import RunConfig, methods_with, replace
+from noprop.config import METHODS, RunConfig, methods_with, replace
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, NoPropError
 from noprop.evaluate import read_evaluation
 from noprop.files import read_object
-from noprop.method_settings import METHODS
 from noprop.model import open_run
 from noprop.paired import Answers, paired_difference
 from noprop.predictions import read_predictions

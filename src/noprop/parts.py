@@ -7,14 +7,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from noprop.chain_settings import LatentConfig
 from noprop.config import RunConfig
 from noprop.embeddings import Embedding
 from noprop.encoders import EncoderFactory, image_layers
 from noprop.errors import ConfigError
-from noprop.method_settings import EncoderConfig, ImagePathConfig, LatentConfig
 from noprop.networks import ContinuousBlock, DiscreteBlock, Reads
 from noprop.randomness import derive_seed, seeded
 from noprop.readouts import RadialReadout, Readout, SoftmaxReadout
+from noprop.settings import EncoderConfig
+from noprop.stack_settings import ImagePathConfig
 from noprop.task import Task
 
 __all__ = ["Parts", "image_path"]

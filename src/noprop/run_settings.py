@@ -1,6 +1,7 @@
 """The settings of the data, the training and the evaluation: frozen, validated dataclasses.
 
-Those of each method are in :mod:`noprop.method_settings`. This module does not import torch.
+Those of each method are in :mod:`noprop.chain_settings` and :mod:`noprop.stack_settings`. This
+module does not import torch.
 """
 
 from typing import Annotated, Literal
@@ -8,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from noprop.method_settings import NO_OTHER_FIELDS, Steps, option
+from noprop.settings import NO_OTHER_FIELDS, Steps, option
 
 __all__ = ["MAX_SAMPLES", "DataConfig", "EvaluationConfig", "TrainConfig"]
 

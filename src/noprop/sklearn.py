@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noprop.chain_settings import DTConfig
 from noprop.config import RunConfig, from_mapping, replace, to_mapping
 from noprop.data import Examples, stratified_split
 from noprop.data.weighted import WeightedExamples, channels_first, distinct, moments
@@ -35,7 +36,6 @@ from noprop.in_memory import (
     trainer_in_memory,
 )
 from noprop.machine import choose_device
-from noprop.method_settings import DTConfig
 from noprop.methods.base import Method
 from noprop.randomness import derive_seed
 from noprop.training.trainer import Trainer

@@ -6,12 +6,12 @@ import torch
 from noprop.build import build_embedding, build_method
 from noprop.config import replace
 from noprop.data import SOURCES, Normalization
-from noprop.method_settings import EncoderConfig
 from noprop.paper.cells import EXPERIMENTS, Cell
 from noprop.paper.numbers import EARLIER, EPOCHS, SETTINGS, TABLE1, TABLE2
 from noprop.paper.pages import parameter_table
 from noprop.paper.parameters import block_parameters, parameter_rows
 from noprop.paper.scale import Scale
+from noprop.settings import EncoderConfig
 from noprop.task import Task
 
 # Test accuracies, one-hot / d=20 / prototype.

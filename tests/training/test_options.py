@@ -11,10 +11,9 @@ from torch import Tensor, nn
 import noprop
 import tools
 from noprop.build import build_embedding, build_method
-from noprop.config import RunConfig, replace
+from noprop.config import METHODS, RunConfig, replace
 from noprop.data import balanced_weights
 from noprop.errors import ConfigError
-from noprop.method_settings import METHODS
 from noprop.methods.base import Method
 from noprop.run.local import LocalEngine
 from noprop.run.resolve import resolve_from

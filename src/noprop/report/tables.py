@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from noprop.method_settings import METHODS
+from noprop.config import METHODS
 from noprop.terminal import printable
 
 __all__ = [
