@@ -1,6 +1,7 @@
 """Races: work in processes of its own, alternating rounds, errors that come through."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -54,6 +55,16 @@ def test_processes_of_one_contestant_run_at_the_same_time():
         contestant.close()
     assert taken < 1.2
     assert len(set(answers)) == 3
+    # They end by themselves: one that is killed leaves semaphores, of which Python warns.
+    assert [child.process.exitcode for child in contestant.children] == [0, 0, 0]
+
+
+def test_a_process_that_still_works_is_killed():
+    contestant = Contestant(sleeper, {"seconds": 60})
+    contestant.run(0)
+    contestant.children[0].send(1)
+    contestant.close()
+    assert contestant.children[0].process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from noprop.run.processes import Child
+from noprop.run.processes import Child, stop
 
 __all__ = ["Contestant", "Timing", "race", "ratios", "spread"]
 
+GRACE = 2.0  # seconds in which a process may end
 Build = Callable[..., Callable[[int], Any]]
 
 
@@ -77,15 +78,15 @@ class Contestant:
         return time.perf_counter() - began, answers
 
     def close(self) -> None:
-        """End the processes."""
-        for child in self.children:
-            child.kill()  # it has nothing to save
+        """End the processes; those that still work after a while are killed."""
+        stop(self.children, GRACE)
 
 
 def _serve(connection: Connection, build: Build, settings: dict[str, Any]) -> None:
     work = build(**settings)
-    while True:
-        connection.send(work(connection.recv()))
+    # A process that is killed leaves the semaphores of the packages that it imported.
+    while (units := connection.recv()) is not None:
+        connection.send(work(units))
 
 
 def race(
