@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from joblib import effective_n_jobs
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_wine, make_blobs
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -203,7 +204,11 @@ def test_a_data_frame_keeps_its_names():
         ({"class_weight": "even"}, "class_weight: wanted a dictionary"),
         ({"early_stopping": True, "validation_fraction": 0.01}, "validation_fraction"),
         ({"device": "abacus"}, "abacus"),
-        ({"learning_rate": 1e30}, "smaller|not finite"),
+        ({"learning_rate": 1e30}, "learning_rate: the weights of block-1 are not finite"),
+        ({"learning_rate": 1e30, "early_stopping": True}, "learning_rate: the predictions are not"),
+        ({"batch_size": 0}, "train.batch_size"),
+        ({"n_jobs": 0}, "n_jobs"),
+        ({"class_weight": {"1": 2.0}}, "class_weight: '1' is no class, which are"),
     ],
 )
 def test_a_wrong_argument_is_a_value_error_that_names_it(changes, words):
@@ -234,6 +239,27 @@ def test_partial_fit_continues():
     assert steps == {12.0}  # one mini-batch of 64 in each half of 178 examples
     with pytest.raises(ValueError, match="labels that are not in classes"):
         model.partial_fit(x, np.full(len(x), "d"))
+
+
+def test_weights_of_all_classes_may_name_one_that_is_absent():
+    """As in a fold without a rare class."""
+    x, y = wine()
+    known = quick(class_weight={0: 1, 1: 2, 2: 3}).fit(x, y)
+    more = quick(class_weight={0: 1, 1: 2, 2: 3, 9: 4}).fit(x, y)
+    assert np.array_equal(weights(known), weights(more))
+
+
+def test_jobs_are_counted_as_joblib_does(monkeypatch):
+    """-1 is all cores; the number of threads is the caller's again afterwards."""
+    seen = []
+    real = noprop.sklearn.threads
+    monkeypatch.setattr(noprop.sklearn, "threads", lambda n: seen.append(n) or real(n))
+    x, y = wine()
+    before = torch.get_num_threads()
+    for jobs in (None, 1, -1):
+        quick(n_jobs=jobs, epochs=1).fit(x, y)
+    assert seen == [1, 1, effective_n_jobs(-1)]
+    assert torch.get_num_threads() == before
 
 
 def test_early_stopping_keeps_the_best_epoch():

@@ -41,6 +41,7 @@ from noprop.randomness import derive_seed
 from noprop.training.trainer import Trainer
 
 try:
+    from joblib import effective_n_jobs
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
@@ -88,7 +89,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
             ``"auto"``, the axis with 1, 3 or 4 entries.
         overrides: Other fields of :class:`noprop.RunConfig`, such as ``{"method.eta": 1.0}``.
         device: Device of training. Predictions are computed on the CPU.
-        n_jobs: Threads of training and prediction; None means 1.
+        n_jobs: Threads of training and prediction; None means 1, and -1 all cores.
         random_state: Seed of the initial weights, the noise and the order of examples.
 
     Attributes:
@@ -160,7 +161,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: If an argument is wrong, or there is only one class.
         """
-        with _value_errors(), threads(self.n_jobs or 1):
+        with _value_errors(), threads(_thread_count(self.n_jobs)):
             table = self._read(X, y, sample_weight)
             if len(self.classes_) < 2:
                 raise ConfigError(f"y: wanted two classes or more, got 1 class, {self.classes_[0]}")
@@ -185,7 +186,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: If an argument is wrong.
         """
-        with _value_errors(), threads(self.n_jobs or 1):
+        with _value_errors(), threads(_thread_count(self.n_jobs)):
             first = not hasattr(self, "weights_")
             if first and classes is None:
                 raise ConfigError("classes: must be given in the first call of partial_fit")
@@ -213,16 +214,14 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
         self.optimizer_: Arrays = {}
         if "method.name" in (self.overrides or {}):
             raise ConfigError("overrides: the classifier has method dt, and no other")
-        batch = self.batch_size or min(256, max(32, len(table.y) // 64))
-        automatic = max(LEAST_EPOCHS, math.ceil(LEAST_UPDATES / max(1, len(table.y) // batch)))
+        automatic = min(256, max(32, len(table.y) // 64))
         config = replace(
             RunConfig(),
             {
                 **SETTINGS,
                 "method.num_blocks": self.num_blocks,
                 "method.dropout": self.dropout,
-                "train.epochs": automatic if self.epochs is None else self.epochs,
-                "train.batch_size": batch,
+                "train.batch_size": automatic if self.batch_size is None else self.batch_size,
                 "train.schedule": "constant" if self.early_stopping else "one-cycle",
                 "train.lr": self.learning_rate,
                 "train.weight_decay": self.weight_decay,
@@ -230,6 +229,11 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
                 **(self.overrides or {}),
             },
         )
+        updates = max(1, len(table.y) // config.train.batch_size)
+        epochs = max(LEAST_EPOCHS, math.ceil(LEAST_UPDATES / updates))
+        if "train.epochs" not in (self.overrides or {}):
+            epochs = epochs if self.epochs is None else self.epochs
+            config = replace(config, {"train.epochs": epochs})
         assert isinstance(config.method, DTConfig)
         if config.method.learned:
             raise ConfigError("overrides: the classifier has fixed embeddings")
@@ -258,6 +262,8 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
                 best = arrays_of(method)
             if len(losses) - losses.index(min(losses)) > self.patience:
                 break
+        if not best:  # no loss was a number
+            raise self._diverged("the predictions")
         load_arrays(method, best)
         return trainer
 
@@ -280,12 +286,14 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
     def _keep(self, trainer: Trainer, method: Method) -> None:
         """Keep the trained weights."""
         if name := trainer.state.not_finite():
-            raise ConfigError(
-                f"learning_rate: the weights of {name} are not finite with {self.learning_rate}; "
-                "try a smaller one"
-            )
+            raise self._diverged(f"the weights of {name}")
         self.weights_ = arrays_of(place(method, "cpu"))
         self._method = for_prediction(method)
+
+    def _diverged(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"learning_rate: {what} are not finite with {self.learning_rate}; try a smaller one"
+        )
 
     # -- inputs ------------------------------------------------------------------------------------
 
@@ -327,7 +335,12 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
             raise ConfigError(
                 f"class_weight: wanted a dictionary, 'balanced' or None, got {self.class_weight!r}"
             )
-        weights = [float(self.class_weight.get(label, 1.0)) for label in self.classes_.tolist()]
+        known = self.classes_.tolist()
+        unknown = [label for label in self.class_weight if label not in known]
+        # One that another part of the data has is no mistake, if all classes here have a weight.
+        if unknown and any(label not in self.class_weight for label in known):
+            raise ConfigError(f"class_weight: {unknown[0]!r} is no class, which are {known[:20]}")
+        weights = [float(self.class_weight.get(label, 1.0)) for label in known]
         if min(weights) < 0:
             raise ConfigError(f"class_weight: wanted weights of at least 0, got {min(weights)}")
         return np.array(weights)
@@ -342,7 +355,7 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return class probabilities, shape (N, m), with columns in the order of ``classes_``."""
         check_is_fitted(self, "weights_")
-        with _value_errors(), threads(self.n_jobs or 1):
+        with _value_errors(), threads(_thread_count(self.n_jobs)):
             X = validate_data(self, X, allow_nd=True, reset=False)
             x = self._shaped(X, first=False)
             parts = (self._standardised(x[i : i + CHUNK]) for i in range(0, len(x), CHUNK))
@@ -374,6 +387,11 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
             method = build_for_shape(config, self.shape_, len(self.classes_))
             load_arrays(method, self.weights_)
             self._method = for_prediction(method)
+
+
+def _thread_count(n_jobs: int | None) -> int:
+    """Return a number of threads, counted as joblib counts: -1 is all cores."""
+    return effective_n_jobs(1 if n_jobs is None else n_jobs)
 
 
 @contextmanager
