@@ -100,6 +100,14 @@ def test_the_extras_that_are_named_exist():
     assert named - set(EXTRAS) == set()
 
 
+def test_every_extra_is_on_the_page_of_connections():
+    """With what it brings, where it brings others."""
+    text = (ROOT / "docs/ecosystem.md").read_text()
+    assert set(re.findall(r"`noprop\[(\w+)\]`", text)) == set(EXTRAS)
+    (brought,) = re.findall(r"`noprop\[all\]` brings ([\w, ]+)\.", text)
+    assert EXTRAS["all"] == [f"noprop[{','.join(re.split(', | and ', brought))}]"]
+
+
 def test_ci_has_what_the_tests_of_small_extras_need():
     """Without these packages the tests of the Hub, TensorBoard, … would be skipped, unseen."""
     assert set(TRACKERS) <= set(EXTRAS)

@@ -137,6 +137,10 @@ def test_balanced_classes_have_equal_weight():
     assert np.array_equal(weights(balanced), weights(by_hand))
     assert np.array_equal(weights(given), weights(by_hand))
     assert not np.array_equal(weights(given), weights(quick().fit(x, y)))
+    weight = 1.0 + np.arange(80) % 3  # the classes' sums count these weights
+    share = weight.sum() / (2 * np.bincount(y, weight))
+    weighted = quick(class_weight="balanced").fit(x, y, weight)
+    np.testing.assert_allclose(weights(weighted), weights(quick().fit(x, y, weight * share[y])))
 
 
 def test_distinct_examples_carry_the_weight_of_all_their_copies():
@@ -239,6 +243,25 @@ def test_partial_fit_continues():
     assert steps == {12.0}  # one mini-batch of 64 in each half of 178 examples
     with pytest.raises(ValueError, match="labels that are not in classes"):
         model.partial_fit(x, np.full(len(x), "d"))
+
+
+def test_each_partial_fit_draws_other_noise(monkeypatch):
+    """And the same noise when all calls are made again."""
+    x, y = wine()
+    seeds: list[int] = []
+    real = NoPropClassifier._trainer
+
+    def noted(self, config, *rest):
+        seeds.append(config.train.seed)
+        return real(self, config, *rest)
+
+    monkeypatch.setattr(NoPropClassifier, "_trainer", noted)
+    for _ in range(2):
+        model = quick()
+        for _ in range(3):
+            model.partial_fit(x, y, classes=np.arange(3))
+    assert seeds[:3] == seeds[3:]
+    assert len(set(seeds)) == 3
 
 
 def test_weights_of_all_classes_may_name_one_that_is_absent():
