@@ -1,11 +1,13 @@
 """Models in a folder with a card, and on a Hub that is a folder of this machine."""
 
 import dataclasses
+import hashlib
 import re
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
@@ -39,18 +41,29 @@ def hub(tmp_path, monkeypatch) -> Path:
         (root / repository).mkdir(parents=True, exist_ok=options["exist_ok"])
         return SimpleNamespace(repo_id=repository)
 
-    def upload(*, repo_id, folder_path, allow_patterns, **_):
+    def upload(*, repo_id, folder_path, allow_patterns, delete_patterns, **_):
+        for name in delete_patterns:
+            (root / repo_id / name).unlink(missing_ok=True)
         for name in allow_patterns:
             if (folder_path / name).exists():
                 shutil.copy(folder_path / name, root / repo_id)
 
-    def snapshot(repo_id, *, local_dir, allow_patterns, **_):
-        if not (root / repo_id).is_dir():
+    def snapshot(repo_id, *, allow_patterns, revision=None, **_):
+        """Return a folder of links for each commit, as the cache of the Hub has."""
+        place = root / repo_id if revision is None else root / f"{repo_id}@{revision}"
+        if not place.is_dir():
             raise OSError(f"404 Client Error.\nRepository Not Found: {repo_id}")
-        local_dir.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha1(
+            b"".join(file.name.encode() + file.read_bytes() for file in sorted(place.iterdir()))
+        )
+        commit = tmp_path / "cache" / digest.hexdigest()
+        commit.mkdir(parents=True, exist_ok=True)
         for name in allow_patterns:
-            if (root / repo_id / name).exists():
-                shutil.copy(root / repo_id / name, local_dir)
+            if (place / name).exists() and not (commit / name).exists():
+                blob = commit.parent / f"{name}-{digest.hexdigest()}"
+                shutil.copy(place / name, blob)
+                (commit / name).symlink_to(blob)
+        return str(commit)
 
     api.create_repo.side_effect = create
     api.upload_folder.side_effect = upload
@@ -58,6 +71,13 @@ def hub(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(package, "HfApi", lambda **_: api)
     monkeypatch.setattr(package.constants, "HF_HOME", str(tmp_path / "home"))
     return root
+
+
+def hub_api() -> Any:
+    """The client whose calls the fixture answers."""
+    import huggingface_hub
+
+    return huggingface_hub.HfApi()
 
 
 def on_data(model: Model, name: str) -> Model:
@@ -119,6 +139,34 @@ def test_only_the_files_of_a_model_are_downloaded(model, hub):
     (hub / "me/digits/modeling.py").write_text("raise SystemExit")
     again = Model.from_pretrained("me/digits", device="cpu")
     assert {p.name for p in again.folder.iterdir()} == set(FILES)
+
+
+def test_a_model_without_results_takes_no_others(model, hub, tmp_path):
+    """Neither in the repository, where an evaluated model was before it, nor in the downloads."""
+    model.push_to_hub("me/digits")
+    assert Model.from_pretrained("me/digits", device="cpu").results
+    model.save(tmp_path / "plain")
+    noprop.load(tmp_path / "plain").push_to_hub("me/digits")
+    assert not (hub / "me/digits/evaluation.json").exists()
+    assert not Model.from_pretrained("me/digits", device="cpu").results
+
+
+def test_a_revision_is_the_one_that_is_asked_for(model, hub, tmp_path):
+    """Also where another one was downloaded before; a token goes to every call."""
+    model.push_to_hub("me/digits", token="hf_a")
+    shutil.copytree(hub / "me/digits", hub / "me/digits@old")
+    (hub / "me/digits@old/evaluation.json").unlink()
+    assert Model.from_pretrained("me/digits", device="cpu", token="hf_b").results
+    old = Model.from_pretrained("me/digits", revision="old", device="cpu", token="hf_b")
+    assert not old.results
+    assert Model.from_pretrained("me/digits", device="cpu").results
+    api = hub_api()
+    assert api.create_repo.call_args.kwargs["token"] == "hf_a"
+    assert api.upload_folder.call_args.kwargs["token"] == "hf_a"
+    tokens = [call.kwargs["token"] for call in api.snapshot_download.call_args_list]
+    assert tokens == ["hf_b", "hf_b", None]
+    model.push_to_hub("me/secret", private=True)
+    assert api.create_repo.call_args.kwargs["private"] is True
 
 
 @pytest.mark.parametrize("name", ["no/such", "nosuch", "../me/digits", "./nosuch", "me/.."])

@@ -10,6 +10,7 @@ import torch
 from joblib import effective_n_jobs
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_wine, make_blobs
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,7 +22,9 @@ from sklearn.utils.estimator_checks import (
 )
 
 import noprop.sklearn
+from noprop.config import from_mapping
 from noprop.data.weighted import WeightedExamples, channels_first, distinct, moments
+from noprop.in_memory import build_for_shape, load_arrays
 from noprop.sklearn import NoPropClassifier
 
 SMALL: dict[str, Any] = {
@@ -283,6 +286,18 @@ def test_jobs_are_counted_as_joblib_does(monkeypatch):
         quick(n_jobs=jobs, epochs=1).fit(x, y)
     assert seen == [1, 1, effective_n_jobs(-1)]
     assert torch.get_num_threads() == before
+
+
+def test_the_loss_of_the_held_out_part_counts_weights():
+    x, y = wine()
+    weight = 1.0 + np.arange(len(y)) % 5 * (y == 1)
+    model = quick().fit(x, y)
+    method = build_for_shape(from_mapping(model.config_, "config_"), model.shape_, 3)
+    load_arrays(method, model.weights_)
+    found = model._log_loss(method, WeightedExamples(x, y, weight))
+    p = model.predict_proba(x)
+    assert found == pytest.approx(log_loss(y, p, sample_weight=weight), rel=1e-5)
+    assert found != pytest.approx(log_loss(y, p), rel=1e-2)
 
 
 def test_early_stopping_keeps_the_best_epoch():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from noprop.data import GIVEN, SOURCES
 from noprop.data.hub_datasets import PREFIX, absolute_place
 from noprop.errors import RunError, import_extra
+from noprop.files import write_whole
 from noprop.terminal import printable
 
 if TYPE_CHECKING:
@@ -69,13 +70,19 @@ def download(name: str, revision: str | None = None, token: str | bool | None = 
     if not REPOSITORY.fullmatch(name) or ".." in name:
         raise RunError(f"{name}: is neither a folder nor a repository OWNER/NAME of the Hub")
     hub = _hub()
-    place = f"{name}@{revision or 'main'}".replace("/", "--")
-    # A folder of its own, because files in the cache of the Hub are links, which load refuses.
-    folder = Path(hub.constants.HF_HOME) / "noprop" / place
     with _one_line_errors(name):
-        hub.HfApi(library_name="noprop").snapshot_download(
-            name, revision=revision, token=token, local_dir=folder, allow_patterns=list(FILES)
+        api = hub.HfApi(library_name="noprop")
+        found = api.snapshot_download(
+            name, revision=revision, token=token, allow_patterns=list(FILES)
         )
+        # The files in the cache of the Hub are links, which load refuses. A folder for each commit
+        # holds copies, and no file of another commit.
+        commit = Path(str(found))
+        folder = Path(hub.constants.HF_HOME) / "noprop" / f"{name}@{commit.name}".replace("/", "--")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            if (commit / file).is_file() and not (folder / file).exists():
+                write_whole(folder / file, (commit / file).read_bytes())
     return folder
 
 
@@ -109,6 +116,8 @@ def upload(
             token=token,
             commit_message=message,
             allow_patterns=list(FILES),
+            # Of a model that was there before, such as its results where this one has none.
+            delete_patterns=[file for file in FILES if not (folder / file).exists()],
         )
     return str(place)
 
