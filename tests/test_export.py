@@ -12,7 +12,7 @@ from noprop.cli import main
 from noprop.config import RunConfig, replace
 from noprop.data import Normalization
 from noprop.errors import ConfigError
-from noprop.export import ExportedChain, export
+from noprop.export import ExportedChain, export, onnx_difference
 from noprop.model import Model, empty_model, load, ready
 from noprop.task import Task
 from tools import rng
@@ -98,6 +98,10 @@ def test_onnx_runtime_predicts_the_same(trained_run, tmp_path, capsys):
     for count in (1, 7):
         (x,) = module.example(count)
         torch.testing.assert_close(answer(out, x), module(x), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        next(module.parameters()).add_(1e-3)  # a graph that differs is reported
+    with pytest.raises(ConfigError, match=r"differ from torch's by \d.*do not use this file"):
+        onnx_difference(module, out)
     metadata = onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == list("0123456789")
 

@@ -77,6 +77,7 @@ def test_random_weights_are_the_same_every_time(timm):
     network.cache_clear()
     assert torch.equal(features_of(RANDOM, x), first)
     assert not any(p.requires_grad for p in network(RANDOM)[0].parameters())
+    assert not network(RANDOM)[0].training  # dropout and batch statistics are of training
     features_of("timm:tiny", x)
     assert [options["pretrained"] for options in timm.made] == [False, False, True]
 

@@ -78,6 +78,24 @@ def test_columns_of_numbers_are_features(datasets, tmp_path):
     assert (x[:, 0].long() % 2 == 1 - y).all()  # even heights are dogs
 
 
+@pytest.mark.parametrize("kind", ["numbers", "images"])
+def test_the_test_part_is_test_or_else_validation(datasets, tmp_path, kind):
+    """The part validation is not read where there is a test part."""
+    sizes = {"train": 20, "validation": 4, "test": 6}
+    parts = {
+        name: images(datasets, slice(size))
+        if kind == "images"
+        else datasets.Dataset.from_dict({"x": list(range(size)), "y": [0, 1] * (size // 2)})
+        for name, size in sizes.items()
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "three")
+    del parts["test"]
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
+    for name, size in (("three", 6), ("two", 4)):
+        data = load_dataset(f"hf:{tmp_path}/{name}")
+        assert (len(data.train), len(data.test)) == (20, size)
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
