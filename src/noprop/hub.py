@@ -2,6 +2,10 @@
 
 A repository holds what :func:`noprop.load` reads, in safetensors, JSON and TOML, with the card as
 ``README.md``. Nothing in it is executed, and a download takes these files alone.
+
+:class:`noprop.Model` has the methods of ``huggingface_hub.PyTorchModelHubMixin``, and is no
+subclass: a base class from an extra would make the extra necessary, and the mixin builds a module
+from the arguments of its constructor, where a model is built from a checked configuration.
 """
 
 import json
