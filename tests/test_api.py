@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import noprop
-from noprop.data import as_pixels, dataset_of
+from noprop.data import Normalization, as_pixels, dataset_of
 from noprop.errors import DataError
+from noprop.model_inputs import raw_inputs
+from noprop.task import Task
 from noprop.training.events import Created, Event, Started
 from tools import SMALL
 
@@ -83,6 +85,20 @@ def test_floats_of_pixels_predict_as_the_pixels(trained):
     assert torch.equal(model.predict(torch.from_numpy(x / np.float32(255))), expected)
     with pytest.raises(DataError, match="wanted uint8"):
         model.predict(x.astype(np.float32))
+
+
+def test_images_predict_in_each_layout_that_training_takes(trained):
+    """(N, H, W) for a model of one channel; of colour (N, H, W, C) unless it is (N, C, H, W)."""
+    model, _ = trained
+    assert torch.equal(model.predict(PIXELS[:5]), model.predict(PIXELS[:5, None]))
+    with pytest.raises(DataError, match="wanted uint8 of shape"):
+        model.predict(PIXELS[:5, :7])
+    x = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
+    task = Task((3, 4, 5), ("a", "b"), Normalization.of(x))
+    assert raw_inputs(x.permute(0, 2, 3, 1), task, None).equal(x)
+    square = x.new_zeros(2, 3, 3, 3) + torch.arange(3, dtype=torch.uint8)
+    task = Task((3, 3, 3), ("a", "b"), Normalization.of(square))
+    assert raw_inputs(square, task, None).equal(square)
 
 
 def test_arrays_are_split_like_files():

@@ -91,6 +91,10 @@ def reworked(change: Callable[[dict[str, dict[str, Tensor]]], dict[str, dict[str
 OPTIONS = [
     row("recipe", "train digit-dt", "unknown recipe", "did you mean digits-dt?"),
     row("recipe-is-a-file", "train mine.toml", "unknown recipe", "mean --config mine.toml?"),
+    row("recipe-is-data", "train wine.csv", "unknown recipe", "mean --dataset wine.csv?"),
+    row("describe-absent-run", "describe runs/none", "runs/none: is not a run folder", "not exist"),
+    row("number-or-word", "train --evaluation no", "number", "or 'full' or 'off'", "got 'no'"),
+    row("below-or-word", "train --evaluation -1", "to 0, or 'full' or 'off'", "got -1"),
     row("field", "train --set train.epoch=3", "unknown field", "train.epochs"),
     row("option", "train --epoch 3", "unknown option --epoch", "--epochs"),
     row("below", "train --epochs 0", "train.epochs", "greater than or equal to 1", "got 0"),

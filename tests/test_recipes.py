@@ -12,7 +12,7 @@ from noprop.config import from_mapping, from_toml, replace, to_mapping, to_toml
 from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
 from noprop.grid import train_grid
-from noprop.recipes import RECIPE_NAMES, RECIPES, find_recipe, named_after_data
+from noprop.recipes import RECIPES, find_recipe, named_after_data
 from noprop.run.metrics import read_metrics
 from noprop.task import Task
 from tools import IN_PROCESS
@@ -118,43 +118,18 @@ def test_a_run_folder_in_place_of_a_recipe_is_answered_with_its_options(tmp_path
         find_recipe(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["photos/", "wine.csv", "cells.npz"])
+def test_data_in_place_of_a_recipe_are_answered_with_their_option(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConfigError, match=f"did you mean --dataset {name}\\?"):
+        find_recipe(name)
+
+
 def test_recipes_can_be_changed_without_changing_them():
     before = to_mapping(RECIPES["digits-dt"])
     assert replace(RECIPES["digits-dt"], {"train.epochs": 1}).train.epochs == 1
     assert to_mapping(RECIPES["digits-dt"]) == before
-
-
-def test_the_names_that_are_told_are_those_there_are():
-    """What --help and an error say of recipes: every one of them is there, and no other."""
-    datasets, methods, kinds, fast, stacks, ff, others = RECIPE_NAMES.partition(" of ")[2].split(
-        "; "
-    )
-    told = {f"{d}-{m}" for d in datasets.split(", ") for m in methods.split(", ")}
-    groups = kinds.replace("and ", "").replace("prototype (not adjoint)", "prototype")
-    all_but_adjoint, best, radial = (g.strip(", ").split(", ") for g in splits(groups))
-    for d in datasets.split(", "):
-        told |= {f"{d}-{m}-{k}" for m in methods.split(", ")[:-1] for k in all_but_adjoint}
-        told |= {f"{d}-{m}-{k}" for m in ("dt", "ct", "fm") for k in best}
-        told |= {f"{d}-dt-{k}" for k in radial}
-    told |= {f"{d}-fast" for d in fast.partition(" of ")[2].split(", ")}
-    told |= {
-        f"{d}-{m}" for d in stacks.rpartition(" of ")[2].split(", ") for m in ("greedy", "dfa")
-    }
-    told |= {
-        f"{d}-{kind}"
-        for d in ff.rpartition(" of ")[2].split(", ")
-        for kind in ("ff", "ff-unsupervised")
-    }
-    told |= {
-        f"{d}-{m}" for d in others.rpartition(" of ")[2].split(", ") for m in ("dtp", "lg-fg-a")
-    }
-    assert told == set(RECIPES)
-
-
-def splits(text: str) -> tuple[str, str, str]:
-    """The kinds of all methods but the last, of those with a best, and of DT alone."""
-    common, rest = text.split("best (dt, ct, fm), ")
-    return common, "best", rest.removesuffix(" (dt)")
 
 
 def test_recipes_are_listed_by_words_of_their_names(capsys):

@@ -307,6 +307,9 @@ def _first_error(error: ValidationError) -> str:
     # pydantic adds the member of a union that failed, as in method.sigma.float
     name = next((n for n, *_ in fields_of() if f"{name}.".startswith(f"{n}.")), name)
     message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] != "literal_error":  # a number, or one of some words
+        words = [e["msg"] for e in error.errors()[1:] if e["type"] == "literal_error"]
+        message += "".join(f", or {word.removeprefix('Input should be ')}" for word in words[:1])
     return f"{name}: {message}, got {_short(first['input'])}"
 
 

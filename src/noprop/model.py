@@ -128,9 +128,9 @@ class Model:
         """Return class probabilities, shape (N, m), on the CPU.
 
         Args:
-            x: Raw inputs of the kind that the run was trained on: images (N, C, H, W), uint8 or
-                floats in 0..1, or features (N, …), which become float32. With ``data.features``
-                images of any size, or the features of the frozen network.
+            x: Raw inputs of the kind that the run was trained on: images (N, C, H, W), (N, H, W) or
+                (N, H, W, C), uint8 or floats in 0..1, or features (N, …), which become float32.
+                With ``data.features`` images of any size, or the features of the frozen network.
             samples: Number K of chains to average; the run's ``evaluation.samples`` unless given.
                 1 with ``average="readout"`` is the paper's single run, a sample from p(y|x).
             noise: Whether chains draw noise; the mean chain does not. The default is True if

@@ -20,7 +20,8 @@ def raw_inputs(x: Tensor | NDArray[Any], task: Task, features: str | None) -> Te
     """Return inputs as the model was trained on them: pixels, or float32 features.
 
     Args:
-        x: Raw inputs; floats in 0..1 are pixels where the model was trained on pixels.
+        x: Raw inputs; floats in 0..1 are pixels where the model was trained on pixels. Images may
+            also be (N, H, W) or (N, H, W, C), as ``noprop.train(data=…)`` takes them.
         task: The task of the model.
         features: Name of the frozen network whose features the model reads, if it does.
 
@@ -30,7 +31,7 @@ def raw_inputs(x: Tensor | NDArray[Any], task: Task, features: str | None) -> Te
     x = torch.as_tensor(x)
     if features and x.ndim == 4:
         x = features_of(features, _as_trained_on(x, "uint8"))
-    x = _as_trained_on(x, task.dtype)
+    x = _channels_first(_as_trained_on(x, task.dtype), task.shape)
     came = str(x.dtype).removeprefix("torch.")
     if tuple(x.shape[1:]) != task.shape or came != task.dtype:
         raise DataError(
@@ -52,6 +53,17 @@ def _as_trained_on(x: Tensor, dtype: str) -> Tensor:
     if dtype == "float32":
         return x.float()
     return as_pixels(x) if bool(((x >= 0) & (x <= 1)).all()) else x
+
+
+def _channels_first(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return images (N, H, W) or (N, H, W, C) as (N, C, H, W), if that is the model's shape."""
+    if len(shape) != 3 or tuple(x.shape[1:]) == shape:
+        return x
+    if x.ndim == 3 and (1, *x.shape[1:]) == shape:
+        return x[:, None]
+    if x.ndim == 4 and (x.shape[3], *x.shape[1:3]) == shape:
+        return x.permute(0, 3, 1, 2).contiguous()
+    return x
 
 
 def check_same_data(name: str, found: Task, task: Task, folder: Path) -> None:

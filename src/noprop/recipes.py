@@ -12,7 +12,6 @@ __all__ = [
     "BEST",
     "CROPS",
     "EMBEDDINGS",
-    "RECIPE_NAMES",
     "RECIPES",
     "find_recipe",
     "named_after_data",
@@ -235,15 +234,6 @@ _ALL = [
 
 RECIPES: dict[str, RunConfig] = {config.recipe: config for config in _ALL}
 
-RECIPE_NAMES = (
-    f"DATASET-METHOD or DATASET-METHOD-KIND, of {', '.join(['digits', *EPOCHS])}; "
-    f"{', '.join(DIGITS_EPOCHS)}; d20, prototype (not adjoint), best (dt, ct, fm), and radial, "
-    f"d20-radial, prototype-radial (dt); or DATASET-fast, of {', '.join(FAST_EPOCHS)}; "
-    f"or DATASET-{' and DATASET-'.join(STACK_SETTINGS)}, of {', '.join(STACK_EPOCHS)}; "
-    f"or {' and '.join(f'DATASET-ff{kind}' for kind in FF_KINDS)}, of {', '.join(FF_DATASETS)}; "
-    f"or DATASET-dtp and DATASET-lg-fg-a, of {', '.join(DTP_NETWORKS)}"
-)
-
 
 def find_recipe(name: str) -> RunConfig:
     """Return the recipe of a name.
@@ -254,12 +244,14 @@ def find_recipe(name: str) -> RunConfig:
     if name in RECIPES:
         return RECIPES[name]
     near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else "."
+    hint = f"; did you mean {near[0]}?" if near else ";"
     if name.endswith(".toml"):
         hint = f"; did you mean --config {name}?"
+    elif Path(name).suffix in (".csv", ".tsv", ".parquet", ".npz") or Path(name).is_dir():
+        hint = f"; did you mean --dataset {name}?"
     if (Path(name) / "config.toml").is_file():
         hint = f", a run folder; did you mean --resume {name}, or --config {name}/config.toml?"
-    raise ConfigError(f"unknown recipe {name!r}{hint} A recipe is {RECIPE_NAMES}")
+    raise ConfigError(f"unknown recipe {name!r}{hint} noprop recipes lists them")
 
 
 def named_after_data(config: RunConfig) -> RunConfig:

@@ -245,6 +245,16 @@ def test_inputs_of_a_prediction_are_brought_to_the_models_shape(tmp_path, write_
     assert read_inputs(files[:2], (3, 8, 8))[1].shape == (2, 3, 8, 8)
 
 
+def test_floats_in_0_to_1_are_pixels_for_a_model_of_pixels_alone(tmp_path):
+    """As noprop.train(data=(x, y)) and model.predict take them."""
+    pixels = np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8)
+    np.save(tmp_path / "x.npy", pixels / 255)
+    x = read_inputs([tmp_path / "x.npy"], (1, 8, 8))[1]
+    assert x.equal(torch.from_numpy(pixels)[:, None])
+    x = read_inputs([tmp_path / "x.npy"], (8, 8), dtype="float32")[1]
+    assert x.equal(torch.from_numpy(pixels).float() / 255)
+
+
 def test_the_images_of_a_folder_are_predicted_with_those_of_its_subfolders(tmp_path, write_image):
     """In the order of their paths; what is no image by its name, or hidden, is not read."""
     pixels = [
@@ -286,7 +296,7 @@ def test_inputs_that_do_not_fit_the_model_are_refused(tmp_path, write_image):
     with refused(tmp_path / "empty", "the folder has no image"):
         (tmp_path / "empty").mkdir()
         read_inputs([tmp_path / "empty"], (1, 8, 8))
-    np.save(array, np.zeros((4, 1, 8, 8)))
+    np.save(array, np.full((4, 1, 8, 8), 255.0))
     with refused(array, "float32 but .* holds torch.uint8"):
         read_inputs([image, array], (1, 8, 8))
     with pytest.raises(DataError, match="no file"):

@@ -1,5 +1,6 @@
 """Training longer is the same as having asked for more epochs at first."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,15 @@ import pytest
 import torch
 
 import noprop
-from noprop.errors import ConfigError, RunError
+from noprop.errors import ConfigError, NoPropError, RunError
 from noprop.run import longer
 from noprop.run.locks import hold
-from noprop.run.longer import extend
+from noprop.run.longer import extend, lengthen
 from noprop.run.units import group_lock
 from noprop.tensor_files import load_tensors
 from tools import NOISE_DATA, SMALL
 
+OTHER_DATA = replace(NOISE_DATA, train=replace(NOISE_DATA.train, x=255 - NOISE_DATA.train.x))
 LEARNED = {"method.embedding": "orthogonal", "method.dim": 5, "method.learned": True}
 KINDS: dict[str, dict[str, Any]] = {
     "blocks": {},
@@ -57,12 +59,30 @@ def test_a_run_that_was_killed_when_it_was_made_longer_is_trained_longer(tmp_pat
     """After the configuration was written, and before any commit was."""
     at_once = trained(tmp_path / "at-once", 2)
     trained(tmp_path / "run", 1)
-    extend(tmp_path / "run", noprop.load(tmp_path / "run").config, 2)
+    config = extend(tmp_path / "run", noprop.load(tmp_path / "run").config, 2)
+    lengthen(tmp_path / "run", config)
     with pytest.raises(RunError, match="training has not finished"):
         noprop.load(tmp_path / "run")
     model = noprop.resume(tmp_path / "run", data=NOISE_DATA)
     expected = weights(at_once)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(model).items())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"data": OTHER_DATA},
+        {"track": ["paper"]},
+        {"workers": "few"},
+    ],
+)
+def test_a_wrong_argument_does_not_cost_the_model_of_the_shorter_training(tmp_path, wrong):
+    folder = trained(tmp_path / "run", 1).folder
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(NoPropError):
+        noprop.resume(folder, epochs=2, **{"data": NOISE_DATA, **wrong})
+    after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert after == before
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])

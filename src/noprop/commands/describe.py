@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _configuration(arguments: argparse.Namespace) -> RunConfig:
     """Return the configuration of a recipe, a file or a run folder, changed by options."""
     folder = Path(arguments.recipe or "")
-    if not arguments.recipe or not (folder / "config.toml").is_file():
+    is_run = (folder / "config.toml").is_file() or len(folder.parts) > 1  # no recipe has a folder
+    if not arguments.recipe or not is_run:
         return configuration(arguments)
     from noprop.model import open_run
 

@@ -12,7 +12,7 @@ from noprop.data.arrays import Dataset
 from noprop.data.numpy_files import to_dataset
 from noprop.errors import DataError
 
-__all__ = ["GIVEN", "as_pixels", "dataset_of"]
+__all__ = ["GIVEN", "as_pixels", "dataset_of", "looks_like_pixels"]
 
 GIVEN = "arrays"  # the name of a data set that a script gave
 NAMES = ("x", "y", "x_test", "y_test")
@@ -34,7 +34,7 @@ def dataset_of(data: Sequence[Any]) -> Dataset:
     if len(data) not in (2, 4):
         raise DataError(f"data: wanted (x, y) or (x, y, x_test, y_test), got {len(data)} arrays")
     arrays = {name: _array(name, value) for name, value in zip(NAMES, data, strict=False)}
-    images = [name for name in arrays if name[0] == "x" and _looks_like_pixels(arrays[name])]
+    images = [name for name in arrays if name[0] == "x" and looks_like_pixels(arrays[name])]
     if len(images) == len(data) // 2:
         _warn("data")
         arrays |= {name: as_pixels(arrays[name]) for name in images}
@@ -58,7 +58,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _looks_like_pixels(x: np.ndarray) -> bool:
+def looks_like_pixels(x: np.ndarray) -> bool:
     """Return whether an array has the shape of images, and floats in 0..1."""
     image = x.ndim == 3 or (x.ndim == 4 and (x.shape[1] in (1, 3)) != (x.shape[3] in (1, 3)))
     return bool(image and x.dtype.kind == "f" and x.size and x.min() >= 0 and x.max() <= 1)

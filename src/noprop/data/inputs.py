@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from noprop.data.given import as_pixels, looks_like_pixels
 from noprop.data.images import IMAGE_SUFFIXES, read_images
 from noprop.data.numpy_files import array_names, find_inputs, name_some, read_arrays, to_inputs
 from noprop.data.table_files import TABLE_SUFFIXES, read_csv, read_table_file, table_inputs
@@ -30,14 +31,15 @@ def read_inputs(
 
     Images are resized and turned grey or to colour as the model wants; of a folder every image in
     it and in its subfolders is read. Arrays (of an ``.npz`` ``x``, ``X`` or ``data``, else
-    ``x_test``) hold a batch of examples of the model's shape, laid out as for training. A row of a
-    table is an example, see :func:`~noprop.data.table_files.table_inputs`.
+    ``x_test``) hold a batch of examples of the model's shape, laid out as for training; floats in
+    0..1 are pixels for a model of pixels. A row of a table is an example, see
+    :func:`~noprop.data.table_files.table_inputs`.
 
     Args:
         files: Files and folders, at least one; ``-`` is a table in CSV on standard input.
         shape: Shape of one example of the model, such as (1, 28, 28).
         columns: Names of the columns of a model that was trained on a table.
-        dtype: Type of the model's inputs, ``uint8`` or ``float32``; it matters for tables.
+        dtype: Type of the model's inputs, ``uint8`` or ``float32``; tables and floats need it.
 
     Returns:
         A name for each example (the file; ``file[i]`` for those of arrays and tables) and the
@@ -62,7 +64,7 @@ def read_inputs(
             frame = read_table_file(path)
             parts.append(table_inputs(str(path), frame, shape, columns, dtype))
         elif path.suffix.lower() in (".npy", ".npz"):
-            parts.append(_read_array(path, shape))
+            parts.append(_read_array(path, shape, dtype))
         else:
             parts.append(_read_images([path], shape))
             names.append(str(path))
@@ -96,11 +98,14 @@ def _images_in(folder: Path) -> list[Path]:
     return found
 
 
-def _read_array(path: Path, shape: tuple[int, ...]) -> Shaped[Tensor, "n ..."]:
+def _read_array(path: Path, shape: tuple[int, ...], dtype: str) -> Shaped[Tensor, "n ..."]:
     held = array_names(path)
     if (key := find_inputs(held)) is None:
         raise DataError(f"{path}: holds {name_some(held)}, wanted an array x or x_test")
-    x = to_inputs(path, key, read_arrays(path, [key])[key])
+    array = read_arrays(path, [key])[key]
+    if dtype == "uint8" and looks_like_pixels(array):
+        array = as_pixels(array)
+    x = to_inputs(path, key, array)
     if tuple(x.shape[1:]) != shape:
         raise DataError(
             f"{path}: its examples have shape {tuple(x.shape[1:])}, the model takes {shape}"

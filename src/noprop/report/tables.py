@@ -75,7 +75,9 @@ def _mean_of(values: Mapping[str, Any], name: str, digits: int = 2) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time such as ``40 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    """Return a time such as ``<1 s``, ``40 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    if 0 < seconds < 0.5:  # never rounded to no time
+        return "<1 s"
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -14,7 +14,7 @@ from noprop.config import RunConfig, replace, to_toml
 from noprop.encoders import EncoderFactory
 from noprop.errors import ConfigError, DamagedError, RunError
 from noprop.files import write_whole
-from noprop.model import empty_model
+from noprop.model import empty_model, open_run
 from noprop.predictions import FILE as PREDICTIONS
 from noprop.run.locks import BusyError, hold, hold_folder, is_free
 from noprop.run.units import COUPLED, group_folder, group_lock, groups_of
@@ -22,15 +22,16 @@ from noprop.task import RunData
 from noprop.training.commits import latest, write_commit
 from noprop.training.plan import Plan
 
-__all__ = ["extend", "lengthen_commits"]
+__all__ = ["before", "extend", "lengthen", "lengthen_commits"]
 
 OF_THE_MODEL = ("model.json", "model.safetensors", "evaluation.json", PREDICTIONS, "report.html")
 
 
 def extend(folder: Path, config: RunConfig, epochs: int) -> RunConfig:
-    """Return the configuration of a run with more epochs, and write it in its folder.
+    """Return the configuration of a run with more epochs; nothing is written.
 
-    The model and the results of the shorter training are deleted.
+    A later mistake, such as data that are gone, must not cost the model of the shorter training.
+    :func:`lengthen` writes it, where nothing can be wrong any more.
 
     Args:
         folder: The run folder.
@@ -61,13 +62,37 @@ def extend(folder: Path, config: RunConfig, epochs: int) -> RunConfig:
         )
     if busy := [g for g in groups_of(config) if not is_free(group_lock(folder, g))]:
         raise RunError(f"{folder}: another process is training {busy[0]}; wait for its end")
-    first = c.extended_from or c.epochs
-    longer = replace(config, {"train.epochs": epochs, "train.extended_from": first})
+    return replace(
+        config,
+        {"train.epochs": epochs, "train.extended_from": c.extended_from or c.epochs},
+    )
+
+
+def before(config: RunConfig, existing: RunConfig) -> RunConfig:
+    """Return a longer configuration with the epochs that the folder has until :func:`lengthen`."""
+    first = existing.train.extended_from or existing.train.epochs
+    if config.train.extended_from != first or config.train.epochs <= existing.train.epochs:
+        return config
+    return replace(config, _epochs_of(existing))
+
+
+def lengthen(folder: Path, config: RunConfig) -> None:
+    """Write the epochs of a configuration into its run folder, if they are more than there.
+
+    The model and the results of the shorter training are deleted.
+    """
     with hold_folder(folder):
+        existing = open_run(folder)
+        if before(config, existing) == config:
+            return
         for name in OF_THE_MODEL:
             (folder / name).unlink(missing_ok=True)
+        longer = replace(existing, _epochs_of(config))
         write_whole(folder / "config.toml", to_toml(longer).encode())
-    return longer
+
+
+def _epochs_of(config: RunConfig) -> dict[str, int | None]:
+    return {f"train.{name}": getattr(config.train, name) for name in ("epochs", "extended_from")}
 
 
 def lengthen_commits(

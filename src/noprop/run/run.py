@@ -41,7 +41,7 @@ from noprop.run.folder import (
 from noprop.run.initial import Start, initial_bytes
 from noprop.run.local import LocalEngine
 from noprop.run.locks import hold_assembly, is_free, remove_half_written
-from noprop.run.longer import lengthen_commits
+from noprop.run.longer import before, lengthen, lengthen_commits
 from noprop.run.metrics import recorder, training_cost
 from noprop.run.resolve import resolve, resolve_from, resolve_new, with_data
 from noprop.run.units import (
@@ -191,20 +191,24 @@ class Run:
         """
         path = Path(folder)
         config, data = with_data(resolve(recipe, overrides, encoder), data, data_dir)
-        exists, embedding, initialized = (path / "config.toml").exists(), None, None
+        exists, initialized = (path / "config.toml").exists(), None
         start = Start.of(config, data, init, exists=exists)
         if exists and config.method.has_own_code:
             check_encoder(path, encoder)
         if exists:
-            config = resolve_from(start.config, open_run(path))
+            existing = open_run(path)
+            config = resolve_from(start.config, existing)
+            join_run(path, before(config, existing), initial=start.content)
         else:
             config, embedding = resolve_new(start.config, data, encoder, start.tensors)
             initialized = start.check(config, data, encoder)
-        join_run(path, config, embedding, start.content)
+            join_run(path, config, embedding, start.content)
         note_encoder(path, encoder)
         run = cls(path, config, data, encoder)
         run.initialized = initialized
         if config.train.extended_from:
+            run.states()  # of the same data, or the shorter training keeps its model
+            lengthen(path, config)
             lengthen_commits(path, config, data, run.fingerprint, encoder)
         return run
 
