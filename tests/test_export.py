@@ -141,6 +141,13 @@ def test_what_a_graph_cannot_do_is_refused(name, changes, kind, words):
         ExportedChain(made(name, **changes), kind)
 
 
+def test_an_unknown_format_or_kind_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="format must be onnx or torch, got 'tflite'"):
+        export(made("dt"), tmp_path / "m", format="tflite")
+    with pytest.raises(ConfigError, match="kind must be mean or chain, got 'both'"):
+        export(made("dt"), tmp_path / "m", kind="both")
+
+
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="format must be onnx or torch, got 'tflite'"):
         export(made("dt"), tmp_path / "m", format="tflite")

@@ -235,6 +235,25 @@ def test_a_run_folder_is_not_overwritten(model):
         model.save_pretrained(model.folder)
 
 
+def test_a_model_is_saved_where_it_came_from(model, tmp_path):
+    model.save_pretrained(tmp_path / "m")
+    Model.from_pretrained(tmp_path / "m", device="cpu").save_pretrained(tmp_path / "m")
+    again = Model.from_pretrained(tmp_path / "m", device="cpu")
+    assert torch.equal(again.predict(IMAGES), model.predict(IMAGES))
+    assert again.results == model.results
+
+
+def test_a_folder_of_other_files_is_left_as_it_is(model, tmp_path):
+    (tmp_path / "README.md").write_text("My project")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"has README\.md, which is of no model"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(RunError, match="cannot be written"):
+        model.save_pretrained(tmp_path / "file")
+    assert {p.name for p in tmp_path.iterdir()} == {"README.md", "file"}
+    assert (tmp_path / "README.md").read_text() == "My project"
+
+
 def test_a_model_without_an_evaluation_has_a_card(model, tmp_path):
     model.save(tmp_path / "plain")
     noprop.load(tmp_path / "plain").save_pretrained(tmp_path / "m")

@@ -127,7 +127,7 @@ def _check(model: Model, kind: Kind) -> None:
 
 
 def export(
-    model: Model, path: Path | str, *, format: str = "onnx", kind: Kind = "mean"
+    model: Model, path: Path | str, *, format: str = "onnx", kind: str = "mean"
 ) -> float | None:
     """Write a trained model as one graph.
 
@@ -142,11 +142,13 @@ def export(
         examples; None for the format ``torch``, or if onnxruntime is not installed.
 
     Raises:
-        ConfigError: If the format is unknown, the chain cannot be a graph, an extra is missing, or
-            the difference is above 1e-5.
+        ConfigError: If the format or kind is unknown, the chain cannot be a graph, an extra is
+            missing, or the difference is above 1e-5.
     """
     if format not in FORMATS:
         raise ConfigError(f"format must be {' or '.join(FORMATS)}, got {format!r}")
+    if kind not in ("mean", "chain"):
+        raise ConfigError(f"kind must be mean or chain, got {kind!r}")
     if format == "onnx":
         _need("onnx", "onnxscript")
     path, module = Path(path), ExportedChain(model, kind)

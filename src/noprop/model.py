@@ -242,8 +242,7 @@ class Model:
         if self.task.columns:
             about["columns"] = self.task.columns
         header = {"format": 1, "config": to_mapping(self.config), "model": about}
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.toml").exists():
+        if not (folder / "config.toml").exists():  # makes the folder
             write_whole(folder / "config.toml", to_toml(self.config).encode())
         save_tensors(folder / "model.safetensors", method_tensors(self.method), header)
         write_whole(folder / "model.json", json.dumps(about, indent=1).encode())
@@ -263,20 +262,25 @@ class Model:
             license: License of the weights in the notation of the Hub, such as ``apache-2.0``.
 
         Raises:
-            RunError: If the folder is that of a run, or cannot be written.
+            RunError: If the folder is that of a run, has files of these names and no model, or
+                cannot be written.
         """
         folder = Path(folder)
         if (folder / "units").exists():
             raise RunError(f"{folder}: is a run folder; choose another")
+        found = [file for file in FILES if (folder / file).exists()]
+        if found and "model.json" not in found:
+            raise RunError(f"{folder}: has {found[0]}, which is of no model; choose another folder")
+        results = read_evaluation(self.folder) if self.results is not None else None
         name = published_name(self.config.data.dataset)
         published = dataclasses.replace(self, config=replace(self.config, {"data.dataset": name}))
-        for file in FILES:
-            (folder / file).unlink(missing_ok=True)
-        published.save(folder)
-        if self.results is not None:
-            text = json.dumps(read_evaluation(self.folder), indent=1) + "\n"
-            write_whole(folder / "evaluation.json", text.encode())
         card = model_card(published, repository or folder.name, license)
+        for file in found:
+            (folder / file).unlink()
+        published.save(folder)
+        if results is not None:
+            text = json.dumps(results, indent=1) + "\n"
+            write_whole(folder / "evaluation.json", text.encode())
         write_whole(folder / "README.md", card.encode())
 
     def push_to_hub(
