@@ -16,6 +16,7 @@ from noprop.errors import ConfigError, RunError
 from noprop.files import check_folder
 from noprop.report.pictures import Picture
 from noprop.report.trackers import TRACKERS, Tracking, check_trackers, tracked
+from noprop.run.metrics import read_metrics
 from noprop.training.events import Epoch, Evaluated, Event, Progress, print_nothing
 from tools import TWO_BLOCKS
 
@@ -79,6 +80,10 @@ def test_the_speed_counts_the_images_of_all_groups(tmp_path, monkeypatch):
     now[0] = 152.0
     tracking(EPOCH)
     assert ("epochs", "images_per_second", 2000.0, 1) in book.points
+    tracking(Progress("block-1", 1, 540, 1000, 540, 1000, 0.1))
+    now[0] = 156.0
+    tracking(EPOCH)  # 10 updates in the 4 seconds since the last one
+    assert ("epochs", "images_per_second", 250.0, 2) in book.points
 
 
 def test_an_evaluation_is_a_point_at_the_end(tmp_path):
@@ -93,6 +98,17 @@ def test_an_evaluation_is_a_point_at_the_end(tmp_path):
         ("epochs", "accuracy/mean", 95.0, 1),
         ("epochs", "seconds", 7.0, 1),
     }
+
+
+def test_a_resumed_run_continues_the_count_of_its_epochs(trained_run):
+    folder = trained_run("digits-dt")
+    before = sum(event["event"] == "epoch" for event in read_metrics(folder))
+    assert before > 1
+    book = Notebook(folder, CONFIG, "")
+    tracking = Tracking({"book": book}, folder, CONFIG, print_nothing)
+    tracking(EPOCH)
+    tracking(Evaluated({"modes": {"single": {"accuracy": 90.0}}}))
+    assert book.points[-1] == ("epochs", "accuracy/single", 90.0, before + 1)
 
 
 def test_a_tracker_that_fails_does_not_stop_the_training(tmp_path, capsys):
