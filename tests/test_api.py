@@ -87,6 +87,19 @@ def test_floats_of_pixels_predict_as_the_pixels(trained):
         model.predict(x.astype(np.float32))
 
 
+def test_what_numpy_takes_for_an_array_is_an_input_and_else_refused():
+    """Lists, reversed views and the other byte order; text and ragged rows are one line."""
+    x = PIXELS[:3] / 255
+    task = Task((1, 8, 8), ("a", "b"), Normalization.of(torch.from_numpy(PIXELS[:, None])))
+    expected = torch.from_numpy(PIXELS[:3, None])
+    for kind in (x, x.tolist(), x[::-1][::-1], x.astype(">f8")):
+        assert raw_inputs(kind, task, None).equal(expected)
+    assert raw_inputs(x[::-1], task, None).equal(expected.flip(0))
+    for wrong in ("image.png", [["a"]], [[1, 2], [3]], None):
+        with pytest.raises(DataError, match="x: wanted an array of numbers"):
+            raw_inputs(wrong, task, None)
+
+
 def test_images_predict_in_each_layout_that_training_takes(trained):
     """(N, H, W) for a model of one channel; of colour (N, H, W, C) unless it is (N, C, H, W)."""
     model, _ = trained

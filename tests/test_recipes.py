@@ -105,7 +105,13 @@ def test_every_cell_of_table_1_has_a_recipe():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("digit-dt", "digits-dt"), ("cifar10", "cifar10-"), ("mnist_dt", "mnist")]
+    ("wrong", "near"),
+    [
+        ("digit-dt", "digits-dt"),
+        ("digits", "digits-dt"),
+        ("cifar10", "cifar10-"),
+        ("mnist_dt", "mnist"),
+    ],
 )
 def test_an_unknown_recipe_is_answered_with_the_nearest(wrong, near):
     with pytest.raises(ConfigError, match=f"unknown recipe '{wrong}'; did you mean {near}"):

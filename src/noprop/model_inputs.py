@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,19 +17,20 @@ from noprop.task import Task
 __all__ = ["check_same_data", "raw_inputs"]
 
 
-def raw_inputs(x: Tensor | NDArray[Any], task: Task, features: str | None) -> Tensor:
+def raw_inputs(x: Any, task: Task, features: str | None) -> Tensor:
     """Return inputs as the model was trained on them: pixels, or float32 features.
 
     Args:
-        x: Raw inputs; floats in 0..1 are pixels where the model was trained on pixels. Images may
-            also be (N, H, W) or (N, H, W, C), as ``noprop.train(data=…)`` takes them.
+        x: Raw inputs, a tensor or what NumPy takes for an array. Floats in 0..1 are pixels where
+            the model was trained on pixels. Images may also be (N, H, W) or (N, H, W, C), as
+            ``noprop.train(data=…)`` takes them.
         task: The task of the model.
         features: Name of the frozen network whose features the model reads, if it does.
 
     Raises:
         DataError: If they have another shape or type, or are not finite.
     """
-    x = torch.as_tensor(x)
+    x = x if isinstance(x, Tensor) else torch.as_tensor(_numbers(x))
     if features and x.ndim == 4:
         x = features_of(features, _as_trained_on(x, "uint8"))
     x = _channels_first(_as_trained_on(x, task.dtype), task.shape)
@@ -41,6 +43,17 @@ def raw_inputs(x: Tensor | NDArray[Any], task: Task, features: str | None) -> Te
     if x.is_floating_point() and not bool(x.isfinite().all()):
         raise DataError("x: wanted finite numbers, got NaN or infinity")
     return x
+
+
+def _numbers(x: Any) -> NDArray[Any]:
+    """Return what is no tensor, such as a list or a table of pandas, as an array of numbers."""
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # of rows of different lengths
+        raise DataError(f"x: wanted an array of numbers: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"x: wanted an array of numbers, got {array.dtype}")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def _as_trained_on(x: Tensor, dtype: str) -> Tensor:

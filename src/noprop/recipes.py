@@ -243,7 +243,8 @@ def find_recipe(name: str) -> RunConfig:
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+    near = [known for known in RECIPES if known.startswith(f"{name}-")]
+    near = near or difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else ";"
     if name.endswith(".toml"):
         hint = f"; did you mean --config {name}?"

@@ -475,6 +475,18 @@ NPZ_DAMAGE = {
 }
 
 
+def test_floats_of_images_are_features_and_a_warning_says_so(tmp_path):
+    x, y = np.zeros((10, 1, 8, 8)), np.arange(10) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    with pytest.warns(
+        UserWarning, match=r"a\.npz: x holds floats in 0\.\.1 in the shape of images"
+    ):
+        assert read_npz(tmp_path / "a.npz").train.x.dtype == torch.float32
+    for features in (x + 2, x[:, 0, 0]):
+        np.savez(tmp_path / "a.npz", x=features, y=y)
+        read_npz(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("damage", NPZ_DAMAGE.values(), ids=NPZ_DAMAGE.keys())
 def test_damaged_npz_is_refused(tmp_path, damage):
     path = tmp_path / "a.npz"

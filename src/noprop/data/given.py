@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from noprop.data.arrays import Dataset
-from noprop.data.numpy_files import to_dataset
+from noprop.data.numpy_files import looks_like_pixels, to_dataset
 from noprop.errors import DataError
 
-__all__ = ["GIVEN", "as_pixels", "dataset_of", "looks_like_pixels"]
+__all__ = ["GIVEN", "as_pixels", "dataset_of"]
 
 GIVEN = "arrays"  # the name of a data set that a script gave
 NAMES = ("x", "y", "x_test", "y_test")
@@ -56,12 +56,6 @@ def _array(name: str, value: Any) -> np.ndarray:
     if name[0] == "x" and array.dtype.kind not in "biuf":
         raise DataError(f"data: {name} is of type {array.dtype}, wanted numbers")
     return array
-
-
-def looks_like_pixels(x: np.ndarray) -> bool:
-    """Return whether an array has the shape of images, and floats in 0..1."""
-    image = x.ndim == 3 or (x.ndim == 4 and (x.shape[1] in (1, 3)) != (x.shape[3] in (1, 3)))
-    return bool(image and x.dtype.kind == "f" and x.size and x.min() >= 0 and x.max() <= 1)
 
 
 def _warn(name: str) -> None:

@@ -8,9 +8,16 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from noprop.data.given import as_pixels, looks_like_pixels
+from noprop.data.given import as_pixels
 from noprop.data.images import IMAGE_SUFFIXES, read_images
-from noprop.data.numpy_files import array_names, find_inputs, name_some, read_arrays, to_inputs
+from noprop.data.numpy_files import (
+    array_names,
+    find_inputs,
+    looks_like_pixels,
+    name_some,
+    read_arrays,
+    to_inputs,
+)
 from noprop.data.table_files import TABLE_SUFFIXES, read_csv, read_table_file, table_inputs
 from noprop.errors import DataError
 

@@ -31,6 +31,7 @@ from noprop.files import may_unpack
 __all__ = [
     "array_names",
     "find_inputs",
+    "looks_like_pixels",
     "name_some",
     "read_arrays",
     "read_npz",
@@ -67,6 +68,12 @@ def read_npz(path: Path) -> Dataset:
     keys = [key for key in keys if key]
     names = ["class_names"] if "class_names" in held else []
     arrays = read_arrays(path, [*keys, *names])
+    if looks_like_pixels(arrays[keys[0]]):
+        warnings.warn(
+            f"{path}: {keys[0]} holds floats in 0..1 in the shape of images, which are read as "
+            "features; to train on images save it as uint8, multiplied by 255",
+            stacklevel=2,
+        )
     return to_dataset(str(path), str(path), arrays, keys, arrays.get("class_names"))
 
 
@@ -246,6 +253,12 @@ def to_inputs(path: Path | str, key: str, array: np.ndarray) -> Shaped[Tensor, "
             f"(N, H, W, C) must have length 1 or 3 for the layout to be plain"
         )
     return images if first else images.permute(0, 3, 1, 2).contiguous()
+
+
+def looks_like_pixels(x: np.ndarray) -> bool:
+    """Return whether an array has the shape of images, and floats in 0..1."""
+    image = x.ndim == 3 or (x.ndim == 4 and (x.shape[1] in (1, 3)) != (x.shape[3] in (1, 3)))
+    return bool(image and x.dtype.kind == "f" and x.size and x.min() >= 0 and x.max() <= 1)
 
 
 def name_some(names: Sequence[str]) -> str:
