@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -124,8 +125,22 @@ def test_workflows_run_the_checks_and_publish_tags_alone():
     publish = flows["publish"]
     assert publish[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads "on" as true
     assert publish["jobs"]["publish"]["permissions"] == {"id-token": "write"}
+    assert publish["jobs"]["publish"]["needs"] == "build"
     for path in ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"):
         assert yaml.safe_load(path.read_text())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_a_tag_of_another_version_is_not_published():
+    flow = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text())
+    (check,) = [
+        step["run"] for step in flow["jobs"]["build"]["steps"] if "tag" in step.get("name", "")
+    ]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for tag, status in ((f"v{noprop.__version__}", 0), ("v0.0.1", 1)):
+        environment = os.environ | {"GITHUB_REF_NAME": tag, "PATH": path}
+        done = subprocess.run(["bash", "-c", check], cwd=ROOT, env=environment, check=False)
+        assert done.returncode == status
 
 
 def test_the_image_is_built_of_files_that_exist():
