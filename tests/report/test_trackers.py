@@ -141,6 +141,25 @@ def test_a_resumed_run_has_the_name_that_it_had(tmp_path, monkeypatch):
         pass
 
 
+def test_what_a_tracker_prints_is_no_output_of_the_command(tmp_path, monkeypatch, capsys):
+    class Loud(Notebook):
+        def __init__(self, *arguments: Any):
+            print("begins")
+            super().__init__(*arguments)
+
+        def numbers(self, axis: str, values: Any, step: int) -> None:
+            print("logs")
+
+        def close(self) -> None:
+            print("ends")
+
+    monkeypatch.setitem(TRACKERS, "wandb", Loud)
+    with tracked(["wandb"], tmp_path, CONFIG, print_nothing) as tracking:
+        tracking(EPOCH)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "begins\nlogs\nends\n")
+
+
 def test_a_run_without_trackers_is_left_alone(tmp_path):
     """A file in the folder starts none: only the user's own words do."""
     (tmp_path / "trackers.json").write_text('{"wandb": "x"}')
