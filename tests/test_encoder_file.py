@@ -38,7 +38,8 @@ def test_a_changed_encoder_is_a_warning_and_a_missing_one_is_named(module, tmp_p
     noted = json.loads((tmp_path / "run" / ENCODER).read_text())
     assert noted["function"] == f"{module}:make"
     sys.modules.pop(module)
-    for command in (["evaluate", "run"], ["train", "--resume", "run"]):
+    longer = ["train", "--resume", "run", "--epochs", "2"]
+    for command in (["evaluate", "run"], ["describe", "run"], ["train", "--resume", "run"], longer):
         capsys.readouterr()
         assert main(command) == 1
         said = capsys.readouterr().err

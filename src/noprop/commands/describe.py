@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from noprop.commands.options import (
     Parser,
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from noprop.report.tables import description_text
 
     encoder = encoder_or_field(arguments)
-    config = _configuration(arguments)
+    config = _configuration(arguments, encoder)
     config = config if encoder is None else replace(config, {"method.encoder": "custom"})
     shape, classes, examples = _data(config)
     config = named_after_data(config)
@@ -41,16 +42,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _configuration(arguments: argparse.Namespace) -> RunConfig:
+def _configuration(arguments: argparse.Namespace, encoder: Any) -> RunConfig:
     """Return the configuration of a recipe, a file or a run folder, changed by options."""
     folder = Path(arguments.recipe or "")
     is_run = (folder / "config.toml").is_file() or len(folder.parts) > 1  # no recipe has a folder
     if not arguments.recipe or not is_run:
         return configuration(arguments)
+    from noprop.encoder_file import check_encoder
     from noprop.model import open_run
 
     arguments.recipe = None  # it is the name of a field, too
-    return replace(open_run(folder), overrides(arguments))
+    config = replace(open_run(folder), overrides(arguments))
+    if config.method.has_own_code:
+        check_encoder(folder, encoder)
+    return config
 
 
 def _data(config: RunConfig) -> tuple[tuple[int, ...], int, int]:
