@@ -162,6 +162,12 @@ def test_a_run_finds_its_data_from_another_folder(capsys, monkeypatch, tmp_path)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["evaluate", "../r", "--json"]) == 0
+    (tmp_path / "table.npz").rename("table.npz")
+    said = line_of_error(capsys, "evaluate", "../r")
+    assert "table.npz: no such file or folder" in said
+    assert "--data-dir" in said
+    for command in (["evaluate", "../r", "--json"], ["train", "--resume", "../r", "--quiet"]):
+        assert main([*command, "--data-dir", "."]) == 0
 
 
 @pytest.mark.parametrize(("batch", "told"), [(128, True), (4, False)])

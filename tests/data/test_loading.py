@@ -194,6 +194,23 @@ def test_a_path_leads_to_arrays(tmp_path):
     assert load_dataset(str(path)).num_classes == 2
 
 
+def test_own_data_that_were_moved_are_searched_by_their_last_name(tmp_path, monkeypatch):
+    """In data_dir and then NOPROP_DATA; data that are in their own place are read there."""
+    moved, place = tmp_path / "new" / "a.npz", str(tmp_path / "old" / "a.npz")
+    moved.parent.mkdir()
+    np.savez(moved, x=RNG.normal(size=(20, 3)), y=np.arange(20) % 2)
+    with pytest.raises(DataError, match=r"a\.npz: no such file or folder; .* --data-dir"):
+        load_dataset(place)
+    assert load_dataset(place, data_dir=moved.parent).num_classes == 2
+    monkeypatch.setenv("NOPROP_DATA", str(moved.parent))
+    assert load_dataset(place).num_classes == 2
+    (tmp_path / "old").mkdir()
+    np.savez(place, x=RNG.normal(size=(20, 3)), y=np.arange(20) % 4)
+    assert load_dataset(place).num_classes == 4
+    with pytest.raises(DataError, match=r"no such file or folder"):
+        load_dataset(f"{tmp_path}/absent/..")
+
+
 @pytest.mark.parametrize("options", [{"image_size": 8}, {"color": "rgb"}])
 def test_options_for_folders_are_refused_elsewhere(options):
     with pytest.raises(DataError, match="digits: image_size and color are for folders"):

@@ -79,7 +79,8 @@ def load_dataset(
             file, a table (``.csv``, ``.tsv``, ``.parquet``), or ``hf:`` with a name or folder, see
             :mod:`noprop.data.hub_datasets`. A folder that is called like a data set is given as
             ``./mnist``.
-        data_dir: The first folder to search, see :func:`search_path`.
+        data_dir: The first folder to search, see :func:`search_path`. A file or folder that is not
+            in its own place is searched there by its last name: it may have been moved.
         download: Whether a missing data set may be downloaded.
         image_size: Side in pixels to which a folder's images are resized; with None all must have
             one size.
@@ -93,8 +94,9 @@ def load_dataset(
     """
     if name.startswith(PREFIX):
         return read_hub_dataset(name, image_size, color, label)
-    path = _expanded(name)
-    is_named, is_file = name == "digits" or name in SOURCES, path.exists() and not path.is_dir()
+    is_named = name == "digits" or name in SOURCES
+    path = _expanded(name) if is_named else _place_of(name, data_dir)
+    is_file = path.exists() and not path.is_dir()
     suffix = path.suffix.lower() if is_file and not is_named else ""
     if label is not None and suffix not in TABLE_SUFFIXES:
         raise DataError(f"{name}: label is for tables only, {', '.join(TABLE_SUFFIXES)}")
@@ -114,6 +116,15 @@ def load_dataset(
     folder = _find(source, data_dir, download)
     _check(source, folder)
     return source.read(folder)
+
+
+def _place_of(name: str, data_dir: Path | None) -> Path:
+    """Return where a file or folder of a user's own data is, which may have been moved."""
+    path = _expanded(name)
+    if path.exists() or path.name in ("", ".."):
+        return path
+    places = (root / path.name for root in search_path(data_dir))
+    return next((place for place in places if place.exists()), path)
 
 
 @dataclass(frozen=True)
@@ -260,7 +271,8 @@ def _unknown(name: str, path: Path) -> DataError:
     if path.exists():
         return DataError(f"{name}: wanted {OWN}")
     if len(path.parts) > 1 or path.suffix:
-        return DataError(f"{path.absolute()}: no such file or folder")
+        moved = f"if it was moved, give the folder with {path.name} in it as --data-dir (data_dir)"
+        return DataError(f"{path.absolute()}: no such file or folder; {moved}")
     close = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f", did you mean {close[0]}?" if close else "."
     return DataError(
