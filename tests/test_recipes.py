@@ -151,7 +151,11 @@ def test_recipes_are_listed_by_words_of_their_names(capsys):
         "lr": 1e-3,
     }
     assert main(["recipes"]) == 0
-    assert all(name in capsys.readouterr().out for name in list(RECIPES)[:1])
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in RECIPES)
+    for words, dataset in ((["Fashion", "DT"], "fashion-mnist"), (["cifar", "dt"], "cifar10")):
+        assert main(["recipes", *words]) == 0
+        assert f"\n{dataset}-dt " in capsys.readouterr().out
     assert main(["recipes", "mnist", "transformer"]) == 1
     assert "none has 'mnist' and 'transformer' in its name" in capsys.readouterr().err
 

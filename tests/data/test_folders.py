@@ -82,7 +82,7 @@ def test_grey_files_make_a_grey_data_set_and_one_colour_file_a_coloured_one(tmp_
 def test_unlike_sizes_need_image_size(shapes, write_image):
     odd = shapes / "square" / "a.png"
     write_image(odd, 9, 5)
-    with refused(odd, "is 9x5 pixels but .* is 4x6 .* give image_size"):
+    with refused(odd, "is 9x5 pixels but .* is 4x6 .*--image-size N"):
         load_dataset(str(shapes))
     assert load_dataset(str(shapes), image_size=8).shape == (3, 8, 8)
 

@@ -148,7 +148,7 @@ def test_units_that_stop_together_keep_the_weights_of_one_epoch(tmp_path, monkey
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_stops_at_the_same_epoch_with_the_same_bits(tmp_path, monkeypatch, kind):
-    """Killed by ``emit`` at every third event, also where an epoch has just ended."""
+    """Killed by ``emit`` at every 17th event, also where an epoch has just ended."""
     monkeypatch.setattr(trainer, "time", Clock())
     if kind in ("learned", "parallel"):
         later_losses_rise(monkeypatch)

@@ -48,9 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _has(config: RunConfig, word: str) -> bool:
-    """Return whether a word is the data set of a recipe, or a part of its name after that."""
-    kind = config.recipe.removeprefix(config.data.dataset)
-    return word in (config.data.dataset, config.recipe) or f"-{word}-" in f"{kind}-"
+    """Return whether a recipe has a word: its data set or a part of it, or a part of the rest.
+
+    A word that is a data set means that one alone: ``mnist`` is not Fashion-MNIST.
+    """
+    word, dataset = word.lower(), config.data.dataset
+    is_named = word in {other.data.dataset for other in RECIPES.values()}
+    of_the_data = word == dataset if is_named else word in dataset
+    kind = config.recipe.removeprefix(dataset)
+    return of_the_data or word == config.recipe or f"-{word}-" in f"{kind}-"
 
 
 def _row(config: RunConfig) -> dict[str, Any]:

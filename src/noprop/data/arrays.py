@@ -251,8 +251,8 @@ def split_off_test(name: str, whole: Examples, class_names: Sequence[str]) -> Da
     train, test = stratified_split(whole.y, TEST_FRACTION, TEST_SEED)
     if len(test) == 0:
         raise DataError(
-            f"{name}: {len(whole)} examples are too few to take a test part of 20 % from; "
-            f"add examples or give a test part"
+            f"{name}: {len(whole)} examples of {len(class_names)} classes are too few to take a "
+            f"test part of 20 % from; add examples or give a test part"
         )
     return Dataset(name, whole.take(train), whole.take(test), tuple(class_names))
 

@@ -155,7 +155,8 @@ def _common_size(
                 if (header.height, header.width) != size:
                     raise DataError(
                         f"{path}: is {header.height}x{header.width} pixels but {files[0]} is "
-                        f"{size[0]}x{size[1]} (height x width); give image_size to resize them"
+                        f"{size[0]}x{size[1]} (height x width); resize them with --image-size N "
+                        "(data.image_size)"
                     )
     return size, 1 if color == "grey" else 3
 

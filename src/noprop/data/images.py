@@ -135,7 +135,7 @@ def read_images(
     if not resize and not may_unpack(total, sum(path.stat().st_size for path in files)):
         raise DataError(
             f"{files[0]}: {len(files)} images of {size[0]}x{size[1]} pixels are {total} bytes, "
-            f"more than {RATIO} times those of the files; give image_size"
+            f"more than {RATIO} times those of the files; resize them with --image-size N"
         )
     try:
         images = torch.empty(len(files), channels, *size, dtype=torch.uint8)
