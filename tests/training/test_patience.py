@@ -66,12 +66,14 @@ def config_of(kind: str) -> RunConfig:
 
 def test_patience_is_over_after_so_many_epochs_without_a_lower_loss():
     losses = [3.0, 2.0, 2.0, 1.5, math.nan, 1.6]
-    patience, ends = Patience(2), []
+    patience, ends, best = Patience(2), [], []
     for epoch, loss in enumerate(losses, start=1):
         patience.improves(epoch, loss)
         ends.append(patience.is_over)
+        best.append(patience.best)
     assert ends == [False, False, False, False, False, True]
-    assert (patience.best, patience.loss) == (4, 1.5)
+    assert best == [1, 2, 2, 4, 4, 4]  # an equal loss is no improvement
+    assert patience.loss == 1.5
     again = Patience(2)
     again.restore(patience.numbers())
     assert again == patience
