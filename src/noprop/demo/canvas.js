@@ -3,6 +3,7 @@ const pen = canvas.getContext("2d");
 const colour = element.querySelector("input[type=color]");
 const chooser = element.querySelector("input[type=file]");
 let last = null;
+let turn = 0; // of the newest drawing, file or clearing: a file that is read later is forgotten
 
 function clear() {
   pen.fillStyle = "black";
@@ -45,13 +46,17 @@ function stop() {
 function show(file) {
   if (!file || !file.type.startsWith("image/")) return;
   if (file.size > __MAX_IMAGE__) {
+    turn += 1;
     ask("too large");
     return;
   }
   const reader = new FileReader();
+  const mine = ++turn;
   reader.onload = () => {
+    if (mine !== turn) return;
     const image = new Image();
     image.onload = () => {
+      if (mine !== turn) return;
       const scale = Math.min(canvas.width / image.width, canvas.height / image.height);
       const [w, h] = [image.width * scale, image.height * scale];
       clear();
@@ -65,6 +70,7 @@ function show(file) {
 
 canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(event.pointerId);
+  turn += 1;
   last = null;
   draw(event);
 });
@@ -84,7 +90,8 @@ chooser.addEventListener("change", () => {
   chooser.value = "";
 });
 element.querySelector("button").addEventListener("click", () => {
+  turn += 1;
   clear();
-  ask(null);
+  ask("");
 });
 clear();

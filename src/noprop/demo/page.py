@@ -170,7 +170,7 @@ class Page:
         )
 
         def drawn(address: str | None, digit: bool, *settings: Any) -> Any:
-            if address is None:  # the canvas was cleared
+            if not address:  # the canvas was cleared
                 return [None, None, HINT, gr.skip(), "", ""]
             return self._show(lambda: from_image(self.model, address, digit=digit), settings)
 
