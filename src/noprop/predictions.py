@@ -41,7 +41,7 @@ class Predictions:
         label: The predicted label, the most probable one, shape (N,).
         confidence: Probability of the predicted label, shape (N,).
         likelihood: Probability of the true label, shape (N,).
-        files: Name of the file of each example, where each has one of its own; else none.
+        files: Name of each example, that of its file or its row of a table; else none.
     """
 
     index: Tensor  # no shapes in the annotations: they are checked where a file is read
@@ -71,7 +71,7 @@ class Predictions:
         return wrong[order[:at_most]]
 
     def name(self, position: int) -> str:
-        """Return the name of an example: that of its file, or its index."""
+        """Return the name of an example: that of its file or row, or its index."""
         return self.files[position] if self.files else f"example {int(self.index[position])}"
 
 

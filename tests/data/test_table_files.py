@@ -53,6 +53,8 @@ def test_a_table_is_a_label_and_columns_of_numbers(tmp_path, suffix):
     order = rows[:, 0].argsort()
     assert rows[order].tolist() == FRAME[["size", "legs", "wild"]].astype(float).to_numpy().tolist()
     assert [dataset.class_names[i] for i in labels[order]] == list(FRAME["kind"])
+    for part in (dataset.train, dataset.test):  # each example is named after its row of the file
+        assert part.files == tuple(f"row {int(4 * size) + 1}" for size in part.x[:, 0].tolist())
 
 
 @pytest.mark.parametrize("name", ["label", "Target", "y", "Class"])

@@ -637,22 +637,24 @@ def test_damaged_answers_are_named(tmp_path, rendered):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_the_mistakes_of_a_table_are_rows(tmp_path):
-    """Features have no picture: the index of each row, and both classes with probabilities."""
+@pytest.mark.parametrize("rows", [(), ("row 7", "row 3")], ids=["arrays", "table"])
+def test_the_mistakes_of_a_table_are_rows(tmp_path, rows):
+    """Features have no picture: the name of each row, and both classes with probabilities."""
     model = untrained(("cat", "<script>"))
     run = write_run(tmp_path / "run", model)
     p = torch.tensor([[0.25, 0.75], [0.9, 0.1]])
     wrong = predictions_of(p, torch.tensor([0, 1]))
-    save_predictions(run, dataclasses.replace(wrong, index=torch.tensor([31, 47])), "test")
+    wrong = dataclasses.replace(wrong, index=torch.tensor([31, 47]), files=rows)
+    save_predictions(run, wrong, "test")
     examples = Examples(torch.zeros(60, 64), torch.zeros(60, dtype=torch.int64))
     names = {p.name for p in plots.draw_run(run, model, examples)}
     assert "mistakes" not in names
     html = write_page(run, model, [], run / "report.html").read_text(encoding="utf-8")
     cells = re.findall(
-        r"<tr><td class=\"number\">(\d+)</td><td>([^<]+)</td><td[^>]*>([^<]*)</td><td>([^<]+)", html
+        r"<tr><td>([^<]+)</td><td>([^<]+)</td><td[^>]*>([^<]*)</td><td>([^<]+)</td><td", html
     )
-    script = "&lt;script&gt;"
-    assert cells == [("47", "cat", "90.0 %", script), ("31", script, "75.0 %", "cat")]
+    script, (first, second) = "&lt;script&gt;", rows or ("example 31", "example 47")
+    assert cells == [(second, "cat", "90.0 %", script), (first, script, "75.0 %", "cat")]
 
 
 # -- the example that is followed ------------------------------------------------------------------

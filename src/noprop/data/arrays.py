@@ -40,7 +40,7 @@ class Examples:
     Attributes:
         x: Images, uint8 of shape (N, C, H, W) in 0..255, or features, float32 of shape (N, ...).
         y: Labels from 0, int64 of shape (N,).
-        files: Name of the file of each example, where each has one of its own; else none.
+        files: Name of each example, that of its file or its row of a table; else none.
 
     Raises:
         DataError: If these differ in length or have other types than these.

@@ -193,6 +193,8 @@ def to_dataset(
     arrays: Mapping[str, np.ndarray],
     keys: Sequence[str],
     class_names: np.ndarray | None = None,
+    *,
+    rows: bool = False,
 ) -> Dataset:
     """Check arrays and return them as a data set.
 
@@ -203,6 +205,7 @@ def to_dataset(
         keys: Names of x and y, or of x and y of the training part, then of the test part. For
             inputs see :func:`to_inputs`, for labels :func:`~noprop.data.labels.find_classes`.
         class_names: Names of the classes.
+        rows: Whether the examples are rows of a table, and are named after them from 1.
 
     Raises:
         DataError: If lengths, types, shapes or values are not those of a data set.
@@ -215,7 +218,10 @@ def to_dataset(
             )
     classes = find_classes(place, keys[1], arrays[keys[1]], class_names)
     labels = [classes.encode(place, key, arrays[key]) for key in keys[1::2]]
-    train, *test = (Examples(x, y) for x, y in zip(inputs, labels, strict=True))
+    train, *test = (
+        Examples(x, y, tuple(f"row {n}" for n in range(1, len(y) + 1)) if rows else ())
+        for x, y in zip(inputs, labels, strict=True)
+    )
     if not test:
         return split_off_test(name, train, classes.names)
     return Dataset(name, train, test[0], classes.names)

@@ -57,7 +57,7 @@ def read_table(path: Path, label: str | None = None) -> Dataset:
         )
     labels = f"column {name_some([label])}"
     arrays = {"x": _numbers(str(path), frame, columns), labels: _labels(path, frame[label], labels)}
-    dataset = to_dataset(str(path), str(path), arrays, ["x", labels])
+    dataset = to_dataset(str(path), str(path), arrays, ["x", labels], rows=True)
     return replace(dataset, columns=tuple(columns))
 
 
