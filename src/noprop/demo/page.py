@@ -361,13 +361,13 @@ class Page:
         return answer(self.model, question, samples=int(chains), noise=bool(noise), seed=int(seed))
 
     def _show(self, ask: Callable[[], Question], settings: Any) -> list[Any]:
-        """Return what :attr:`outputs` show; keep it, and show one line, where that is an error."""
+        """Return what :attr:`outputs` show: an answer, or an error in its place."""
         try:
             question = ask()
             found = self._answer(question, *settings)
         except NoPropError as error:
-            self.gr.Warning(text(error))
-            return [self.gr.skip()] * len(self.outputs)
+            skip = self.gr.skip()  # the question stays, for which a setting can be mended
+            return [skip, None, f'<div class="np-wrong">{text(error)}</div>', skip, "", ""]
         last = max(0, self.levels - 1)
         model = self.model
         headline, level = answer_markup(model, found), level_markup(model, found, last)
