@@ -119,6 +119,17 @@ def test_a_killed_grid_loses_no_finished_run_and_ends_with_the_same_results(tmp_
     assert list(summary(again).values())[1]["difference"] is None
 
 
+def test_the_memory_of_a_row_is_that_of_its_largest_process(tmp_path):
+    """And its time the mean over the seeds."""
+    runs = _planned(["digits-dt"], [0, 1], tmp_path, {}, {})
+    for run, megabytes in zip(runs, (300.0, 100.0), strict=True):
+        cost = {"peak_memory_mb": megabytes, "seconds": megabytes / 10}
+        modes = {"single": {"accuracy": 50.0}}
+        run.results = {"method": "dt", "default": "single", "modes": modes, "training": cost}
+    (row,) = summary(runs).values()
+    assert (row["peak_memory_mb"], row["seconds"]) == (300.0, 20.0)
+
+
 def test_only_a_chain_has_an_accuracy_of_one_chain(tmp_path):
     runs = _planned(["digits-dt", "digits-dfa"], [0], tmp_path, {}, {})
     for run in runs:

@@ -13,6 +13,7 @@ from noprop.data import SOURCES, Normalization
 from noprop.errors import ConfigError
 from noprop.grid import train_grid
 from noprop.recipes import RECIPES, find_recipe, named_after_data
+from noprop.report import describe
 from noprop.run.metrics import read_metrics
 from noprop.task import Task
 from tools import IN_PROCESS
@@ -160,17 +161,18 @@ def test_recipes_are_listed_by_words_of_their_names(capsys):
     assert "none has 'mnist' and 'transformer' in its name" in capsys.readouterr().err
 
 
-def test_a_run_folder_is_described_as_its_recipe(capsys, tmp_path):
+def test_a_run_folder_is_described_as_its_recipe(capsys, tmp_path, monkeypatch):
     """With the number of updates, and all parameters: 10 blocks and the readout."""
     config = find_recipe("digits-dt")
     (tmp_path / "config.toml").write_text(to_toml(config))
+    monkeypatch.setattr(describe, "_seconds_of_update", lambda *_: 2.0)
     abouts = []
     for name in ("digits-dt", str(tmp_path)):
         assert main(["describe", name, "--json"]) == 0
         abouts.append(json.loads(capsys.readouterr().out))
-    seconds = [about.pop("training_seconds") for about in abouts]
     assert abouts[0] == abouts[1]
-    assert min(seconds) > 0
+    costs = sum(config.method.unit_costs.values())  # ten blocks, and a readout
+    assert abouts[0]["training_seconds"] == pytest.approx(2.0 * abouts[0]["updates"] * costs)
     assert abouts[0]["parameters"] == sum(unit["parameters"] for unit in abouts[0]["units"])
     assert (abouts[0]["examples"], abouts[0]["updates"]) == (1294, 10 * (1294 // 128))
     assert main(["describe", str(tmp_path)]) == 0
