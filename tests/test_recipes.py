@@ -161,6 +161,14 @@ def test_recipes_are_listed_by_words_of_their_names(capsys):
     assert "none has 'mnist' and 'transformer' in its name" in capsys.readouterr().err
 
 
+def test_parameters_in_all_include_learned_embeddings_once(capsys):
+    learned = ["--embedding", "orthogonal", "--learned", "on", "--num-blocks", "2"]
+    assert main(["describe", "digits-dt", *learned, "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["shared_parameters"] == 10 * 20
+    assert about["parameters"] == sum(unit["parameters"] for unit in about["units"]) + 200
+
+
 def test_a_run_folder_is_described_as_its_recipe(capsys, tmp_path, monkeypatch):
     """With the number of updates, and all parameters: 10 blocks and the readout."""
     config = find_recipe("digits-dt")
