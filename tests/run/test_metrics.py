@@ -43,6 +43,18 @@ START = (100.0, "started", {"workers": 2})
             32.0,
             20.0 + 10.0,
         ),
+        # Resumed an hour later, when the first unit was found to be trained.
+        (
+            [
+                START,
+                trained(105.0, "a", 5.0),
+                (3700.0, "found", {"unit": "a"}),
+                (3701.0, "started", {"workers": 1}),
+                trained(3703.0, "b", 2.0),
+            ],
+            7.0,
+            5.0 + 2.0,
+        ),
         # Nothing ended since the last start.
         ([trained(90.0, "a", 5.0), START, (107.0, "epoch", {})], 5.0, 7.0),
     ],

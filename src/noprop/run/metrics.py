@@ -18,6 +18,7 @@ from noprop.training.events import Emit, Event, Progress, event_of
 
 __all__ = ["append_line", "follow", "read_metrics", "recorder", "training_cost"]
 
+OF_TRAINING = ("started", "epoch", "trained")  # events between which training takes time
 LONGEST = 1 << 20  # bytes read of a line at once; an event has some thousands
 
 
@@ -128,8 +129,8 @@ def training_cost(folder: Path) -> dict[str, Any]:
 def _wall_time(events: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Return the time while any group was trained: units may wait for a worker, and it to start.
 
-    Of a start that was interrupted it is the time to the last event before the next start. Empty
-    for a run whose events do not tell it.
+    Of a start that another one follows it is the time to its last event of training: what is found
+    later, as a run is resumed, took no time. Empty for a run whose events do not tell it.
     """
     starts = list[list[dict[str, Any]]]()
     for event in events:
@@ -138,7 +139,7 @@ def _wall_time(events: Iterable[dict[str, Any]]) -> dict[str, float]:
             return {}
         if event["event"] == "started":
             starts.append([])
-        if starts:
+        if starts and event["event"] in OF_TRAINING:
             starts[-1].append(event)
     if not starts:
         return {}
