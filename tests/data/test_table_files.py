@@ -199,3 +199,9 @@ def test_standard_input_is_csv_and_may_be_pixels(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"a\n" * 9)))
     with refused("standard input", "has more than"):
         read_inputs([Path("-")], (1, 1, 1))
+
+
+def test_a_missing_table_is_missing_and_not_of_another_kind(tmp_path):
+    name = str(tmp_path / "none.csv")
+    with refused(name, "no such file or folder"):
+        load_dataset(name, label="kind")

@@ -98,7 +98,7 @@ def load_dataset(
     path = _expanded(name) if is_named else _place_of(name, data_dir)
     is_file = path.exists() and not path.is_dir()
     suffix = path.suffix.lower() if is_file and not is_named else ""
-    if label is not None and suffix not in TABLE_SUFFIXES:
+    if label is not None and suffix not in TABLE_SUFFIXES and (is_named or path.exists()):
         raise DataError(f"{name}: label is for tables only, {', '.join(TABLE_SUFFIXES)}")
     if not is_named and path.is_dir():
         return read_class_folders(path, image_size, color)
