@@ -173,3 +173,16 @@ def test_the_machine_is_described():
     assert about["cores"] >= 1
     assert about["torch"] == torch.__version__
     assert about["processor"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the counter cannot be reset here")
+def test_the_peak_counts_from_its_reset():
+    """A worker that trains one run after another reports the memory of each."""
+    code = (
+        "import torch; from noprop.machine import peak_memory, reset_peak\n"
+        "cpu = torch.device('cpu'); torch.ones(100_000_000); print(peak_memory(cpu)[0])\n"
+        "reset_peak(cpu); print(peak_memory(cpu)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    assert after < before - 300

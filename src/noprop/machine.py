@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,16 +179,20 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Reset the counter of :func:`peak_memory` on CUDA; others cannot be reset."""
+    """Reset the counter of :func:`peak_memory` to the memory in use, on CUDA and on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with suppress(OSError):  # some containers refuse it
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_memory(device: torch.device) -> tuple[float, str]:
     """Return the peak memory in MB, and the name of its counter.
 
     On CUDA this is the memory of tensors since :func:`reset_peak`. Elsewhere it is the largest
-    resident set of this process since its start, including interpreter, libraries and data.
+    resident set of this process, including interpreter, libraries and data: on Linux since
+    :func:`reset_peak`, or else since its start.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6, "CUDA, allocated"
