@@ -183,7 +183,7 @@ def test_standard_input_is_csv_and_may_be_pixels(monkeypatch):
     text = pd.DataFrame(pixels).add_prefix("p").to_csv(index=False)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
     names, x = read_inputs([Path("-")], (1, 8, 8))
-    assert names == ["-[0]", "-[1]"]
+    assert names == ["stdin[0]", "stdin[1]"]
     assert x.dtype == torch.uint8
     assert x.flatten(1).tolist() == pixels.tolist()
     for text, message in (

@@ -76,7 +76,8 @@ def read_inputs(
             parts.append(_read_images([path], shape))
             names.append(str(path))
         if len(names) < sum(map(len, parts)):
-            names += [f"{path}[{i}]" for i in range(len(parts[-1]))]
+            place = "stdin" if path == STANDARD_INPUT else path
+            names += [f"{place}[{i}]" for i in range(len(parts[-1]))]
         if parts[-1].dtype != parts[0].dtype:
             raise DataError(
                 f"{path}: holds {parts[-1].dtype} but {files[0]} holds {parts[0].dtype}; "
