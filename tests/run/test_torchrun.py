@@ -203,7 +203,7 @@ def test_a_machine_lost_for_good(whole, tmp_path, kind):
     workers = second.workers()
     second.process.kill()
     second.process.wait()
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not psutil.wait_procs(workers, timeout=60)[1]  # one may still import torch
     wait_until(lambda: (folder / "model.json").exists(), first)
     first.kill()  # torchrun itself would wait five minutes for the other agent
     assert_same(whole(kind), folder)
