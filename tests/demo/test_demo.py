@@ -27,6 +27,7 @@ from noprop.demo.markup import (
     answer_markup,
     data_uri,
     level_markup,
+    percent,
     pictures_markup,
     posterior_markup,
     text,
@@ -262,3 +263,17 @@ def test_an_image_is_shown_as_it_is():
         with Image.open(io.BytesIO(base64.b64decode(data))) as opened:
             assert opened.mode == ("RGB" if len(given) == 3 else "L")
             assert opened.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (0.0, "0.0 %"),
+        (1e-9, "&lt;0.1 %"),
+        (0.125, "12.5 %"),
+        (0.99999, "&gt;99.9 %"),
+        (1.0, "100.0 %"),
+    ],
+)
+def test_a_share_is_zero_or_whole_only_if_it_is(share, shown):
+    assert percent(share) == shown
