@@ -193,10 +193,9 @@ def _percent(p: Tensor) -> str:
 
 
 def mistake_rows(found: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return the most confident mistakes, with the index of each example in its part."""
+    """Return the most confident mistakes, each with the name of its example."""
     return [
         {
-            "index": int(found.index[i]),
             "name": found.name(i),
             "true": names[found.y[i]],
             "predicted": names[found.label[i]],
