@@ -81,7 +81,7 @@ def test_semicolons_quotes_and_marks_of_spreadsheets_are_read(tmp_path):
 FAULTS = {
     "no column of that name": ("a,b\n1,2\n", "kind", "has no column 'kind', only a, b"),
     "two usual columns": ("y,label\n1,2\n", None, "which column has the labels.* --label"),
-    "no usual column": ("a,b\n1,2\n", None, "which column has the labels"),
+    "no usual column": ("a,b\n1,2\n", None, "which column has the labels.* one of b, a"),
     "only labels": ("y\n1\n2\n", None, "has no column but y"),
     "text": ("y,city\n1,Rome\n2,Bonn\n", None, "column city has values such as Rome, wanted numb"),
     "a missing number": ("y,a\n1,1\n2,\n", None, "column a has no value in row 2"),

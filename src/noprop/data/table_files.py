@@ -212,9 +212,10 @@ def _label_column(path: Path, names: list[str], label: str | None) -> str:
         raise DataError(f"{path}: has no column {label!r}, only {name_some(names)}")
     found = [name for name in names if name.lower() in LABEL_COLUMNS]
     if len(found) != 1:
+        likely = name_some([names[-1], *names[:-1]])  # mostly the last, and some are not shown
         raise DataError(
             f"{path}: which column has the labels? Name it with --label (data.label), one of "
-            f"{name_some(names)}"
+            f"{likely}"
         )
     return found[0]
 
