@@ -24,22 +24,23 @@ from noprop.evaluate import inputs, prepare
 from noprop.evidence import level_evidence
 from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
-from noprop.recipes import CROPS, RECIPES
+from noprop.recipes import CLASSIFIERS, CROPS, RECIPES
 from study import Line, Scored, Study, markdown, train
 
 DRAWS = 5  # latents of each example and level
 MODES = {"single": "one chain", "path-fitted": "path average", "mean": "mean chain"}
 # Name and default of the field with T.
 LENGTH = {"dt": ("num_blocks", 4), "ct": ("steps", 100), "fm": ("steps", 100)}
+LEARNED: dict[str, Any] = {
+    "method.evidence": "learned",
+    "method.network_reads": "x and z",
+    "method.train_levels": "all",
+}
 KINDS: dict[str, dict[str, Any]] = {
-    "learned": {},
-    "exact": {"method.evidence": "exact"},
-    "exact-x": {"method.evidence": "exact", "method.network_reads": "x"},
-    "noise": {
-        "method.evidence": "exact",
-        "method.network_reads": "x",
-        "method.train_levels": "noise",
-    },
+    "learned": LEARNED,
+    "exact": LEARNED | {"method.evidence": "exact"},
+    "exact-x": CLASSIFIERS | {"method.train_levels": "all"},
+    "noise": CLASSIFIERS,
 }
 
 

@@ -2,8 +2,8 @@
 
 Each recipe is trained by ``noprop train`` in a process of its own, one worker of one thread. How
 many epochs fit is found by two short trials, in seconds of the processor, so that other work on
-the machine does not matter. The test part is scored once, by ``noprop evaluate``; nothing is
-chosen by it.
+the machine does not matter. Further seeds train as long as the first. The test part is scored
+once, by ``noprop evaluate``; nothing is chosen by it.
 
     python studies/methods.py mnist --minutes 4 --seeds 3     # measure, and print the table
     python studies/methods.py cifar10 --only dt fm greedy
@@ -94,11 +94,16 @@ def extent(seconds: float, each: float, images: int) -> list[str]:
     return ["--epochs", "1", "--train-size", str(int(seconds / each))]
 
 
-def measure(key: Line) -> Iterator[Line]:
-    """Train for the given minutes, and score the test part."""
+def measure(key: Line, each: float | None) -> Iterator[Line]:
+    """Train for the given minutes, and score the test part.
+
+    Args:
+        key: What to measure.
+        each: Seconds to train with one image, if another seed has measured it.
+    """
     kind, more = METHODS[key["method"]]
     recipe = [f"{key['dataset']}-{kind}", *more]
-    each = seconds_per_image(recipe)
+    each = each or seconds_per_image(recipe)
     length = extent(60 * key["minutes"], each, training_images(key["dataset"]))
     with tempfile.TemporaryDirectory() as folder:
         command = [*recipe, *length, "--seed", str(key["seed"])]
@@ -146,7 +151,12 @@ def main() -> None:
     without = WITHOUT.get(options.dataset, set())
     names = [name for name in options.only if name not in without]
     keys = [run | {"seed": s, "method": name} for s in range(options.seeds) for name in names]
-    study.measure(keys, measure)
+
+    def of_seed(key: Line) -> Iterator[Line]:
+        others = study.lines(**run, method=key["method"])
+        return measure(key, others[0]["seconds_per_image"] if others else None)
+
+    study.measure(keys, of_seed)
     if lines := study.lines(**run):
         print(table(lines))
 
