@@ -179,10 +179,22 @@ MNIST_FILES = {
 }
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 FASHION_FILES = {
-    "train-images-idx3-ubyte.gz": ("md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d", None),
-    "train-labels-idx1-ubyte.gz": ("md5:25c81989df183df01b3e8a0aad5dffbe", None),
-    "t10k-images-idx3-ubyte.gz": ("md5:bef4ecab320f06d8554ea6380940ec79", None),
-    "t10k-labels-idx1-ubyte.gz": ("md5:bb300cfdad3c16e7a12a480ee83cd310", None),
+    "train-images-idx3-ubyte.gz": (
+        "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "md5:25c81989df183df01b3e8a0aad5dffbe",
+        "sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "md5:bef4ecab320f06d8554ea6380940ec79",
+        "sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "md5:bb300cfdad3c16e7a12a480ee83cd310",
+        "sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
 }
 
 CIFAR10_FILES = {
@@ -211,7 +223,7 @@ def _idx_source(
     name: str,
     folder: str,
     url: str,
-    files: Mapping[str, tuple[str, str | None]],
+    files: Mapping[str, tuple[str, str]],
     class_names: tuple[str, ...],
 ) -> Source:
     """Return the source of four idx files, with the digests of each file gzipped and unzipped."""
