@@ -84,7 +84,7 @@ class Study:
         Args:
             keys: What to measure, as the fields by which its line is found again.
             function: Function of one of the keys. It returns one or more results, which are
-                appended with the key's fields; a result's own fields win.
+                appended together, with the key's fields; a result's own fields win.
         """
         keys = [] if self.options.table else list(keys)
         for number, key in enumerate(keys, 1):
@@ -92,7 +92,7 @@ class Study:
                 continue
             names = [str(v) for v in key.values() if not isinstance(v, dict)]
             print(f"{number} of {len(keys)}: {', '.join(names)}", file=sys.stderr, flush=True)
-            for found in function(key):
+            for found in list(function(key)):  # so that a study that is stopped has all or none
                 self.append(key | found)
 
 
