@@ -148,7 +148,7 @@ def test_block_t_adds_the_evidence_of_the_latent_before_it(t):
 
 
 def test_the_evidence_passes_a_gradient_to_learned_embeddings_through_z_alone():
-    """Not as the rows that z is compared with: so validation was best (docs/findings.md).
+    """Not as the rows that z is compared with: so validation was best (docs/evidence.md).
 
     With z held, the logits of networks that know p(y|x) require no gradient. With z made of W_Embed
     its gradient is that of the term as a function of z.

@@ -125,7 +125,7 @@ LG_FG_A_NETWORKS: dict[str, dict[str, Any]] = {
     "cifar10": {"method.num_blocks": 4, "method.side": 8},
 }
 LG_FG_A_EPOCHS = 200
-# Not in the paper: NoProp-DT in minutes (docs/findings.md).
+# Not in the paper: NoProp-DT in minutes (docs/evidence.md).
 FAST: dict[str, Any] = {
     "method.num_blocks": 4,
     # CIFAR-10's validation part, blocks of Fig. 5, 20 epochs, one seed: one chain 81.5 %, and 78.1
