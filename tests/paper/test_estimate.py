@@ -42,3 +42,17 @@ def test_a_mini_batch_is_an_update_of_every_unit(name, monkeypatch):
     monkeypatch.setattr(estimate, "_fastest", seconds)
     config = replace(RunConfig(), {"train.batch_size": 8, "train.epochs": 5, **changes})
     assert estimate._batch(config, TASK, NOISE) == updates
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [([0.5, 0.3, 0.2, 0.4], 4), ([5.0], 1)])
+def test_a_call_that_takes_long_is_timed_once(seconds, calls, monkeypatch):
+    """On a clock that each call moves; of short calls the first is not counted."""
+    now, left = 0.0, list(seconds)
+
+    def work() -> None:
+        nonlocal now
+        now += left.pop(0)
+
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now)
+    assert estimate._fastest(work, lambda: None) == pytest.approx(min(seconds))
+    assert len(seconds) - len(left) == calls

@@ -29,7 +29,8 @@ __all__ = ["Pace", "measure_pace", "rough_work", "seconds_of"]
 IMAGES = 512
 CHAINS = 200
 SHORT = 10  # steps of the chain that is timed instead of a long one
-PASSES = 3  # number of timed calls, the fastest of which counts
+PASSES = 3  # number of timed calls after the first, the fastest of which counts
+LONG = 1.0  # seconds of a call for which the first is enough: the start hardly matters
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,15 @@ def _synchronizer(device: torch.device) -> Callable[[], None]:
 
 
 def _fastest(work: Callable[[], Any], synchronize: Callable[[], None]) -> float:
-    work()  # allocates memory, and chooses kernels
-    best = float("inf")
-    for _ in range(PASSES):
+    def timed() -> float:
         synchronize()
         began = time.perf_counter()
         work()
         synchronize()
-        best = min(best, time.perf_counter() - began)
-    return best
+        return time.perf_counter() - began
+
+    first = timed()  # allocates memory, and chooses kernels
+    return first if first > LONG else min(timed() for _ in range(PASSES))
 
 
 def seconds_of(job: Job, pace: Pace) -> float:
