@@ -145,6 +145,34 @@ def test_an_inverse_reconstructs_the_noisy_input_of_its_layer():
         torch.testing.assert_close(total.double(), torch.tensor(float(WIDTH)).double())
 
 
+def test_in_bf16_targets_and_losses_are_those_of_float32():
+    """To the last bit: most targets would equal their outputs."""
+    method, (x, y) = stack(), batch()
+    for unit in method.units:
+        unit.module.float()
+    found = []
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            for unit in method.units:
+                read = method.signals(x.float(), y, rng(), unit.phase)
+                found.append([*read.wanted, unit.loss(read, y, rng()).total])
+    for plain, other in zip(found[: len(method.units)], found[len(method.units) :], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+
+
+def test_the_recipe_has_the_rates_of_the_authors_script():
+    """Of the layers and of the inverses, the step of the target, and the noise."""
+    train, method = RECIPES["mnist-dtp"].train, built("mnist-dtp", (1, 28, 28))
+    assert (train.optimizer, train.momentum, train.batch_size) == ("rmsprop", 0.9, 100)
+    assert (train.lr, train.schedule, train.weight_decay) == (0.01489, "constant", 0.0)
+    assert isinstance(method, TargetStack)
+    assert (method.step, method.noise) == (0.3277, 0.3598)
+    for unit in method.units:
+        (group,) = unit.parameter_groups()
+        wanted = 0.00501 if unit in method.inverses else 0.01489
+        assert train.lr * group.get("rate", 1.0) == pytest.approx(wanted, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("recipe", "shape", "forward", "inverse"),
     [

@@ -287,6 +287,16 @@ def test_a_mask_has_large_regions_and_favours_neither_image():
     assert 0.05 < means.min() < means.max() < 0.95
 
 
+def test_the_regions_of_a_mask_grow_with_the_image():
+    """Two pixels agree as often at twice the distance on twice the side."""
+
+    def agreement(side: int, distance: int) -> float:
+        masks = random_masks(400, side, side, rng())
+        return (masks[..., distance:] == masks[..., : side - distance]).float().mean().item()
+
+    assert agreement(56, 8) == pytest.approx(agreement(28, 4), abs=0.02)
+
+
 def test_a_hybrid_takes_each_pixel_from_its_image_or_from_one_other():
     """All channels from the same, and about half from each; on 8×8 pixels too."""
     for side in (8, 28):
@@ -313,6 +323,17 @@ def test_without_labels_the_layers_learn_from_images_alone():
     assert not softmax
     x[:, :, 0, :M] = 0.7  # these pixels are part of the image
     assert not torch.equal(made[0][0], gradients(stack(negatives="hybrids"), x, y, 3)[0])
+
+
+def test_with_hybrids_the_softmax_reads_the_image_itself():
+    """In training too, where the layers also see a hybrid; its first pixels are no label."""
+    method, (x, y) = stack(negatives="hybrids", inference="softmax"), batch()
+    script = Script(method)
+    wanted = torch.cat(script.states(x.flatten(1))[1][2:], dim=1)
+    torch.testing.assert_close(method.signals(x, y, rng()).directions, wanted)
+    (found,) = method.answers(x)
+    probabilities = (wanted @ script.softmax.T).softmax(1)
+    torch.testing.assert_close(found, probabilities.float(), rtol=1e-5, atol=0)
 
 
 # -- locality --------------------------------------------------------------------------------------
@@ -398,6 +419,19 @@ def test_the_networks_have_the_published_sizes():
         assert abs(weight.square().mean() * inputs - 1) < 5 * (2 / weight.numel()) ** 0.5
         assert unit.layer.bias.count_nonzero() == 0
     assert small.softmax.layer.weight.count_nonzero() == 0
+
+
+def test_in_bf16_directions_and_losses_keep_the_precision_of_the_weights():
+    """Products alone are of bf16: a mean square of 1 has 24 bits, not 8."""
+    sizes: dict[str, Any] = {"method.width": 30}
+    method, (x, y) = built((1, SIDE, SIDE), **sizes), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        read = method.signals(x.float(), y, rng())
+        terms = [v for unit in method.units for v in unit.loss(read, y, rng()).terms.values()]
+    assert read.preactivations[0].dtype == torch.bfloat16
+    assert {read.directions.dtype, *(v.dtype for v in terms)} == {torch.float32}
+    squares = read.directions.unflatten(1, (2, -1)).square().mean(2)
+    torch.testing.assert_close(squares, torch.ones(B, 2), rtol=0, atol=1e-5)
 
 
 def test_a_single_layer_is_the_one_that_answers():

@@ -1,15 +1,20 @@
 """LG-FG-A: its estimate against the true local gradient, and its LocalMixer by hand."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noprop.build import build_embedding, build_method
+from noprop.config import replace
 from noprop.data import Normalization
 from noprop.methods.lg_fg_a import (
     ClassifierUnit,
     LocalBlock,
+    LocalMixerStack,
     MixerBlock,
     MixerSignals,
     Product,
@@ -58,6 +63,16 @@ def batch(units: list[LocalBlock], copies: int = 1) -> tuple[MixerSignals, Tenso
 def true_loss(unit: LocalBlock, x: MixerSignals, y: Tensor) -> Tensor:
     inputs = x.inputs[unit.number - 1]
     return F.cross_entropy(head_logits(unit.head, unit.block(inputs), GROUPS), y)
+
+
+def built(
+    recipe: str, shape: tuple[int, ...], changes: Mapping[str, Any] | None = None
+) -> LocalMixerStack:
+    config = replace(RECIPES[recipe], changes or {})
+    task = Task(shape, tuple("0123456789"), Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
+    method = build_method(config, task, build_embedding(config, task, None))
+    assert isinstance(method, LocalMixerStack)
+    return method
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -188,10 +203,32 @@ def test_biases_have_no_decay_and_the_classifier_a_rate_of_its_own():
     [("mnist-lg-fg-a", (1, 28, 28), 429_076), ("cifar10-lg-fg-a", (3, 32, 32), 918_770)],
 )
 def test_the_networks_of_the_paper_have_their_sizes(recipe, shape, size):
-    config = RECIPES[recipe]
-    task = Task(shape, tuple("0123456789"), Normalization((0.0,) * shape[0], (1.0,) * shape[0]))
-    method = build_method(config, task, build_embedding(config, task, None))
-    assert sum(p.numel() for p in method.parameters()) == size
+    assert sum(p.numel() for p in built(recipe, shape).parameters()) == size
+
+
+def test_the_recipe_has_the_rates_of_the_script():
+    """But for the learning rate, which no source states for these data."""
+    train = RECIPES["mnist-lg-fg-a"].train
+    assert (train.optimizer, train.momentum, train.weight_decay) == ("sgd", 0.9, 1e-4)
+    assert (train.schedule, train.batch_size, train.epochs) == ("linear", 100, 200)
+    for changes, rate in ({}, 0.1), ({"method.classifier_rate": 0.3}, 0.3):
+        classifier = built("digits-lg-fg-a", (1, 8, 8), changes).classifier
+        assert [group["rate"] for group in classifier.parameter_groups()] == [rate, rate]
+
+
+def test_each_block_reads_the_one_below_and_the_classifier_the_last():
+    """In training as in a prediction."""
+    method = built("digits-lg-fg-a", (1, 8, 8), {"method.num_blocks": 3, "method.side": 2})
+    x, y = torch.rand(B, 1, 8, 8, generator=rng()), torch.arange(B)
+    read, h = method.signals(x, y, None), to_patches(x, 2)
+    with torch.no_grad():
+        for unit, inputs in zip(method.blocks, read.inputs, strict=True):
+            torch.testing.assert_close(inputs, h)
+            h = unit.block(h)
+        torch.testing.assert_close(read.output, h)
+        (p,) = method.answers(x)
+        wanted = F.nll_loss(p.log(), y)
+    torch.testing.assert_close(method.classifier.loss(read, y, rng()).total, wanted)
 
 
 def test_a_residual_block_by_hand():
@@ -235,11 +272,13 @@ def test_every_example_is_moved_in_its_own_direction():
         assert len(v.flatten(1).unique(dim=0)) == 6
 
 
-@pytest.mark.parametrize(("inputs", "scale"), [(16, 0.1), (10_000, 0.02)])
+@pytest.mark.parametrize(
+    ("inputs", "groups", "scale"), [(16, 1, 0.1), (10_000, 1, 0.02), (10_000, 4, 0.04)]
+)
 def test_products_start_from_a_deviation_of_2_over_the_root_of_their_inputs_at_most_a_tenth(
-    inputs, scale
+    inputs, groups, scale
 ):
-    """2,000 numbers or more: 8 % is 5 standard errors of a deviation."""
-    weight = Product(inputs, 200, rng()).weight
+    """Inputs of one group; 2,000 numbers or more: 8 % is 5 standard errors of a deviation."""
+    weight = Product(inputs, 200, rng(), groups=groups).weight
     assert weight.std().item() == pytest.approx(scale, rel=0.08)
     assert weight.mean().abs().item() < 5 * scale / weight.numel() ** 0.5
