@@ -319,7 +319,7 @@ def test_describe_counts_the_papers_parameters(capsys):
 
 
 def test_describe_shows_how_a_recipe_differs_from_the_defaults(capsys):
-    """Of the method's fields, and of training; a value in a text is escaped as others are."""
+    """Of the method, of training and of the inputs; a value in a text is escaped as others are."""
     assert main(["describe", "digits-dt", "--evidence", "exact", "--flip", "on"]) == 0
     shown = capsys.readouterr().out
     assert "method.evidence=exact, train.epochs=10, train.flip=on\n" in shown
@@ -328,6 +328,8 @@ def test_describe_shows_how_a_recipe_differs_from_the_defaults(capsys):
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings.pop("train.optimizer") == "adam"
     assert set(settings) <= {"train.epochs", "method.steps"}
+    assert main(["describe", "digits-ff"]) == 0
+    assert "data.normalization=unit" in capsys.readouterr().out
 
 
 def test_describe_of_a_long_chain_builds_one_block(capsys, monkeypatch):

@@ -94,15 +94,15 @@ def describe(
 
 
 def changed_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the fields of method and training whose values are not the method's defaults."""
+    """Return the fields whose values are not the method's defaults, but for the data set."""
     found, default = (
         to_mapping(c) for c in (config, replace(RunConfig(), {"method.name": config.method.name}))
     )
     return {
         f"{part}.{name}": value
-        for part in ("method", "train")
+        for part in ("data", "method", "train")
         for name, value in found[part].items()
-        if value != default[part].get(name)
+        if name != "dataset" and value != default[part].get(name)
     }
 
 
