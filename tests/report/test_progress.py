@@ -164,6 +164,11 @@ def test_the_evaluation_is_part_of_the_time_left_and_then_has_its_own(clock, cap
     ]
 
 
+def test_a_group_of_all_units_is_not_one_unit(capsys):
+    Report()(Started(["all"], 1))
+    assert capsys.readouterr().err == "training all units together on 1 worker\n"
+
+
 # -- several runs ----------------------------------------------------------------------------------
 
 

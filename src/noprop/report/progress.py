@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 from noprop.report.tables import FACT_NAMES, accuracy_text, duration
-from noprop.run.units import condensed
+from noprop.run.units import COUPLED, condensed
 from noprop.terminal import printable, tell
 from noprop.training.events import (
     Damaged,
@@ -193,7 +193,8 @@ class Report:
         run.doing, run.epochs = "training", event.epochs
         if event.evaluation is not None:
             run.training = 1 / (1 + event.evaluation)
-        units = _count(len(event.groups), "unit")
+        together = list(event.groups) == [COUPLED]
+        units = "all units together" if together else _count(len(event.groups), "unit")
         if event.engine == "ray":
             room = f"{event.workers} at a time" if event.workers else "waiting for a free machine"
             self._detail(f"training {units} as tasks of Ray, {room}")
