@@ -1,10 +1,12 @@
 """What all tests share: one thread, hypothesis' profile, trained runs, and the real data sets."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,8 @@ def trained_run(made_once) -> Callable[[str], Path]:
         size = ["--epochs=1", "--train-size=200", "--workers=1", "--runs=2", "--quiet"]
 
         def train(folder: Path) -> None:
-            assert main(["train", recipe, length, *size, f"--run={folder}"]) == 0
+            with redirect_stdout(io.StringIO()):  # else a test that is the first reads it
+                assert main(["train", recipe, length, *size, f"--run={folder}"]) == 0
 
         return made_once(recipe, train)
 
