@@ -1,15 +1,17 @@
 """Every method at equal training time: accuracy on the test part after so many minutes of one core.
 
 Each recipe is trained by ``noprop train`` in a process of its own, one worker of one thread. How
-many epochs fit is found by two short trials, in seconds of the processor, so that other work on
-the machine does not matter. Further seeds train as long as the first. The test part is scored
-once, by ``noprop evaluate``; nothing is chosen by it.
+many images fit is found by three short trials, in seconds of the processor, so that other work on
+the machine does not matter. If they are more than one epoch, each epoch has an equal part of them.
+Further seeds train as long as the first. The test part is scored once, by ``noprop evaluate``;
+nothing is chosen by it.
 
     python studies/methods.py mnist --minutes 4 --seeds 3     # measure, and print the table
     python studies/methods.py cifar10 --only dt fm greedy
 """
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -41,7 +43,8 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "lg-fg-a": ("lg-fg-a", []),
 }
 WITHOUT = {"cifar10": {"ff"}}  # no recipe: its layers are fully connected
-TRIALS = (1_000, 4_000)  # images; the difference is free of the time to start
+# Images and epochs. The difference of two is free of the time to start.
+TRIALS = ((1_000, 1), (4_000, 1), (1_000, 3))
 MODES = {
     "single": "one chain, or the last answer",
     "samples": "5 chains",
@@ -71,14 +74,20 @@ def trained(arguments: list[str], folder: str) -> float:
     return noprop("train", *arguments, *fixed, "--run", f"{folder}/run")[1]
 
 
-def seconds_per_image(arguments: list[str]) -> float:
-    """Return the seconds of the processor to train with one image once."""
+def costs(arguments: list[str]) -> dict[str, float]:
+    """Return the seconds of the processor to train with one image once, and those of an epoch.
+
+    The second are what an epoch costs whatever its length, such as the validation after it.
+    """
     taken = []
-    for images in TRIALS:
+    for images, epochs in TRIALS:
         with tempfile.TemporaryDirectory() as folder:
-            short = [*arguments, "--epochs", "1", "--train-size", str(images)]
+            short = [*arguments, "--epochs", str(epochs), "--train-size", str(images)]
             taken.append(trained(short, folder))
-    return (taken[1] - taken[0]) / (TRIALS[1] - TRIALS[0])
+    (few, once), (many, _), (_, thrice) = TRIALS
+    image = (taken[1] - taken[0]) / (many - few)
+    epoch = (taken[2] - taken[0]) / (thrice - once) - few * image
+    return {"seconds_per_image": image, "seconds_per_epoch": max(0.0, epoch)}
 
 
 def training_images(dataset: str) -> int:
@@ -86,35 +95,34 @@ def training_images(dataset: str) -> int:
     return round(0.9 * SOURCES[dataset].sizes[0])
 
 
-def extent(seconds: float, each: float, images: int) -> list[str]:
-    """Return as many epochs as fit, or one epoch of as many images."""
-    epochs = int(seconds / each / images)
-    if epochs:
-        return ["--epochs", str(epochs)]
-    return ["--epochs", "1", "--train-size", str(int(seconds / each))]
+def extent(seconds: float, cost: dict[str, float], images: int) -> list[str]:
+    """Return the fewest epochs that fill the time, and of how many images."""
+    image, epoch = cost["seconds_per_image"], cost["seconds_per_epoch"]
+    epochs = math.ceil(seconds / (epoch + image * images))
+    size = min(images, max(1, int((seconds / epochs - epoch) / image)))
+    return ["--epochs", str(epochs), "--train-size", str(size)]
 
 
-def measure(key: Line, each: float | None) -> Iterator[Line]:
+def measure(key: Line, cost: dict[str, float] | None) -> Iterator[Line]:
     """Train for the given minutes, and score the test part.
 
     Args:
         key: What to measure.
-        each: Seconds to train with one image, if another seed has measured it.
+        cost: See :func:`costs`, if another seed has measured it.
     """
     kind, more = METHODS[key["method"]]
     recipe = [f"{key['dataset']}-{kind}", *more]
-    each = each or seconds_per_image(recipe)
-    length = extent(60 * key["minutes"], each, training_images(key["dataset"]))
+    cost = cost or costs(recipe)
+    length = extent(60 * key["minutes"], cost, training_images(key["dataset"]))
     with tempfile.TemporaryDirectory() as folder:
         command = [*recipe, *length, "--seed", str(key["seed"])]
         seconds = trained(command, folder)
-        cost = training_cost(Path(folder) / "run")
+        training = training_cost(Path(folder) / "run")
         results, _ = noprop("evaluate", f"{folder}/run", "--set", "evaluation.runs=1")
-    yield {
+    yield cost | {
         "command": command,
         "cpu_seconds": seconds,
-        "seconds_per_image": each,
-        "peak_memory_mb": cost["peak_memory_mb"],
+        "peak_memory_mb": training["peak_memory_mb"],
         "results": results,
     }
 
@@ -131,9 +139,9 @@ def table(lines: list[Line]) -> str:
             found = [line["results"]["modes"].get(mode) for line in mine]
             cells.append(mean_and_error([m["accuracy"] for m in found]) if all(found) else "")
         command = mine[0]["command"]
-        epochs = float(command[command.index("--epochs") + 1])
+        epochs = int(command[command.index("--epochs") + 1])
         if "--train-size" in command:
-            epochs = int(command[command.index("--train-size") + 1]) / images
+            epochs *= int(command[command.index("--train-size") + 1]) / images
         seconds = sum(line["cpu_seconds"] for line in mine) / len(mine)
         memory = max(line["peak_memory_mb"] for line in mine)
         sizes = [f"{epochs:.3g}", duration(seconds), f"{memory:.0f}", str(len(mine))]
@@ -154,7 +162,8 @@ def main() -> None:
 
     def of_seed(key: Line) -> Iterator[Line]:
         others = study.lines(**run, method=key["method"])
-        return measure(key, others[0]["seconds_per_image"] if others else None)
+        names = ("seconds_per_image", "seconds_per_epoch")
+        return measure(key, {n: others[0][n] for n in names} if others else None)
 
     study.measure(keys, of_seed)
     if lines := study.lines(**run):

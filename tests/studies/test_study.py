@@ -117,6 +117,18 @@ def test_the_published_results_are_readable(name, table):
     assert len(table(lines).splitlines()) > 4
 
 
+@pytest.mark.parametrize("image", [1e-4, 1e-3, 0.02])
+@pytest.mark.parametrize("epoch", [0.0, 2.5])
+def test_methods_are_compared_at_the_time_that_is_given(image, epoch):
+    """In few epochs, each of as many images as there are at most, with what each epoch costs."""
+    cost, images = {"seconds_per_image": image, "seconds_per_epoch": epoch}, 54_000
+    _, epochs, _, size = methods.extent(120, cost, images)
+    assert 0 < int(size) <= images
+    assert int(epochs) * (epoch + image * int(size)) == pytest.approx(120, rel=1e-3)
+    fewer = int(epochs) - 1
+    assert fewer * (epoch + image * images) < 120
+
+
 def test_the_parts_of_every_variant_are_known():
     for method, variants in ablation.VARIANTS.items():
         for variant in variants:
