@@ -106,7 +106,7 @@ def test_the_card_has_the_recipe_the_accuracy_and_code_that_runs(model, tmp_path
     assert about["pipeline_tag"] == "image-classification"
     (entry,) = about["model-index"][0]["results"]
     measured = {metric["type"]: metric["value"] for metric in entry["metrics"]}
-    assert measured["accuracy"] == pytest.approx(model.results["accuracy"] / 100)
+    assert measured["accuracy"] == pytest.approx(model.results["accuracy"] / 100, abs=1e-6)
     assert measured["log_loss"] == pytest.approx(model.results["log_loss"], abs=1e-6)
     assert f"{model.results['accuracy']:.2f}" in text
     assert "| `train.epochs` | 1 |" in text
@@ -122,7 +122,7 @@ def test_the_card_is_valid_for_the_hub(model, tmp_path):
     model.save_pretrained(tmp_path / "digits")
     card = package.ModelCard.load(tmp_path / "digits" / "README.md")
     found = {r.metric_type: r.metric_value for r in card.data.eval_results}
-    assert found["accuracy"] == pytest.approx(model.results["accuracy"] / 100)
+    assert found["accuracy"] == pytest.approx(model.results["accuracy"] / 100, abs=1e-6)
 
 
 def test_a_model_goes_to_the_hub_and_back(model, hub):
