@@ -282,3 +282,17 @@ def test_products_start_from_a_deviation_of_2_over_the_root_of_their_inputs_at_m
     weight = Product(inputs, 200, rng(), groups=groups).weight
     assert weight.std().item() == pytest.approx(scale, rel=0.08)
     assert weight.mean().abs().item() < 5 * scale / weight.numel() ** 0.5
+
+
+def test_a_validation_loss_draws_no_directions():
+    """It is the loss of training, and the forward gradients are most of its time."""
+    units = blocks()
+    x, y = batch(units)
+    for unit in units:
+        generator = torch.Generator().manual_seed(0)
+        before = generator.get_state()
+        with torch.no_grad():
+            found = unit.loss(x, y, generator).total
+        assert torch.equal(generator.get_state(), before)
+        torch.testing.assert_close(found, unit.loss(x, y, generator).total.detach())
+        assert not torch.equal(generator.get_state(), before)

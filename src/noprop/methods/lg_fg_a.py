@@ -251,14 +251,16 @@ class LocalBlock(Unit):
         """
         inputs = x.inputs[self.number - 1]
         found, output = self.block.activities(inputs, detached=True)
+        logits = head_logits(self.head, output.detach(), self.block.groups)
+        loss = cross_entropy(logits, y, weight)
+        if not torch.is_grad_enabled():  # a validation loss needs no estimates
+            return LossTerms({"classification": loss})
         with torch.no_grad():
             directions = [torch.empty_like(a).normal_(generator=generator) for a in found]
             estimates = forward_gradients(self.block, self.head, inputs, y, directions)
             if weight is not None:  # an example's gradient is that of its own loss
                 estimates = [e * weight[:, None, None].to(e.dtype) for e in estimates]
         surrogate = torch.stack([(a * e).sum() for a, e in zip(found, estimates, strict=True)])
-        logits = head_logits(self.head, output.detach(), self.block.groups)
-        loss = cross_entropy(logits, y, weight)
         return LossTerms(
             {"classification": with_gradient_of(surrogate.sum() / len(y) + loss, loss)}
         )
