@@ -161,9 +161,10 @@ def main() -> None:
     keys = [run | {"seed": s, "method": name} for s in range(options.seeds) for name in names]
 
     def of_seed(key: Line) -> Iterator[Line]:
-        others = study.lines(**run, method=key["method"])
         names = ("seconds_per_image", "seconds_per_epoch")
-        return measure(key, {n: others[0][n] for n in names} if others else None)
+        lines = study.lines(**run, method=key["method"])
+        measured = [{n: line[n] for n in names} for line in lines if line.keys() >= set(names)]
+        return measure(key, measured[0] if measured else None)
 
     study.measure(keys, of_seed)
     if lines := study.lines(**run):

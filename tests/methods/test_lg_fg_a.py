@@ -285,7 +285,7 @@ def test_products_start_from_a_deviation_of_2_over_the_root_of_their_inputs_at_m
 
 
 def test_a_validation_loss_draws_no_directions():
-    """It is the loss of training, and the forward gradients are most of its time."""
+    """It is the loss of training, without the forward gradients that nothing would read."""
     units = blocks()
     x, y = batch(units)
     for unit in units:
