@@ -57,11 +57,11 @@ def batch(units: list[LocalBlock], copies: int = 1) -> tuple[MixerSignals, Tenso
         second = units[0].block(tokens)
         last = units[1].block(second)
     repeated = [t.repeat(copies, 1, 1) for t in (tokens, second, last)]
-    return MixerSignals(repeated[:2], repeated[2]), torch.arange(B).repeat(copies) % M
+    return MixerSignals(repeated), torch.arange(B).repeat(copies) % M
 
 
 def true_loss(unit: LocalBlock, x: MixerSignals, y: Tensor) -> Tensor:
-    inputs = x.inputs[unit.number - 1]
+    inputs = x.states[unit.number - 1]
     return F.cross_entropy(head_logits(unit.head, unit.block(inputs), GROUPS), y)
 
 
@@ -112,13 +112,13 @@ def test_a_forward_gradient_is_the_slope_of_the_patch_s_and_group_s_own_loss():
     units = blocks()
     x, y = batch(units)
     block, head = units[0].block, units[0].head
-    activities, output = block.activities(x.inputs[0])
+    activities, output = block.activities(x.states[0])
     directions = [torch.randn(a.shape, dtype=a.dtype, generator=rng(3)) for a in activities]
-    found = forward_gradients(block, head, x.inputs[0], y, directions)[-1]
+    found = forward_gradients(block, head, x.states[0], y, directions)[-1]
 
     def features(step: float) -> Tensor:
         moved = [step * v for v in directions]
-        out = block.activities(x.inputs[0], moved)[1].unflatten(2, (GROUPS, -1))
+        out = block.activities(x.states[0], moved)[1].unflatten(2, (GROUPS, -1))
         return F.layer_norm(out, out.shape[-1:])
 
     still, step = features(0), 1e-6
@@ -143,9 +143,9 @@ def test_groups_reduce_the_noise_of_the_estimate():
     unit, (x, y) = units[0], batch(units)
     directions = [torch.randn(5, PATCHES, WIDTH, dtype=torch.float64, generator=rng(s))
                   for s in (0, 1)]  # fmt: skip
-    local = forward_gradients(unit.block, unit.head, x.inputs[0], y, directions)[-1]
+    local = forward_gradients(unit.block, unit.head, x.states[0], y, directions)[-1]
     merged = replace_groups(unit, 1)
-    whole = forward_gradients(merged, unit.head, x.inputs[0], y, directions)[-1]
+    whole = forward_gradients(merged, unit.head, x.states[0], y, directions)[-1]
     assert local.square().mean() < whole.square().mean()
 
 
@@ -222,10 +222,10 @@ def test_each_block_reads_the_one_below_and_the_classifier_the_last():
     x, y = torch.rand(B, 1, 8, 8, generator=rng()), torch.arange(B)
     read, h = method.signals(x, y, None), to_patches(x, 2)
     with torch.no_grad():
-        for unit, inputs in zip(method.blocks, read.inputs, strict=True):
+        for unit, inputs in zip(method.blocks, read.states[:-1], strict=True):
             torch.testing.assert_close(inputs, h)
             h = unit.block(h)
-        torch.testing.assert_close(read.output, h)
+        torch.testing.assert_close(read.states[-1], h)
         (p,) = method.answers(x)
         wanted = F.nll_loss(p.log(), y)
     torch.testing.assert_close(method.classifier.loss(read, y, rng()).total, wanted)
@@ -257,8 +257,8 @@ def test_every_example_is_moved_in_its_own_direction():
     Copies of one example then have the same estimate; with their own directions, all differ.
     """
     unit = blocks()[0]
-    tokens = batch(blocks())[0].inputs[0][:1].expand(6, -1, -1)
-    x = MixerSignals([tokens], tokens)
+    tokens = batch(blocks())[0].states[0][:1].expand(6, -1, -1)
+    x = MixerSignals([tokens, unit.block(tokens)])
     seen: list[Tensor] = []
 
     def spied(block, head, inputs, y, directions):

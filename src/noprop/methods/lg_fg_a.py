@@ -210,12 +210,10 @@ class MixerSignals:
     """One forward pass of a mini-batch, without gradient.
 
     Attributes:
-        inputs: Input of every block, shape (B, P, inputs).
-        output: Output of the last block.
+        states: The patches, shape (B, P, inputs), and the output of every block, (B, P, D).
     """
 
-    inputs: Sequence[Float[Tensor, "batch patches _"]]
-    output: Activity
+    states: Sequence[Float[Tensor, "batch patches _"]]
 
 
 class LocalBlock(Unit):
@@ -249,14 +247,18 @@ class LocalBlock(Unit):
 
         ``weight`` are weights of the examples.
         """
-        inputs = x.inputs[self.number - 1]
-        found, output = self.block.activities(inputs, detached=True)
-        logits = head_logits(self.head, output.detach(), self.block.groups)
+        inputs, output = x.states[self.number - 1 : self.number + 1]
+        logits = head_logits(self.head, output, self.block.groups)
         loss = cross_entropy(logits, y, weight)
         if not torch.is_grad_enabled():  # a validation loss needs no estimates
             return LossTerms({"classification": loss})
+        found, _ = self.block.activities(inputs, detached=True)
         with torch.no_grad():
-            directions = [torch.empty_like(a).normal_(generator=generator) for a in found]
+            # Contiguous, as numbers are drawn one by one into others.
+            directions = [
+                torch.empty(a.shape, dtype=a.dtype, device=a.device).normal_(generator=generator)
+                for a in found
+            ]
             estimates = forward_gradients(self.block, self.head, inputs, y, directions)
             if weight is not None:  # an example's gradient is that of its own loss
                 estimates = [e * weight[:, None, None].to(e.dtype) for e in estimates]
@@ -297,7 +299,7 @@ class ClassifierUnit(Unit):
         weight: Float[Tensor, " batch"] | None = None,
     ) -> LossTerms:
         """Return the cross-entropy; ``weight`` are weights of the examples."""
-        return LossTerms({"classification": cross_entropy(self.logits(x.output), y, weight)})
+        return LossTerms({"classification": cross_entropy(self.logits(x.states[-1]), y, weight)})
 
 
 def weights_and_biases(module: nn.Module, **options: Any) -> list[dict[str, Any]]:
@@ -337,10 +339,9 @@ class LocalMixerStack(Stack):
         generator: torch.Generator | None,
         phase: int = 0,
     ) -> MixerSignals:
-        """Return the input of every block and the last output."""
+        """Return the patches and the output of every block."""
         tokens = to_patches(x, self.side)
-        outputs = self.outputs(tokens)
-        return MixerSignals([tokens, *outputs[:-1]], outputs[-1])
+        return MixerSignals([tokens, *self.outputs(tokens)])
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of the classifier."""
