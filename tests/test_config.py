@@ -251,9 +251,14 @@ def test_an_unknown_field_is_answered_with_one_that_exists(name, at, letter):
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("epochs", "train.epochs"), ("method.lr", "train.lr"), ("train.epoch", "train.epochs")],
+    [
+        ("epochs", "train.epochs"),
+        ("method.lr", "train.lr"),
+        ("train.epoch", "train.epochs"),
+        ("method.noise", r"method\.gamma_noise or method\.inverse_noise\?"),
+    ],
 )
-def test_a_field_in_the_wrong_table_is_found(wrong, near):
+def test_a_field_in_the_wrong_table_or_by_one_of_its_words_is_found(wrong, near):
     with pytest.raises(ConfigError, match=f"unknown field {wrong}; did you mean {near}"):
         parse_value(wrong, "1")
 

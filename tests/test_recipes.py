@@ -167,6 +167,8 @@ def test_recipes_are_listed_by_words_of_their_names(capsys):
         "epochs": 100,
         "lr": 1e-3,
     }
+    assert main(["recipes", "digits-greedy", "--json"]) == 0  # a step for each layer of the data
+    assert json.loads(capsys.readouterr().out)["digits-greedy"]["T"] == "auto"
     assert main(["recipes"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{name} " in out for name in RECIPES)

@@ -222,15 +222,18 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def unknown_field(name: str, known: list[str]) -> str:
-    """Return an error message with the nearest known field, by its whole name or its last part.
+    """Return an error message with the nearest known field.
 
+    It is one with the same last part, or with this as one of its words, or with similar letters.
     The message for a table of fields is another one.
     """
     if inside := [k for k in known if k.startswith(f"{name}.")]:
         return f"{name} is a table of fields; set one of them, such as {inside[0]}"
-    tails = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = tails or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+    tails, tail = {k: k.rpartition(".")[2] for k in known}, name.rpartition(".")[2]
+    near = [k for k in known if tails[k] == tail]
+    near = near or [k for k in known if tail in tails[k].split("_")]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(known)}"
     return f"unknown field {name if len(name) <= 100 else f'{name[:100]}…'}{hint}"
 
 

@@ -61,11 +61,14 @@ def _has(config: RunConfig, word: str) -> bool:
 
 def _row(config: RunConfig) -> dict[str, Any]:
     c = config.method
+    steps: int | str = c.chain_length  # pyright: ignore[reportAttributeAccessIssue]
+    if c.name == "greedy" and c.auto_fields:  # an answer for each layer, which the data decide
+        steps = "auto"
     return {
         "data": config.data.dataset,
         "method": c.name,
         "embedding": c.embedding + (" (learned)" if c.learned else ""),
-        "T": c.chain_length,  # pyright: ignore[reportAttributeAccessIssue]
+        "T": steps,
         "epochs": config.train.epochs,
         "lr": config.train.lr,
     }
