@@ -161,7 +161,7 @@ def test_the_evidence_passes_a_gradient_to_learned_embeddings_through_z_alone():
         [Known() for _ in range(3)], embedding, readout, cosine_gamma(3), exact=True
     )
     ct = DenoiserUnit(KnownNetwork(), readout, LinearSchedule(7.0, -7.0), embedding, exact=True)
-    fm = VelocityUnit(KnownNetwork(), readout, embedding, exact=True)
+    fm = VelocityUnit(KnownNetwork(), None, embedding, anchor=True)
     ways = {
         "dt": lambda z: dt.blocks[1].logits(z, x, gamma=gamma),
         "ct": lambda z: ct.logits(z, x, t.view(1, 1), gamma),
@@ -186,14 +186,12 @@ def test_the_velocity_of_fm_is_that_of_bayes_rule(sigma):
     z = torch.randn(8, 3, generator=rng(2), dtype=torch.float64)
     log_p = torch.randn(8, 4, generator=rng(3), dtype=torch.float64).log_softmax(1)
     unit = VelocityUnit(
-        KnownNetwork(), SoftmaxReadout(weight), Embedding(weight, learned=False),
-        sigma=sigma, exact=True,
-    )  # fmt: skip
+        KnownNetwork(), None, Embedding(weight, learned=False), sigma=sigma, anchor=True
+    )
     t = torch.tensor(time, dtype=torch.float64)
     v, logits = unit.velocity_and_logits(z, log_p, t.view(1, 1), t)
     variance = (1 - time) ** 2 + sigma**2
     expected = posterior(z, log_p, weight, time, variance)
-    assert logits is not None
     torch.testing.assert_close(logits.softmax(1), expected)
     u_hat = expected @ weight
     torch.testing.assert_close(v, u_hat - (1 - time) / variance * (z - time * u_hat))
@@ -209,7 +207,7 @@ def test_the_path_of_a_method_with_exact_evidence_is_p_of_y_given_its_latents():
     ct = ContinuousNoProp(
         DenoiserUnit(KnownNetwork(), readout, schedule, embedding, exact=True), steps=5
     )
-    fm = FlowNoProp(VelocityUnit(KnownNetwork(), readout, embedding, exact=True), steps=5)
+    fm = FlowNoProp(VelocityUnit(KnownNetwork(), None, embedding), steps=5)
     gammas = {dt: dt.gamma, ct: schedule.levels(5)}
     for method in (dt, ct, fm):
         found = method.predict(x, rng(2), samples=1)
@@ -266,9 +264,19 @@ def test_a_chain_of_fm_with_exact_evidence_samples_the_posterior(sampler, sigma)
     """As for CT."""
     weight = one_hot_embeddings(3)
     embedding = Embedding(weight, learned=False)
-    unit = VelocityUnit(KnownNetwork(), SoftmaxReadout(weight), embedding, sigma=sigma, exact=True)
+    unit = VelocityUnit(KnownNetwork(), None, embedding, sigma=sigma)
     method = FlowNoProp(unit, steps=200, sampler=sampler)
     torch.testing.assert_close(frequencies(method, 5), TABLE, atol=0.04, rtol=0)
+
+
+def test_drawn_labels_follow_the_generator_and_nothing_else():
+    """The same chain for the same seed, and torch's global state is left alone."""
+    method, x = discrete(4, one_hot_embeddings(3), step="label"), TABLE.log().repeat(20, 1)
+    state = torch.get_rng_state()
+    first, again, other = (method.predict(x, rng(seed)).latents for seed in (6, 6, 7))
+    assert torch.equal(first, again)
+    assert not torch.equal(first[-1], other[-1])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 4, 30])
@@ -355,15 +363,33 @@ def test_the_velocity_trained_on_noise_has_the_error_of_the_classifier():
     """At t = 0 the evidence is 0, and ‖v - (z_1 - z_0)‖² is ‖û - u_y‖², the Brier score."""
     x, y = TABLE.log().repeat_interleave(40, 0), torch.arange(120) % 3
     weight = one_hot_embeddings(3)
-    unit = VelocityUnit(
-        KnownNetwork(),
-        SoftmaxReadout(weight),
-        Embedding(weight, learned=False),
-        exact=True,
-        noise_only=True,
-    )
+    unit = VelocityUnit(KnownNetwork(), None, Embedding(weight, learned=False), noise_only=True)
     brier = (x.exp() - F.one_hot(y, 3)).square().sum(1).mean()
     torch.testing.assert_close(unit.loss(x, y, rng()).terms["flow"], brier)
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+def test_the_loss_of_fm_is_least_at_p_of_y_given_x(anchor):
+    """With and without the anchor: both of its terms are proper scores of the class probabilities.
+
+    20 examples of each x have each label as often as p says, so the gradient is 0 at log p(y|x) and
+    nowhere near it. A readout's cross-entropy, on û, is least elsewhere.
+    """
+    y = torch.tensor([12, 6, 2, 4, 4, 12, 1, 18, 1]).view(3, 3)
+    y = torch.cat([torch.arange(3).repeat_interleave(row) for row in y])
+    embedding = Embedding(one_hot_embeddings(3), learned=False)
+    unit = VelocityUnit(KnownNetwork(), None, embedding, anchor=anchor, noise_only=True)
+
+    def slope(logits: Tensor) -> float:
+        logits = logits.clone().requires_grad_()
+        loss = unit.loss(logits.repeat_interleave(20, 0), y, rng()).total
+        return torch.autograd.grad(loss, logits)[0].abs().max().item()
+
+    assert slope(TABLE.log()) < 1e-6
+    assert slope(TABLE.log() + torch.tensor([0.1, 0.0, 0.0])) > 1e-3
+    of_classes = unit.loss(TABLE.log().repeat_interleave(20, 0), y, rng()).terms["classification"]
+    entropy = -(TABLE * TABLE.log()).sum(1).mean()
+    torch.testing.assert_close(of_classes, entropy)
 
 
 def test_training_on_noise_needs_networks_that_read_x_alone():

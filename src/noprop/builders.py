@@ -85,11 +85,10 @@ def _continuous(c: CTConfig, parts: Parts) -> ContinuousNoProp:
 def _flow(c: FMConfig, parts: Parts) -> FlowNoProp:
     unit = VelocityUnit(
         parts.continuous_block(c.time_scale, reads=c.network_reads),
-        parts.readout(),
+        None if c.evidence == "exact" else parts.readout(),
         parts.embedding,
         sigma=c.path_sigma,
         anchor=c.anchor == "always" or (c.anchor == "learned" and c.learned),
-        exact=c.evidence == "exact",
         noise_only=c.train_levels == "noise",
     )
     return FlowNoProp(unit, steps=c.steps, sampler=c.sampler, tolerance=c.tolerance)

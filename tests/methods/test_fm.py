@@ -89,6 +89,11 @@ def make_unit(
     return VelocityUnit(network, readout(weight), embedding, **options)
 
 
+def readout_layer(unit: VelocityUnit) -> nn.Linear:
+    assert isinstance(unit.readout, SoftmaxReadout | RadialReadout)
+    return unit.readout.linear
+
+
 # -- the loss -----------------------------------------------------------------------------------
 
 
@@ -143,7 +148,7 @@ def test_the_terms_are_those_of_eq_13(anchor):
         z0 = (z[i] - time * u) / (1 - time)
         v = sum(logits[i, k] * weight[k] for k in range(10))  # no softmax: any weights
         flow += float((v - (u - z0)).square().sum()) / 10
-        linear = unit.readout.linear
+        linear = readout_layer(unit)
         scores = linear.weight @ (z[i] + (1 - time) * v) + linear.bias
         entropy += float(scores.logsumexp(0) - scores[y[i]]) / 10
     assert terms["flow"].item() == pytest.approx(flow, rel=1e-4)
@@ -168,7 +173,7 @@ def gradients(unit: VelocityUnit, term: str) -> dict[str, Tensor | None]:
     value = unit.loss(x, y, rng()).terms[term]
     network = unit.network
     assert isinstance(network, Mixing)
-    named = {"network": network.matrix, "readout": unit.readout.linear.weight}
+    named = {"network": network.matrix, "readout": readout_layer(unit).weight}
     if unit.embedding.learned:
         named["embedding"] = unit.embedding.weight
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
@@ -292,7 +297,7 @@ def test_the_class_of_a_chain_is_the_nearest_embedding():
     """Not the one of the largest product, and not the readout's: for the zero velocity, z_0's."""
     n, unit = 2000, make_unit(KnownNetwork())
     with torch.no_grad():
-        unit.readout.linear.bias[0] += 100
+        readout_layer(unit).bias[0] += 100
     p = FlowNoProp(unit, steps=3).predict(torch.zeros(n, 3), rng())
     nearest = torch.cdist(p.latents[0], WEIGHT).argmin(1)
     assert torch.equal(p.latents[-1], p.latents[0])
@@ -347,7 +352,7 @@ def test_guesses_on_the_way_are_the_readout_s_where_the_line_leads(sampler):
     method = FlowNoProp(unit, steps=10, sampler=sampler)
     p = method.predict(x, rng(), average="path")
     assert p.path is not None
-    linear, v = unit.readout.linear, x @ WEIGHT
+    linear, v = readout_layer(unit), x @ WEIGHT
     for i in range(10):
         there = p.latents[i] + (1 - i / 10) * v
         by_hand = (there @ linear.weight.T + linear.bias).softmax(1)

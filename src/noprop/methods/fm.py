@@ -30,17 +30,17 @@ class VelocityUnit(Unit):
     trained, but on a copy of $\tilde z_1$ without a gradient, so that nothing else is trained. The
     readout turns velocities into class probabilities at every step of a chain.
 
+    Differs from the paper with exact evidence too: class probabilities are then softmax(logits +
+    exact evidence), ``classification`` is their cross-entropy, and there is no readout. On top of
+    $\hat u$, which is a point among the embeddings, a readout's cross-entropy would not be least
+    where $\hat u$ is Bayes' rule, and the anchor would train the network to something else.
+
     Args:
         network: Weights of the embeddings in v, from z_t, x and t; any numbers, no softmax.
-        readout: p_out(y | z̃_1).
+        readout: p_out(y | z̃_1); None with exact evidence.
         embedding: W_Embed, shared.
         sigma: σ of the path (Eq. 10).
         anchor: Whether ``classification`` also trains the network and W_Embed.
-        exact: Whether the velocity is that of û = softmax(logits + exact evidence) W_Embed. Differs
-            from the paper, whose network has any velocity and learns the best one. The
-            evidence passes a gradient to W_Embed through z alone, as in the other methods. Class
-            probabilities along a chain are then softmax(logits + exact evidence), and not the
-            readout's.
         noise_only: Whether training has t = 0 alone. There z tells nothing, and a network that
             reads x alone learns log p(y|x) from every example.
     """
@@ -50,18 +50,17 @@ class VelocityUnit(Unit):
     def __init__(
         self,
         network: ContinuousBlock,
-        readout: Readout,
+        readout: Readout | None,
         embedding: Embedding,
         *,
         sigma: float = 0.0,
         anchor: bool = False,
-        exact: bool = False,
         noise_only: bool = False,
     ):
         self.network, self.readout, self.embedding = network, readout, embedding
-        self.module = nn.ModuleDict({"network": network, "readout": readout})
-        self.sigma, self.anchor, self.exact = sigma, anchor, exact
-        self.noise_only = noise_only
+        trained: dict[str, nn.Module] = {"network": network}
+        self.module = nn.ModuleDict(trained | ({} if readout is None else {"readout": readout}))
+        self.sigma, self.anchor, self.noise_only = sigma, anchor, noise_only
 
     def velocity_and_logits(
         self,
@@ -70,18 +69,24 @@ class VelocityUnit(Unit):
         time_context: Float[Tensor, "times features"],
         t: Float[Tensor, "*batch"],
         generator: torch.Generator | None = None,
-    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"] | None]:
-        """Return v(z_t, x, t), and with exact evidence the logits of p(y | z_t, x), else None.
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"]]:
+        """Return v(z_t, x, t), and the logits of p(y | z_t, x).
 
-        ``context`` and ``time_context`` are what the network takes from x and t; t is one time for
-        the batch, or one for each latent.
+        With exact evidence v is that of û = softmax(logits) W_Embed. The evidence passes a gradient
+        to W_Embed through z alone, as in the other methods. ``context`` and ``time_context`` are
+        what the network takes from x and t; t is one time for the batch, or one for each latent.
         """
-        out = self.network(z, context, time_context, generator)
-        if not self.exact:
-            return self.embedding.combination(out), None
-        weight = self.embedding.weight.detach()
-        logits = float32_or_64(out) + flow_evidence(z, weight, t, self.sigma)
-        return expected_velocity(self.embedding.expectation(logits), z, t, self.sigma), logits
+        out, table = self.network(z, context, time_context, generator), self.embedding.weight
+        if self.readout is None:
+            logits = float32_or_64(out) + flow_evidence(z, table.detach(), t, self.sigma)
+            v = expected_velocity(self.embedding.expectation(logits), z, t, self.sigma)
+            return v, logits if self.anchor else logits.detach()
+        v = self.embedding.combination(out)
+        guess = extrapolate(z, t, v)
+        if not self.anchor:
+            guess, table = guess.detach(), table.detach()
+        with torch.autocast(v.device.type, enabled=False):
+            return v, self.readout(guess, table)
 
     def loss(
         self,
@@ -100,12 +105,9 @@ class VelocityUnit(Unit):
         t = torch.zeros_like(t) if self.noise_only else t
         z = sample_path(z0, z1, t, self.sigma, generator)
         context = self.network.context(x, generator)
-        v, _ = self.velocity_and_logits(z, context, self.network.time_context(t), t, generator)
-        guess, table = extrapolate(z, t, v), self.embedding.weight
-        if not self.anchor:
-            guess, table = guess.detach(), table.detach()
-        with torch.autocast(v.device.type, enabled=False):
-            classification = cross_entropy(self.readout(guess, table), y, weight)
+        times = self.network.time_context(t)
+        v, logits = self.velocity_and_logits(z, context, times, t, generator)
+        classification = cross_entropy(logits, y, weight)
         flow = weighted_mean((v - target_velocity(z0, z1)).square().sum(dim=1), weight)
         return LossTerms({"flow": flow, "classification": classification})
 
@@ -171,8 +173,6 @@ class FlowNoProp(Method):
             time_context = time_contexts[i : i + 1]
             v, logits = self.unit.velocity_and_logits(z, context, time_context, times[i])
             if i < steps:  # Heun's method evaluates once at t = 1
-                if logits is None:
-                    logits = self.unit.readout(extrapolate(z, times[i], v), weight)
                 chains.guess(i, class_probabilities(logits))
             return v
 
