@@ -59,20 +59,28 @@ def config_of(dataset: str, method: str, evidence: str, steps: int, epochs: int)
     )
 
 
-@torch.no_grad()
 def levels(scored: Scored) -> list[dict[str, float]]:
+    """Return :func:`levels_of` a run on the validation part; none of a method without blocks."""
+    model, examples = scored.model, scored.validation
+    if not isinstance(model.method, DiscreteNoProp):
+        return []
+    contexts: list[Tensor] = prepare(model, inputs(model, examples.x))
+    return levels_of(model.method, contexts, examples.y)
+
+
+@torch.no_grad()
+def levels_of(method: DiscreteNoProp, contexts: list[Tensor], y: Tensor) -> list[dict[str, float]]:
     """Return each block's cross-entropy in nats, and that of block 1 with the exact evidence.
 
     Both are scored on the same latents, and block 1 reads those of its own level, drawn once for
-    each draw. ``difference`` is own minus first, with its standard error over the examples. There
-    are none for a method without blocks.
+    each draw. ``difference`` is own minus first, with its standard error over the examples.
+
+    Args:
+        method: NoProp-DT with all of its blocks.
+        contexts: What each block takes from x.
+        y: Labels.
     """
-    model, examples = scored.model, scored.validation
-    method = model.method
-    if not isinstance(method, DiscreteNoProp):
-        return []
-    draws, y = generator(0, "evidence"), examples.y
-    contexts: list[Tensor] = prepare(model, inputs(model, examples.x))
+    draws = generator(0, "evidence")
     weight, gamma = method.embedding.weight, method.gamma.float()
     own = torch.zeros(len(method.blocks), len(y))
     first, classifier = torch.zeros_like(own), own[0]
@@ -133,6 +141,7 @@ def main() -> None:
             "modes": scored.results["modes"],
             "seconds": scored.seconds,
             "n": len(scored.validation),
+            "bf16": scored.model.bf16,
         }
 
     study.measure([run | {"evidence": kind} for kind in options.only], measure)

@@ -12,6 +12,7 @@ from noprop.encoders import (
     mlp_path,
     small_conv_path,
 )
+from noprop.layers import ReLUDropout
 from noprop.networks import DiscreteBlock
 from noprop.randomness import seeded
 
@@ -69,18 +70,29 @@ def test_the_small_path_is_two_convolutions():
     torch.testing.assert_close(path(x), expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 14, 14), (1, 48, 48)])
-def test_every_convolution_drops_what_it_is_told_to(shape):
-    kinds = {
-        kind: {m.kind for m in Features(shape, dropout_kind=kind).modules() if hasattr(m, "kind")}
-        for kind in ("feature", "channel")
-    }
-    assert kinds == {"feature": {"feature"}, "channel": {"channel"}}
+@pytest.mark.parametrize(
+    ("shape", "path"),
+    [
+        ((1, 8, 8), "auto"),
+        ((1, 14, 14), "auto"),
+        ((1, 48, 48), "auto"),
+        ((1, 16, 16), "conv-bn"),
+    ],
+)
+def test_every_convolution_drops_what_it_is_told_to(shape, path):
+    """So many of its numbers, and of the kind."""
+    for kind in ("feature", "channel"):
+        features = Features(shape, kind=path, dropout=0.3, dropout_kind=kind)
+        layers = [m for m in features.modules() if isinstance(m, ReLUDropout)]
+        assert {(m.kind, m.keep_of_256) for m in layers} == {(kind, 179)}  # 0.7 of 256
+        convolutions = [m for m in features.modules() if isinstance(m, nn.Conv2d)]
+        assert len(layers) >= len(convolutions)
 
 
-def test_dropout_follows_the_generator_and_only_in_training():
+@pytest.mark.parametrize("path", ["auto", "conv-bn"])
+def test_dropout_follows_the_generator_and_only_in_training(path):
     with seeded(0):
-        block = DiscreteBlock((1, 16, 16), (1, 16, 16), 3)
+        block = DiscreteBlock((1, 16, 16), (1, 16, 16), 3, encoder=path)
     x, z = (
         torch.randn(4, 1, 16, 16, generator=generator()),
         torch.randn(4, 256, generator=generator()),

@@ -113,6 +113,20 @@ def test_best_recipes_are_what_validation_chose(name):
         assert (m.weighting, m.eta, m.gamma_clean) == ("uniform", 10.0, end)
 
 
+@pytest.mark.parametrize("name", [n for n in RECIPES if n.endswith("-fast")])
+def test_fast_recipes_are_what_validation_chose(name):
+    """docs/evidence.md: four classifiers, cross-entropy, one cycle to 5e-3, crops, conv-bn."""
+    c: Any = RECIPES[name]
+    m, t, dataset = c.method, c.train, name.removesuffix("-fast")
+    assert (m.name, m.num_blocks, m.evidence, m.network_reads) == ("dt", 4, "exact", "x")
+    assert (m.objective, m.weighting, m.eta, m.dropout) == ("cross-entropy", "uniform", 2.0, 0.05)
+    ways = ("auto", "all") if dataset == "mnist" else ("conv-bn", "noise")
+    assert (m.encoder, m.train_levels) == ways
+    epochs = {"mnist": 15, "fashion-mnist": 20, "cifar10": 30, "cifar100": 30}[dataset]
+    assert (t.epochs, t.schedule, t.lr, t.ema) == (epochs, "one-cycle", 5e-3, 0.0)
+    assert (t.crop_padding, t.flip) == (2 if "mnist" in dataset else 4, dataset != "mnist")
+
+
 def test_every_cell_of_table_1_has_a_recipe():
     for dataset in TABLE_4:
         for method in ("backprop", "dt", "ct", "fm"):

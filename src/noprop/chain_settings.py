@@ -158,7 +158,9 @@ class DTConfig(BlocksConfig, DenoiserConfig):
     name: Literal["dt"] = option("dt", "the method")
     eta: AboveZero = option(0.1, "weight of the denoising terms (Eq. 8)")
     weighting: Weighting = option(
-        "snr", "weight of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
+        "snr",
+        "weight of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5); ½ with "
+        "train_levels=noise",
     )
     objective: Objective = option(
         "l2", "denoising error: of the embedding, or cross-entropy of the logits"
@@ -198,7 +200,9 @@ class CTConfig(OneNetworkConfig, DenoiserConfig):
     name: Literal["ct"] = option("ct", "the method")
     eta: AboveZero = option(1.0, "weight of the denoising term (Eq. 9)")
     weighting: Weighting = option(
-        "snr", "weight of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5)"
+        "snr",
+        "weight of the denoising errors: the bound's SNR slope, ½, or ½ min(SNR, 5); ½ with "
+        "train_levels=noise",
     )
     objective: Objective = option(
         "l2", "denoising error: of the embedding, or cross-entropy of the logits"

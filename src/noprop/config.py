@@ -114,11 +114,11 @@ class RunConfig:
 
     def _check_label_smoothing(self) -> None:
         method, smoothing = self.method, self.train.label_smoothing
-        objective = getattr(method, "objective", f"that of {method.name}, which has no choice")
-        if objective != "cross-entropy":
+        if (objective := getattr(method, "objective", None)) != "cross-entropy":
+            own = f"with {objective}" if objective else f"for {method.name}, which has no objective"
             raise ConfigError(
                 f"train.label_smoothing: is for method.objective=cross-entropy, got {smoothing} "
-                f"with {objective}"
+                f"{own}"
             )
         # Where the latent decides the label, a smoothed target is wrong, and the network would have
         # to outweigh the exact term.

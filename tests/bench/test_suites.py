@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -225,6 +226,42 @@ def test_the_target_is_the_paper_s_unless_given():
     assert Settings(target=50.0).accuracy_target == 50
     with pytest.raises(ConfigError, match="--target: the paper has no accuracy on fashion-mnist"):
         accuracy.check(Settings(dataset="fashion-mnist", methods=()))
+
+
+def test_the_default_prediction_decides_when_the_target_is_reached(monkeypatch):
+    """One chain is shown, and has a star of its own; no run is longer than the recipe's."""
+    asked: list[int] = []
+
+    class Trained:
+        def __init__(self, epochs: int):
+            self.epochs = epochs
+
+        def evaluate(self, data_dir: object, part: str = "test") -> dict[str, Any]:
+            modes = {"path": {"accuracy": 48.0 + self.epochs}, "single": {"accuracy": 30.0}}
+            return {"default": "path", "modes": modes}
+
+    def short(config: RunConfig, **options: Any) -> Trained:
+        asked.append(config.train.epochs)
+        return Trained(config.train.epochs)
+
+    def find(name: str) -> RunConfig:
+        return config.replace(RunConfig(), {**TWO_BLOCKS, "train.epochs": 4})
+
+    monkeypatch.setattr(accuracy, "find_recipe", find)
+    monkeypatch.setattr(accuracy, "train", short)
+    monkeypatch.setattr(accuracy, "training_seconds", lambda run: 1.0)
+    for target, epochs in ((50.0, [1, 2]), (51.5, [1, 2, 3, 4]), (90.0, [1, 2, 3, 4])):
+        asked.clear()
+        results: dict[str, Any] = {}
+        settings = replace(QUICK, methods=("dt",), target=target)
+        accuracy.measure(settings, results, lambda text: None)
+        assert asked == epochs
+    last = {"epochs": 4, "seconds": 1.0, "images_seen": 1}
+    last |= {"validation_accuracy": 52.0, "validation_accuracy_of_one_chain": 50.5}
+    shown = {"target": 50.0, "methods": {"dt": [last]}}
+    assert "52.00 * (50.50 *)" in accuracy.text({"accuracy": shown})
+    shown["target"] = 51.0
+    assert "52.00 * (50.50)" in accuracy.text({"accuracy": shown})
 
 
 def test_the_fast_recipe_is_trained_until_it_is_accurate_enough(monkeypatch):

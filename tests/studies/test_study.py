@@ -5,18 +5,26 @@ import re
 import sys
 
 import pytest
+import torch
 
 import ablation
 import compiling
+import evidence
 import methods
 import precision
 import silent_choices
 import study
+from known_blocks import Known
 from noprop.config import replace
+from noprop.embeddings import Embedding, one_hot_embeddings
 from noprop.evaluate import evaluate
+from noprop.methods.dt import DiscreteNoProp
+from noprop.readouts import SoftmaxReadout
 from noprop.recipes import RECIPES
+from noprop.schedules import cosine_gamma
 from noprop.task import load_data
 from study import RESULTS, Study, markdown, mean_and_error
+from tools import rng
 
 
 @pytest.fixture
@@ -53,6 +61,28 @@ def test_what_has_a_line_is_not_measured_again(begin):
     (line,) = again.lines(**keys[2])
     assert line["found"] == 20
     assert again.lines(common={"epochs": 2}) == []
+
+
+def test_the_study_of_evidence_scores_block_1_with_the_evidence_of_every_level():
+    """Blocks that are Bayes' rule: block 1 with the exact term is as good as any, level by level.
+
+    With the evidence of another level it would be far worse; with latents of its own it would
+    differ by chance.
+    """
+    weight, n = one_hot_embeddings(10), 400
+    gamma = cosine_gamma(4)
+    log_p = torch.randn(n, 10, generator=rng(1)).log_softmax(1)
+    y = log_p.exp().multinomial(1, generator=rng(2))[:, 0]
+    embedding, readout = Embedding(weight, learned=False), SoftmaxReadout(weight)
+    method = DiscreteNoProp([Known() for _ in range(4)], embedding, readout, gamma, exact=True)
+    found = evidence.levels_of(method, [log_p] * 4, y)
+    assert [round(f["alpha_bar"], 3) for f in found] == [0.0, 0.144, 0.494, 0.847]
+    for level in found:
+        assert level["own"] == pytest.approx(level["first"], abs=1e-6)
+        assert level["difference_se"] < 1e-6
+    errors = [level["own"] for level in found]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 3 * errors[3]
 
 
 def test_a_line_says_where_it_comes_from(begin):

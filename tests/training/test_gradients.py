@@ -8,6 +8,7 @@ import tools
 from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
+from noprop.data.batches import augment
 from noprop.errors import ConfigError, RunError
 from noprop.layers import channels_last, weighted_statistics
 from noprop.methods.base import Unit
@@ -110,6 +111,22 @@ def test_kept_statistics_are_the_mean_of_the_shards():
     assert any("running" in key for key in means)
     for key, value in unit.module.named_buffers():
         torch.testing.assert_close(value, means[key])
+
+
+@pytest.mark.parametrize(
+    "change", [{"train.crop_padding": 2}, {"train.flip": True}, {"train.cutout": 4}]
+)
+def test_every_augmentation_reaches_the_loss(change):
+    """That of the images as :func:`augment` makes them, by the generator of the update."""
+    gradients, unit, _ = made(1, "block-1", **change)
+    terms, _ = gradients.backward(unit, (), CHOSEN, 7, Requests())
+    c = gradients.c
+    _, same, _ = made(1, "block-1")
+    draws = generator(0, "step", 7, "block-1")
+    x = augment(DATA.x[CHOSEN], draws, padding=c.crop_padding, flip=c.flip, cutout=c.cutout)
+    x = channels_last(TASK.normalization.apply(x))
+    assert torch.equal(terms.total, same.loss(x, DATA.y[CHOSEN], draws).total)
+    assert not torch.equal(x, channels_last(TASK.normalization.apply(DATA.x[CHOSEN])))
 
 
 def test_one_shard_is_the_whole_mini_batch():

@@ -424,8 +424,9 @@ def test_warm_up_is_for_one_cycle():
     replace(RunConfig(), {"train.warmup": 0.5, "train.schedule": "one-cycle"})
 
 
-def test_a_cutout_must_leave_something_of_the_image(tmp_path):
-    fields = {**tools.TWO_BLOCKS, "train.cutout": 9}
-    with pytest.raises(ConfigError, match=r"train.cutout: a square of 9 .* wanted at most 8"):
+@pytest.mark.parametrize("field", ["cutout", "crop_padding"])
+def test_augmentation_must_leave_something_of_every_image(field, tmp_path):
+    fields = {**tools.TWO_BLOCKS, f"train.{field}": 8}
+    with pytest.raises(ConfigError, match=rf"train.{field}: .* 8 pixels .* wanted at most 7"):
         noprop.train("digits-dt", folder=tmp_path / "r", overrides=fields)
     assert not (tmp_path / "r").exists()

@@ -82,7 +82,7 @@ class DenoiserUnit(Unit):
         self.module = nn.ModuleDict({"network": network, "readout": readout, "schedule": schedule})
         self.embedding = embedding
         self.eta = eta
-        self.weighting: Weighting = weighting
+        self.weighting: Weighting = "uniform" if noise_only else weighting
         self.objective: Objective = objective
         self.time_sampling: TimeSampling = time_sampling
         self.label_smoothing, self.exact = label_smoothing, exact
@@ -157,9 +157,8 @@ class DenoiserUnit(Unit):
         """Return the three terms of Eq. 9; ``weight`` are weights of the examples."""
         t = draw_times(len(y), self.time_sampling, generator)
         t = torch.zeros_like(t) if self.noise_only else t
-        weighting: Weighting = "uniform" if self.noise_only else self.weighting
         errors = self.denoising(
-            x, y, t, generator, weighting, self.objective, None, self.label_smoothing
+            x, y, t, generator, self.weighting, self.objective, None, self.label_smoothing
         )
         denoising = self.eta * weighted_mean(errors, weight)
         return LossTerms({**self.ends(y, generator, weight), "denoising": denoising})

@@ -190,7 +190,8 @@ class DiscreteNoProp(Method):
         objective: Kind of error, see :class:`Block`.
         label_smoothing: See :class:`Block`.
         exact: Whether blocks add the exact evidence, see :class:`Block`.
-        noise_only: Whether blocks are trained on pure noise, see :class:`Block`.
+        noise_only: Whether blocks are trained on pure noise, see :class:`Block`; the weighting is
+            then ``uniform``.
         step: What a step of a chain with noise moves towards: the mean û, as in Eq. 3, or the
             embedding of a label that is drawn from the block's probabilities.
         readout_passes: Number of passes of the readout over the labels in an epoch; in Algorithm 1
@@ -214,7 +215,8 @@ class DiscreteNoProp(Method):
         readout_passes: int = 1,
     ):
         self.gamma, self.eta, self.step = gamma, eta, step
-        self.weighting: Weighting = weighting
+        # One level for all: its weight is the same for all, and not that of the block's own level.
+        self.weighting: Weighting = "uniform" if noise_only else weighting
         self.coefficients = step_coefficients(gamma)
         self.blocks = [
             Block(
@@ -223,7 +225,7 @@ class DiscreteNoProp(Method):
                 embedding,
                 gamma,
                 eta,
-                weighting,
+                self.weighting,
                 objective,
                 label_smoothing,
                 exact,

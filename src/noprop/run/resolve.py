@@ -79,11 +79,13 @@ def with_data(
                 f"train.{field}: only images are augmented, and {config.data.dataset} has features "
                 f"of shape {data.task.shape}"
             )
-    if config.train.cutout and config.train.cutout > (most := min(data.train.x.shape[-2:])):
-        raise ConfigError(
-            f"train.cutout: a square of {config.train.cutout} pixels can cover a whole image of "
-            f"{config.data.dataset}; wanted at most {most}"
-        )
+    for field, what in (("crop_padding", "a crop with"), ("cutout", "a square of")):
+        most = min(data.train.x.shape[-2:]) - 1
+        if (pixels := getattr(config.train, field)) > most:
+            raise ConfigError(
+                f"train.{field}: {what} {pixels} pixels can leave nothing of an image of "
+                f"{config.data.dataset}; wanted at most {most}"
+            )
     return named_after_data(config), data
 
 
