@@ -7,7 +7,7 @@ alone, with the exact term added.
 
     python studies/evidence.py mnist --epochs 10
     python studies/evidence.py mnist --method ct --epochs 8
-    python studies/evidence.py mnist --method ct --epochs 8 --steps 1000 --only exact-x
+    python studies/evidence.py mnist --method ct --epochs 8 --steps 1000 --only noise
     python studies/evidence.py mnist --epochs 10 --table       # the results so far, as Markdown
 """
 
@@ -25,16 +25,28 @@ from noprop.evidence import level_evidence
 from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
 from noprop.recipes import CLASSIFIERS, CROPS, RECIPES
-from study import Line, Scored, Study, markdown, train
+from study import Line, Scored, Study, markdown, score, train
 
 DRAWS = 5  # latents of each example and level
-MODES = {"single": "one chain", "path-fitted": "path average", "mean": "mean chain"}
+MODES = {
+    "single": "one chain",
+    "samples": "5 chains",
+    "path-fitted": "path average",
+    "mean": "mean chain",
+    "mean-path-fitted": "mean chain, path",
+}
 # Name and default of the field with T.
 LENGTH = {"dt": ("num_blocks", 4), "ct": ("steps", 100), "fm": ("steps", 100)}
 LEARNED: dict[str, Any] = {
     "method.evidence": "learned",
     "method.network_reads": "x and z",
     "method.train_levels": "all",
+}
+NAMES = {
+    "learned": "learned",
+    "exact": "exact",
+    "exact-x": "exact, x alone",
+    "noise": "exact, x alone, trained on noise",
 }
 KINDS: dict[str, dict[str, Any]] = {
     "learned": LEARNED,
@@ -105,20 +117,34 @@ def levels_of(method: DiscreteNoProp, contexts: list[Tensor], y: Tensor) -> list
 
 
 def tables(lines: list[Line]) -> str:
-    """Return the blocks' cross-entropies in nats, and the accuracies in % of all runs."""
+    """Return the blocks' cross-entropies in nats, and accuracies in % and log-losses of all runs.
+
+    Block 1 of the learned run with the exact term stands next to the learned blocks, with the
+    standard error over examples of their difference.
+    """
     by_kind = {line["evidence"]: line for line in lines}
+    by_kind = {kind: by_kind[kind] for kind in KINDS if kind in by_kind}
     rows = []
     own = {kind: line["blocks"] for kind, line in by_kind.items()}
     for t, first in enumerate(own.get("learned", [])):
-        values = first["alpha_bar"], first["first"], *(blocks[t]["own"] for blocks in own.values())
-        rows.append([str(t + 1), *(f"{v:.4f}" for v in values)])
-    head = ["block", "ᾱ", "block 1 of learned, with the exact term", *own]
+        gain = f"{first['difference']:.4f} ± {first['difference_se']:.4f}" if t else ""
+        values = [f"{blocks[t]['own']:.4f}" for blocks in own.values()]
+        known = f"{first['first']:.4f}"
+        rows.append([str(t + 1), f"{first['alpha_bar']:.3f}", values[0], known, gain, *values[1:]])
+    names = [NAMES[kind] for kind in own]
+    head = ["block", "ᾱ", names[0], "block 1 with the exact term", "difference", *names[1:]]
     modes = [
-        [kind, *(f"{line['modes'][m]['accuracy']:.2f}" for m in MODES), f"{line['seconds']:.0f}"]
+        [
+            NAMES[kind],
+            *(score(line["modes"][mode]) for mode in MODES),
+            score(line["modes"]["path-fitted"], "log_loss", 4),
+            score(line["modes"]["mean-path-fitted"], "log_loss", 4),
+        ]
         for kind, line in by_kind.items()
     ]
     made = [markdown(head, rows)] if rows else []
-    return "\n\n".join([*made, markdown(["evidence", *MODES.values(), "s"], modes)])
+    losses = ["log-loss, path average", "log-loss, mean chain, path"]
+    return "\n\n".join([*made, markdown(["evidence", *MODES.values(), *losses], modes)])
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from noprop.config import replace
 from noprop.recipes import CROPS, RECIPES
-from study import Line, Study, markdown, train
+from study import Line, Study, markdown, score, train
 
 MODES = {
     "single": "one chain",
@@ -44,15 +44,13 @@ def steps(dataset: str) -> dict[str, dict[str, Any]]:
 
 
 def table(lines: list[Line]) -> str:
-    """Return accuracies in % and log-losses in nats on the validation part, a row for each step."""
+    """Return accuracies in % and the log-loss in nats on the validation part, a row a step."""
     rows = []
     for line in lines:
         modes = [line["modes"][mode] for mode in MODES]
-        accuracies = [f"{mode['accuracy']:.2f}" for mode in modes]
-        rows.append(
-            [line["step"], *accuracies, f"{modes[1]['log_loss']:.3f}", f"{line['seconds']:.0f}"]
-        )
-    return markdown(["step", *MODES.values(), "log-loss, path average", "s"], rows)
+        loss = score(line["modes"]["path-fitted"], "log_loss", 3)
+        rows.append([line["step"], *map(score, modes), loss, f"{line['seconds']:.0f}"])
+    return markdown(["step", *MODES.values(), "log-loss, path average", "seconds"], rows)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from noprop.machine import describe_machine
 from noprop.model import Model
 from noprop.task import load_data
 
-__all__ = ["RESULTS", "Line", "Study", "markdown", "mean_and_error", "provenance", "train"]
+__all__ = ["RESULTS", "Line", "Study", "markdown", "mean_and_error", "provenance", "score", "train"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 Line = dict[str, Any]
@@ -145,6 +145,13 @@ def mean_and_error(values: Sequence[float], digits: int = 2, sign: str = "") -> 
     centre = round(mean(values), digits) + 0.0  # never -0.00
     error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
     return f"{centre:{sign}.{digits}f}{error}"
+
+
+def score(mode: dict[str, Any], name: str = "accuracy", digits: int = 2) -> str:
+    """Return a score of an evaluation, with its standard error if the runs differ."""
+    error = mode[f"{name}_se"] or 0.0
+    shown = f"{error:.{digits}f}" if error >= 0.5 * 10**-digits else f"<{10**-digits:g}"
+    return f"{mode[name]:.{digits}f}" + (f" ± {shown}" if error > 0 else "")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -331,6 +331,8 @@ def test_blocks_trained_on_noise_learn_a_classifier_and_predict_with_the_evidenc
     assert torch.equal(*runs)
     bounds = [m.bound(x, y, rng(2)) for m in (noise, own)]
     assert bounds[0] == bounds[1]
+    snr = discrete(4, one_hot_embeddings(3), noise_only=True)  # not those of the blocks' own levels
+    assert {block.weight for block in snr.blocks} == {0.5 * snr.eta}
 
 
 def test_the_network_of_ct_trained_on_noise_learns_a_classifier_and_not_its_schedule():

@@ -9,9 +9,11 @@ import torch
 
 import ablation
 import compiling
+import embedding_gradient
 import evidence
 import methods
 import precision
+import recipes
 import silent_choices
 import study
 from known_blocks import Known
@@ -163,3 +165,21 @@ def test_the_parts_of_every_variant_are_known():
     for method, variants in ablation.VARIANTS.items():
         for variant in variants:
             replace(RECIPES[f"mnist-{method}"], ablation.fields_of(variant))
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "key"),
+    [
+        ("recipes.jsonl", recipes.table, ("dataset", "T", "epochs")),
+        ("evidence.jsonl", evidence.tables, ("dataset", "method", "T", "epochs")),
+        ("embedding-gradient.jsonl", embedding_gradient.table, ()),
+    ],
+)
+def test_the_page_of_evidence_has_the_tables_of_its_results(name, table, key):
+    """Row by row, as the study prints them; ``key`` tells the tables of a file apart."""
+    lines = [json.loads(line) for line in (RESULTS / name).read_text("utf-8").splitlines()]
+    page = (RESULTS.parent / "docs" / "evidence.md").read_text("utf-8")
+    for group in {tuple(line[k] for k in key) for line in lines}:
+        mine = [line for line in lines if tuple(line[k] for k in key) == group]
+        for row in table(mine).splitlines():
+            assert row in page, (group, row)
