@@ -389,9 +389,27 @@ def test_the_loss_of_fm_is_least_at_p_of_y_given_x(anchor):
 
     assert slope(TABLE.log()) < 1e-6
     assert slope(TABLE.log() + torch.tensor([0.1, 0.0, 0.0])) > 1e-3
+    logits = TABLE.log().requires_grad_().repeat_interleave(20, 0)
+    assert unit.loss(logits, y, rng()).terms["classification"].requires_grad is anchor
     of_classes = unit.loss(TABLE.log().repeat_interleave(20, 0), y, rng()).terms["classification"]
     entropy = -(TABLE * TABLE.log()).sum(1).mean()
     torch.testing.assert_close(of_classes, entropy)
+
+
+def test_learned_embeddings_of_fm_are_not_trained_on_noise():
+    """Nothing there keeps them apart: ‖û - u_y‖² alone is least where all are one point."""
+    fields = {"method.name": "fm", "method.embedding": "orthogonal", "method.learned": True}
+    fields |= {"method.evidence": "exact", "method.network_reads": "x"}
+    replace(RunConfig(), fields)
+    with pytest.raises(ConfigError, match=r"method.train_levels: .* use all, or fixed embeddings"):
+        replace(RunConfig(), {**fields, "method.train_levels": "noise"})
+
+
+@pytest.mark.parametrize(("field", "value"), [("readout", "radial"), ("sigma", 0.3)])
+def test_fm_with_exact_evidence_has_no_readout_to_set(field, value):
+    fields = {"method.name": "fm", "method.evidence": "exact", f"method.{field}": value}
+    with pytest.raises(ConfigError, match=rf"method.{field}: fm .* has no readout, got {value}"):
+        replace(RunConfig(), fields)
 
 
 def test_training_on_noise_needs_networks_that_read_x_alone():

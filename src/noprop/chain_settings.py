@@ -252,14 +252,28 @@ class FMConfig(OneNetworkConfig, DenoiserConfig):
     )
     anchor: Literal["learned", "always", "never"] = option(
         "learned",
-        "when the cross-entropy of Eq. 13 trains the network: only with learned embeddings, always "
-        "or never",
+        "when the cross-entropy (Eq. 13; with exact evidence that of the network's own class "
+        "probabilities) trains the network: only with learned embeddings, always or never",
     )
     sampler: Literal["euler", "heun", "dopri5"] = option("euler", SAMPLERS, inference=True)
     # Below 1e-6 the error of a step is rounding noise in float32, and dopri5 would not end.
     tolerance: Annotated[float, Field(ge=1e-6, le=1)] = option(
         1e-4, "relative and absolute tolerance of dopri5, at least 1e-6", inference=True
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evidence == "exact" and (self.readout, self.sigma) != ("softmax", None):
+            given = "readout" if self.readout != "softmax" else "sigma"
+            raise ConfigError(
+                f"method.{given}: fm with method.evidence=exact has no readout, got "
+                f"{getattr(self, given)}"
+            )
+        if self.learned and self.train_levels == "noise":
+            raise ConfigError(
+                "method.train_levels: at noise nothing of fm keeps learned embeddings apart; use "
+                "all, or fixed embeddings"
+            )
 
 
 @dataclass(frozen=True, config=NO_OTHER_FIELDS)

@@ -88,5 +88,5 @@ def flow_evidence(
         sigma: $\sigma$ of the path (Eq. 10). For $\sigma = 0$ the variance near t = 1 counts as at
             least 1e-6 of the greatest squared length of an embedding.
     """
-    least = LEAST_VARIANCE * weight.detach().square().sum(dim=1).amax()
+    least = LEAST_VARIANCE * weight.detach().square().sum(dim=1).amax(dim=0)
     return evidence(z, weight, t, torch.maximum((1 - t).square() + sigma**2, least))

@@ -18,6 +18,7 @@ from noprop.build import build_embedding, build_method
 from noprop.config import RunConfig, replace
 from noprop.data import Examples, Normalization
 from noprop.embeddings import Embedding, random_embeddings, separation
+from noprop.evidence import flow_evidence
 from noprop.methods.fm import FlowNoProp, VelocityUnit
 from noprop.networks import ContinuousBlock, sinusoidal_embedding
 from noprop.randomness import seeded
@@ -220,6 +221,21 @@ def test_the_gradient_of_the_embeddings_is_that_of_the_term(term, readout):
     with seeded(0):
         made = readout(WEIGHT, "random").double()
     unit = VelocityUnit(Mixing().double(), made, embedding, sigma=0.3, anchor=True)
+    x = torch.empty(12, 3, dtype=torch.float64).normal_(generator=rng(1))
+    assert_gradient_is_that_of_differences(
+        lambda: unit.loss(x, torch.arange(12) % 3, rng(5)).terms[term], embedding.weight
+    )
+
+
+@pytest.mark.parametrize("term", ["flow", "classification"])
+def test_the_gradient_of_the_embeddings_with_exact_evidence_is_that_of_the_term(term, monkeypatch):
+    """Through u_y in path and target, through û and through z in the evidence, not its rows."""
+    embedding = Embedding(WEIGHT.double(), learned=True)
+    rows = embedding.weight.detach().clone()
+    monkeypatch.setattr(
+        "noprop.methods.fm.flow_evidence", lambda z, _, t, s: flow_evidence(z, rows, t, s)
+    )
+    unit = VelocityUnit(Mixing().double(), None, embedding, sigma=0.3, anchor=True)
     x = torch.empty(12, 3, dtype=torch.float64).normal_(generator=rng(1))
     assert_gradient_is_that_of_differences(
         lambda: unit.loss(x, torch.arange(12) % 3, rng(5)).terms[term], embedding.weight

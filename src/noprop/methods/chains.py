@@ -70,7 +70,8 @@ class Chains:
     ):
         self.samples, self.num_steps, self.batch = samples, steps, z.shape[0] // samples
         self.z, self.generator = z, generator
-        some = torch.linspace(0, steps, LEVELS_KEPT_OF_MORE).round().long().tolist()
+        apart = steps / (LEVELS_KEPT_OF_MORE - 1)
+        some = [round(i * apart) for i in range(LEVELS_KEPT_OF_MORE)]
         self.kept: Sequence[int] = range(steps + 1) if steps <= MOST_STEPS_KEPT_WHOLE else some
         self._kept = frozenset(self.kept)
         self._latents: list[Tensor] = []

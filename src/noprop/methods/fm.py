@@ -40,7 +40,8 @@ class VelocityUnit(Unit):
         readout: p_out(y | z̃_1); None with exact evidence.
         embedding: W_Embed, shared.
         sigma: σ of the path (Eq. 10).
-        anchor: Whether ``classification`` also trains the network and W_Embed.
+        anchor: Whether ``classification`` also trains the network and W_Embed. With exact evidence
+            it reaches W_Embed through z, so at t = 0 not at all.
         noise_only: Whether training has t = 0 alone. There z tells nothing, and a network that
             reads x alone learns log p(y|x) from every example.
     """
