@@ -119,20 +119,18 @@ def levels_of(method: DiscreteNoProp, contexts: list[Tensor], y: Tensor) -> list
 def tables(lines: list[Line]) -> str:
     """Return the blocks' cross-entropies in nats, and accuracies in % and log-losses of all runs.
 
-    Block 1 of the learned run with the exact term stands next to the learned blocks, with the
-    standard error over examples of their difference.
+    In brackets behind a block's cross-entropy is how much higher it is than that of block 1 of the
+    same run with the exact evidence of the block's level.
     """
     by_kind = {line["evidence"]: line for line in lines}
     by_kind = {kind: by_kind[kind] for kind in KINDS if kind in by_kind}
+    blocks = {kind: line["blocks"] for kind, line in by_kind.items()}
     rows = []
-    own = {kind: line["blocks"] for kind, line in by_kind.items()}
-    for t, first in enumerate(own.get("learned", [])):
-        gain = f"{first['difference']:.4f} ± {first['difference_se']:.4f}" if t else ""
-        values = [f"{blocks[t]['own']:.4f}" for blocks in own.values()]
-        known = f"{first['first']:.4f}"
-        rows.append([str(t + 1), f"{first['alpha_bar']:.3f}", values[0], known, gain, *values[1:]])
-    names = [NAMES[kind] for kind in own]
-    head = ["block", "ᾱ", names[0], "block 1 with the exact term", "difference", *names[1:]]
+    for t, level in enumerate(next(iter(blocks.values()))):
+        own = [(run[t]["own"], run[t]["own"] - run[t]["first"]) for run in blocks.values()]
+        cells = [f"{value:.4f}" + (f" ({more:+.4f})" if t else "") for value, more in own]
+        rows.append([str(t + 1), f"{level['alpha_bar']:.3f}", *cells])
+    head = ["block", "ᾱ", *(NAMES[kind] for kind in blocks)]
     modes = [
         [
             NAMES[kind],

@@ -22,6 +22,15 @@ MODES = {
 }
 
 
+LABELS = {
+    "one-cycle": "one-cycle rate",
+    "augmentation": "random crops, and flips but for digits",
+    "conv-bn": "`conv-bn`",
+    "dropout 0.05": "dropout 0.05 in place of 0.2",
+    "EMA": "EMA 0.999",
+}
+
+
 def steps(dataset: str) -> dict[str, dict[str, Any]]:
     """Return the fields of each row, those of the rows above it included."""
     added: dict[str, dict[str, Any]] = {
@@ -49,7 +58,8 @@ def table(lines: list[Line]) -> str:
     for line in lines:
         modes = [line["modes"][mode] for mode in MODES]
         loss = score(line["modes"]["path-fitted"], "log_loss", 3)
-        rows.append([line["step"], *map(score, modes), loss, f"{line['seconds']:.0f}"])
+        name = LABELS.get(line["step"], line["step"])
+        rows.append([name, *map(score, modes), loss, f"{line['seconds']:.0f}"])
     return markdown(["step", *MODES.values(), "log-loss, path average", "seconds"], rows)
 
 

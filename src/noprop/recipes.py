@@ -144,7 +144,7 @@ FAST: dict[str, Any] = {
     "train.lr": 5e-3,
 }
 # MNIST: conv-bn is twice as slow there, and no better after as many epochs. Training on noise has
-# not been compared on it yet.
+# not been compared with these settings yet.
 FAST_CHANGES: dict[str, dict[str, Any]] = {
     "mnist": {"method.encoder": "auto", "method.train_levels": "all"}
 }

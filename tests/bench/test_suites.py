@@ -245,12 +245,12 @@ def test_the_default_prediction_decides_when_the_target_is_reached(monkeypatch):
         return Trained(config.train.epochs)
 
     def find(name: str) -> RunConfig:
-        return config.replace(RunConfig(), {**TWO_BLOCKS, "train.epochs": 4})
+        return config.replace(RunConfig(), {**TWO_BLOCKS, "train.epochs": 7})
 
     monkeypatch.setattr(accuracy, "find_recipe", find)
     monkeypatch.setattr(accuracy, "train", short)
     monkeypatch.setattr(accuracy, "training_seconds", lambda run: 1.0)
-    for target, epochs in ((50.0, [1, 2]), (51.5, [1, 2, 3, 4]), (90.0, [1, 2, 3, 4])):
+    for target, epochs in ((50.0, [1, 2]), (51.5, [1, 2, 3, 5]), (90.0, [1, 2, 3, 5, 7])):
         asked.clear()
         results: dict[str, Any] = {}
         settings = replace(QUICK, methods=("dt",), target=target)

@@ -2,9 +2,9 @@
 
 A recipe's blocks are trained one after the other, so a run has an accuracy only at its end. Each
 row is a separate run, from its first update to its last. The target is the paper's accuracy unless
-given. The runs end when the default prediction reaches it on the validation part; a star marks it
-for one chain, the paper's protocol, too. The test part is read once, after the last run. The
-method ``fast`` is the recipe DATASET-fast; the time of the paper's recipe for NoProp-DT, by the
+given. The runs end when the default prediction is as accurate on the validation part. Every
+accuracy on target has a star, also that of one chain, the paper's protocol. The test part is read
+once, after the last run. The method ``fast`` is the recipe DATASET-fast; the time of the paper's recipe for NoProp-DT, by the
 speed of one of its epochs, is shown with it.
 """
 
@@ -127,16 +127,19 @@ def text(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _accuracies(run: dict[str, Any], part: str, target: float = 101) -> str:
+def _accuracies(run: dict[str, Any], part: str, target: float | None = None) -> str:
     """Return the accuracy of the default prediction, with that of one chain if there is one.
 
     Those on target have a star.
     """
+
+    def shown(value: float) -> str:
+        return f"{value:.2f}" + " *" * (target is not None and value >= target)
+
     if (accuracy := run.get(f"{part}_accuracy")) is None:
         return ""
     one = run.get(f"{part}_accuracy_of_one_chain")
-    shown = [f"{value:.2f}" + " *" * (value >= target) for value in (accuracy, one or 0.0)]
-    return shown[0] if one is None else f"{shown[0]} ({shown[1]})"
+    return shown(accuracy) + ("" if one is None else f" ({shown(one)})")
 
 
 def figure(figure: Any, results: Results) -> None:
