@@ -4,8 +4,8 @@ A recipe's blocks are trained one after the other, so a run has an accuracy only
 row is a separate run, from its first update to its last. The target is the paper's accuracy unless
 given. The runs end when the default prediction is as accurate on the validation part. Every
 accuracy on target has a star, also that of one chain, the paper's protocol. The test part is read
-once, after the last run. The method ``fast`` is the recipe DATASET-fast; the time of the paper's recipe for NoProp-DT, by the
-speed of one of its epochs, is shown with it.
+once, after the last run. The method ``fast`` is the recipe DATASET-fast; the time of the paper's
+recipe for NoProp-DT, by the speed of one of its epochs, is shown with it.
 """
 
 import tempfile
