@@ -99,11 +99,15 @@ def test_recipes_of_the_paper_have_its_settings(name):
 
 @pytest.mark.parametrize("name", [n for n in RECIPES if n.endswith("-best")])
 def test_best_recipes_are_what_validation_chose(name):
-    """docs/findings.md: classifiers with exact evidence, trained by a cross-entropy."""
+    """docs/evidence.md: classifiers with exact evidence, cross-entropy, one cycle, crops."""
     m: Any = RECIPES[name].method
     dataset, kind = name.removesuffix("-best").rsplit("-", 1)
     own = (m.evidence, m.network_reads, m.train_levels)
     assert own == ("exact", "x", "noise")
+    t = RECIPES[name].train
+    crops = {"mnist": 2, "fashion-mnist": 2, "cifar10": 4, "cifar100": 4}.get(dataset, 0)
+    assert (t.schedule, t.lr, t.crop_padding) == ("one-cycle", 1e-3, crops)
+    assert t.flip is (dataset in ("fashion-mnist", "cifar10", "cifar100"))
     if kind == "fm":
         assert m.anchor == "always"
         return
