@@ -13,7 +13,7 @@ from typing import Any
 from noprop.config import replace
 from noprop.embeddings import separation
 from noprop.recipes import RECIPES
-from study import Line, Study, markdown, train
+from study import MODES, Line, Study, markdown, train
 
 Fields = dict[str, Any]
 LEARNED: Fields = {"method.learned": True}
@@ -97,15 +97,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 def fields_of(variant: str) -> Fields:
     """Return the fields that a variant changes."""
     return {k: v for part in variant.split(", ") for k, v in PARTS[part].items()}
-
-
-MODES = {
-    "single": "one chain",
-    "samples": "5 chains",
-    "path-fitted": "path average",
-    "mean": "mean chain",
-    "mean-path-fitted": "mean chain, path",
-}
 
 
 def table(lines: list[Line]) -> str:

@@ -25,16 +25,9 @@ from noprop.evidence import level_evidence
 from noprop.methods.dt import DiscreteNoProp
 from noprop.randomness import generator
 from noprop.recipes import CLASSIFIERS, CROPS, RECIPES
-from study import Line, Scored, Study, markdown, score, train
+from study import MODES, Line, Scored, Study, markdown, score, train
 
 DRAWS = 5  # latents of each example and level
-MODES = {
-    "single": "one chain",
-    "samples": "5 chains",
-    "path-fitted": "path average",
-    "mean": "mean chain",
-    "mean-path-fitted": "mean chain, path",
-}
 # Name and default of the field with T.
 LENGTH = {"dt": ("num_blocks", 4), "ct": ("steps", 100), "fm": ("steps", 100)}
 LEARNED: dict[str, Any] = {

@@ -23,10 +23,28 @@ from noprop.machine import describe_machine
 from noprop.model import Model
 from noprop.task import load_data
 
-__all__ = ["RESULTS", "Line", "Study", "markdown", "mean_and_error", "provenance", "score", "train"]
+__all__ = [
+    "MODES",
+    "RESULTS",
+    "Line",
+    "Study",
+    "markdown",
+    "mean_and_error",
+    "provenance",
+    "score",
+    "train",
+]
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 Line = dict[str, Any]
+# The ways of predicting that tables show, and their names there.
+MODES = {
+    "single": "one chain",
+    "samples": "5 chains",
+    "path-fitted": "path average",
+    "mean": "mean chain",
+    "mean-path-fitted": "mean chain, path",
+}
 
 
 class Study:

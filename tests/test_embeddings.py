@@ -147,7 +147,9 @@ def test_the_guess_is_a_convex_combination(dtype):
     embedding = Embedding(random_embeddings(4, 3, generator).to(dtype), learned=False)
     logits = torch.randn(6, 4, generator=generator).to(dtype)
     p = logits.exp() / logits.exp().sum(1, keepdim=True)
-    expected = torch.stack([sum(p[i, k] * embedding.weight[k] for k in range(4)) for i in range(6)])  # type: ignore[arg-type]
+    none = torch.zeros(3, dtype=dtype)
+    rows = [sum((p[i, k] * embedding.weight[k] for k in range(4)), none) for i in range(6)]
+    expected = torch.stack(rows)
     torch.testing.assert_close(embedding.expectation(logits), expected)
     sure = torch.tensor([[0.0, 200.0, 0.0, 0.0]], dtype=dtype)
     assert torch.equal(embedding.expectation(sure)[0], embedding.weight[1])

@@ -133,7 +133,7 @@ def test_every_method_in_onnx_runtime_and_torch_export(name, kind, tmp_path):
 @pytest.mark.slow
 def test_a_chain_that_keeps_not_every_level_is_exported(tmp_path):
     """One of 41 steps keeps 21 levels of 42."""
-    model = made("ct", **{"method.steps": 41})
+    model = made("ct", (1, 8, 8), **{"method.steps": 41})
     export(model, tmp_path / "m.pt2", format="torch")
     (x,) = ExportedChain(model, "mean").example(7)
     program = torch.export.load(tmp_path / "m.pt2").module()

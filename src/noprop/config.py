@@ -273,7 +273,7 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
             return {k: drop_none(v) for k, v in value.items() if v is not None}
         return value
 
-    return drop_none(dataclasses.asdict(config))  # pyright: ignore[reportArgumentType]
+    return drop_none(dataclasses.asdict(config))
 
 
 def from_mapping(mapping: Mapping[str, Any], source: str = "") -> RunConfig:

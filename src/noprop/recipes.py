@@ -46,7 +46,8 @@ CLASSIFIERS: dict[str, Any] = {
     "method.train_levels": "noise",
 }
 # The settings that were best on the validation parts of MNIST and CIFAR-10, with a one-cycle rate
-# and crops (docs/evidence.md). At a constant rate without crops learned evidence is better.
+# and crops (docs/evidence.md). At a constant rate without crops learned evidence was better for CT
+# and FM on MNIST (docs/findings.md).
 BEST: dict[str, dict[str, Any]] = {
     "dt": {"method.objective": "cross-entropy", **CLASSIFIERS},
     "ct": {

@@ -229,7 +229,7 @@ def test_the_rate_of_a_group_multiplies_the_learning_rate(tmp_path):
     unit = made.units[0]
     weight, *rest = unit.parameters
     groups = [{"params": [weight], "rate": 0.1}, {"params": rest}]
-    unit.parameter_groups = lambda: groups  # pyright: ignore[reportAttributeAccessIssue]
+    unit.parameter_groups = lambda: groups
     made.state.optimizers[0] = made.state._optimizer(unit)
     before = [p.detach().clone() for p in unit.parameters]
     for p in unit.parameters:

@@ -61,7 +61,7 @@ def _has(config: RunConfig, word: str) -> bool:
 
 def _row(config: RunConfig) -> dict[str, Any]:
     c = config.method
-    steps: int | str = c.chain_length  # pyright: ignore[reportAttributeAccessIssue]
+    steps: int | str = c.chain_length
     if c.name == "greedy" and c.auto_fields:  # an answer for each layer, which the data decide
         steps = "auto"
     return {

@@ -63,7 +63,7 @@ def _retrieve(item: Download, folder: Path) -> Path:
     pooch.get_logger().setLevel(logging.WARNING)
     # Pooch takes any object with a progress bar's methods; its annotations do not say so.
     downloader = pooch.HTTPDownloader(
-        progressbar=_Progress(item.file_name) if sys.stderr.isatty() else False,  # pyright: ignore[reportArgumentType]
+        progressbar=_Progress(item.file_name) if sys.stderr.isatty() else False,
         timeout=TIMEOUT_SECONDS,
     )
     try:
@@ -72,7 +72,7 @@ def _retrieve(item: Download, folder: Path) -> Path:
             item.digest,
             item.file_name,
             folder,
-            downloader=downloader,  # pyright: ignore[reportArgumentType]
+            downloader=downloader,
         )
     except Exception as error:  # requests, urllib3, pooch and the system each raise their own
         reason = getattr(error.args[0], "reason", error) if error.args else type(error).__name__
