@@ -25,7 +25,7 @@ from noprop.readouts import SoftmaxReadout
 from noprop.recipes import RECIPES
 from noprop.schedules import cosine_gamma
 from noprop.task import load_data
-from study import RESULTS, Study, markdown, mean_and_error
+from study import MODES, RESULTS, Study, markdown, mean_and_error, score
 from tools import rng
 
 
@@ -183,3 +183,41 @@ def test_the_page_of_evidence_has_the_tables_of_its_results(name, table, key):
         mine = [line for line in lines if tuple(line[k] for k in key) == group]
         for rows in table(mine).split("\n\n"):
             assert f"\n\n{rows}\n\n" in page, (group, rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ("`mnist-fast`", "mnist-fast"),
+        ("`cifar10-fast --encoder conv --epochs 20`", "cifar10-fast-fig5"),
+        ("the same with `--train-levels all`", "cifar10-fast-fig5-all-levels"),
+        ("`cifar10-fast --epochs 20`", "cifar10-fast-20"),
+        ("`cifar10-fast`", "cifar10-fast"),
+        ("`cifar10-fast --train-levels all`", "cifar10-fast-all-levels"),
+        ("`cifar100-fast --encoder conv --epochs 20`", "cifar100-fast-fig5"),
+        ("`cifar100-fast --epochs 20`", "cifar100-fast-20"),
+    ],
+)
+def test_a_row_of_the_test_split_has_the_scores_of_its_file(row, name):
+    evaluation = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["evaluation"]
+    assert evaluation["part"] == "test"
+    single, samples, path, mean, _ = (evaluation["modes"][mode] for mode in MODES)
+    digits = 4 if path["log_loss"] < 0.1 else 3
+    cells = [*map(score, (single, samples, path)), f"{path['log_loss']:.{digits}f}", score(mean)]
+    page = (RESULTS.parent / "docs" / "evidence.md").read_text("utf-8").replace("**", "")
+    assert f"\n| {' | '.join([row, *cells])} | " in page
+
+
+def test_the_table_of_mean_and_label_steps_has_the_scores_of_its_file():
+    kinds = json.loads((RESULTS / "cifar10-fast-steps.json").read_text("utf-8"))["evaluation"]
+    page = (RESULTS.parent / "docs" / "evidence.md").read_text("utf-8")
+    for mode, row in (
+        ("single", "one chain"),
+        ("samples", "5 chains"),
+        ("path-fitted", "path average, the default"),
+    ):
+        cells = []
+        for kind in ("mean", "label"):
+            scored = kinds[kind]["modes"][mode]
+            cells += [score(scored), score(scored, "log_loss", 3)]
+        assert f"\n| {' | '.join([row, *cells])} |\n" in page
