@@ -16,7 +16,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import (
     check_class_weight_classifiers,
-    check_classifiers_classes,
     check_classifiers_train,
     parametrize_with_checks,
 )
@@ -31,7 +30,7 @@ SMALL: dict[str, Any] = {
     "num_blocks": 1, "epochs": 8, "learning_rate": 1e-2, "batch_size": 64, "random_state": 0
 }  # fmt: skip
 # The checks that judge predictions, and so depend on the default settings.
-LEARNING = (check_classifiers_train, check_classifiers_classes, check_class_weight_classifiers)
+LEARNING = (check_classifiers_train, check_class_weight_classifiers)
 IMAGES = np.random.default_rng(0).integers(0, 255, (20, 6, 5, 3)).astype(np.uint8)
 TWO = np.arange(20) % 2
 
