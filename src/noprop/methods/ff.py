@@ -287,7 +287,7 @@ class ForwardForwardStack(Stack):
         if self.negatives == "hybrids":
             return flat
         m = self.num_classes
-        return with_labels(flat, flat.new_full((len(flat), m), 1 / m))
+        return with_labels(flat, flat.new_full((flat.shape[0], m), 1 / m))
 
     def answers(self, x: Float[Tensor, "batch ..."]) -> list[Float[Tensor, "batch classes"]]:
         """Return the probabilities of the softmax, and those of the goodness if it answers."""
@@ -301,7 +301,7 @@ class ForwardForwardStack(Stack):
     @torch.no_grad()
     def goodness(self, flat: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """Return for each label the goodness, less its threshold, of the layers but the first."""
-        batch, m = len(flat), self.num_classes
+        batch, m = flat.shape[0], self.num_classes
         labels = torch.eye(m).to(flat).repeat(batch, 1)
         preactivations, _ = self._pass(with_labels(flat.repeat_interleave(m, dim=0), labels))
         sums = torch.zeros(batch * m, device=flat.device)
