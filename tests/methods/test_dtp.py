@@ -1,5 +1,7 @@
 """Difference target propagation: its targets and losses by hand, on linear networks."""
 
+from itertools import combinations
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,7 +183,7 @@ def test_the_recipe_has_the_rates_of_the_authors_script():
     ],
 )
 def test_the_networks_of_the_paper_have_their_sizes(recipe, shape, forward, inverse):
-    """Weights are orthogonal, and biases 0."""
+    """Weights are orthogonal, each drawn separately, and biases 0."""
     method = built(recipe, shape)
     assert isinstance(method, TargetStack)
     sizes = {u.name: sum(p.numel() for p in u.parameters) for u in method.units}
@@ -193,6 +195,8 @@ def test_the_networks_of_the_paper_have_their_sizes(recipe, shape, forward, inve
         w = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
         torch.testing.assert_close(w @ w.T, torch.eye(len(w)), rtol=1e-4, atol=1e-4)
         assert layer.bias.count_nonzero() == 0
+    for a, b in combinations(linear, 2):
+        assert not torch.equal(a.weight, b.weight)
 
 
 def test_an_epoch_trains_the_inverses_and_then_the_layers():

@@ -107,33 +107,42 @@ def test_the_mean_of_the_estimate_is_the_true_local_gradient(number):
     assert 0.7 < score.square().mean() < 1.4
 
 
-def test_a_forward_gradient_is_the_slope_of_the_patch_s_and_group_s_own_loss():
-    """By finite differences: the softmax's mean over patches and groups is held for the others."""
+@pytest.mark.parametrize(("number", "product"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+def test_a_forward_gradient_is_the_slope_of_the_losses_that_an_activity_changes(number, product):
+    """By finite differences: those of its patch, and of its group or, before a mix, of all groups.
+
+    The softmax's mean over patches and groups is held for the others. Where the ReLU is closed the
+    estimate is 0.
+    """
     units = blocks()
     x, y = batch(units)
-    block, head = units[0].block, units[0].head
-    activities, output = block.activities(x.states[0])
+    block, head, inputs = units[number - 1].block, units[number - 1].head, x.states[number - 1]
+    activities, _ = block.activities(inputs)
     directions = [torch.randn(a.shape, dtype=a.dtype, generator=rng(3)) for a in activities]
-    found = forward_gradients(block, head, x.states[0], y, directions)[-1]
+    found = forward_gradients(block, head, inputs, y, directions)[product]
 
     def features(step: float) -> Tensor:
         moved = [step * v for v in directions]
-        out = block.activities(x.states[0], moved)[1].unflatten(2, (GROUPS, -1))
+        out = block.activities(inputs, moved)[1].unflatten(2, (GROUPS, -1))
         return F.layer_norm(out, out.shape[-1:])
 
     still, step = features(0), 1e-6
     n, p, g = 2, 1, 2
+    is_mix = (number, product) == (2, 0)
+    seen = slice(None) if is_mix else g
 
     def local_loss(step: float) -> Tensor:
         own = still.clone()
-        own[n, p, g] = features(step)[n, p, g]
+        own[n, p, seen] = features(step)[n, p, seen]
         return F.cross_entropy(head(own.flatten(2).mean(1)), y, reduction="none")[n]
 
     slope = (local_loss(step) - local_loss(-step)) / (2 * step)
-    own = slice(g * WIDTH // GROUPS, (g + 1) * WIDTH // GROUPS)
-    open_ = output[n, p, own] > 0
+    own = slice(None) if is_mix else slice(g * WIDTH // GROUPS, (g + 1) * WIDTH // GROUPS)
+    open_ = activities[product][n, p, own] > 0
     assert open_.any()
-    wanted = slope * directions[-1][n, p, own] * open_
+    assert not (activities[product] > 0).all()
+    assert (found[activities[product] <= 0] == 0).all()
+    wanted = slope * directions[product][n, p, own] * open_
     torch.testing.assert_close(found[n, p, own], wanted, rtol=1e-5, atol=1e-9)
 
 
