@@ -277,7 +277,7 @@ def show_result(arguments: argparse.Namespace, folder: Path) -> int:
         show_json({"run": str(folder), **(results or {})})
         return 0
     if results is None:
-        show(f"the run is in {place}, not evaluated; to evaluate it and fit path weights:")
+        show(f"the run is in {place}, not evaluated; to evaluate it, and fit path weights if any:")
         show(f"noprop assemble {place} --evaluation full")
         return 0
     show(evaluation_text(results))

@@ -66,8 +66,8 @@ class FeedbackLayer(Unit):
         layer: The layer, with its nonlinearity, pool and dropout.
         classes: m.
         features: F, count of numbers in an output.
-        seed: Seed of $B_l$. A file of the weights holds it in place of the matrix: weights that
-            have learned from a feedback go on with it, in a run of whatever seed.
+        seed: Seed of $B_l$. A file of the weights holds it in place of the matrix, so weights keep
+            the feedback that they learned from in a run with any other seed.
     """
 
     def __init__(self, number: int, layer: nn.Module, classes: int, features: int, seed: int):

@@ -66,8 +66,8 @@ def random_masks(
     """Draw masks of 0 and 1 with large regions: random bits, blurred and then cut at one half.
 
     The blur is [1/4, 1/2, 1/4] in both directions, repeated 10 times for 28 pixels a side, and in
-    proportion to the area for others. Differs from the paper: it gives no number. At the border the
-    blur reflects, so that it favours neither image there.
+    proportion to the area for others. Differs from the paper: it gives no number. The blur reflects
+    at the border.
     """
     bits = torch.empty(count, height, width, device=generator.device)
     bits.bernoulli_(0.5, generator=generator).sub_(0.5)  # about 0, where bf16 has no ties

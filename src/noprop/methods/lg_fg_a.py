@@ -64,7 +64,7 @@ class Product(nn.Module):
         outputs: Numbers after it.
         generator: Source of the initial weights, $\mathcal{N}(0, s^2)$ with s = 2/√inputs, at most
             0.1.
-        groups: Number of groups of channels that the product keeps apart.
+        groups: Number of groups of channels that the product does not mix.
         over_patches: Whether the product is over the patches of a channel, rather than over the
             channels of a patch.
     """
