@@ -99,7 +99,9 @@ def _batch(config: RunConfig, task: Task, examples: Examples) -> float:
         # A step of a block, and one of the readout if it is in the same group. Of a stack an epoch,
         # for its phases have epochs of their own.
         updates = 2 if len(trainer.units) > 1 else 1
-        updates = len(trainer.plan.rows) if config.method.stack else updates
+        if config.method.stack:
+            updates = len(trainer.plan.rows)
+            trainer.step()  # the first forward gradient loads modules of torch, for two seconds
         taken = _fastest(lambda t=trainer, n=updates: [t.step() for _ in range(n)], synchronize)
         if config.method.stack:
             total += taken / trainer.plan.batches
