@@ -168,21 +168,23 @@ def test_the_parts_of_every_variant_are_known():
 
 
 @pytest.mark.parametrize(
-    ("name", "table", "key"),
+    ("page", "name", "table", "key"),
     [
-        ("recipes.jsonl", recipes.table, ("dataset", "T", "epochs")),
-        ("evidence.jsonl", evidence.tables, ("dataset", "method", "T", "epochs")),
-        ("embedding-gradient.jsonl", embedding_gradient.table, ()),
+        ("evidence", "recipes", recipes.table, ("dataset", "T", "epochs")),
+        ("evidence", "evidence", evidence.tables, ("dataset", "method", "T", "epochs")),
+        ("evidence", "embedding-gradient", embedding_gradient.table, ()),
+        ("findings", "methods", methods.table, ("dataset", "minutes")),
     ],
 )
-def test_the_page_of_evidence_has_the_tables_of_its_results(name, table, key):
+def test_a_page_has_the_tables_of_its_results(page, name, table, key):
     """Whole, as the study prints them; ``key`` tells the tables of a file apart."""
-    lines = [json.loads(line) for line in (RESULTS / name).read_text("utf-8").splitlines()]
-    page = (RESULTS.parent / "docs" / "evidence.md").read_text("utf-8")
+    found = (RESULTS / f"{name}.jsonl").read_text("utf-8")
+    lines = [json.loads(line) for line in found.splitlines()]
+    text = (RESULTS.parent / "docs" / f"{page}.md").read_text("utf-8")
     for group in {tuple(line[k] for k in key) for line in lines}:
         mine = [line for line in lines if tuple(line[k] for k in key) == group]
         for rows in table(mine).split("\n\n"):
-            assert f"\n\n{rows}\n\n" in page, (group, rows)
+            assert f"\n\n{rows}\n\n" in text, (group, rows)
 
 
 @pytest.mark.parametrize(
